@@ -1,0 +1,1 @@
+//! The supervisor of a job, and the node's daemon.

@@ -1,0 +1,2 @@
+//! The command `mica`.
+fn main() {}

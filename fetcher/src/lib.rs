@@ -1,0 +1,1 @@
+//! Images by digest, verified, from anywhere into the cache.

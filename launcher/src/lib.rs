@@ -1,0 +1,1 @@
+//! A job specification into a confined process.

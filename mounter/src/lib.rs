@@ -1,0 +1,1 @@
+//! A stack of images as one directory tree, by FUSE.

@@ -1,0 +1,1 @@
+//! Build outputs into reproducible squashfs images and a manifest.
