@@ -399,3 +399,15 @@ fn encode_body(body: &InodeBody, extended: bool, xattr: u32, out: &mut Vec<u8>) 
         }
     }
 }
+
+/// Packs a device number as Linux does in file systems (`new_encode_dev`): 12 bits of major, 20 bits of minor.
+/// `None` if a part does not fit.
+pub fn device_number(major: u32, minor: u32) -> Option<u32> {
+    (major < 1 << 12 && minor < 1 << 20)
+        .then_some((minor & 0xff) | major << 8 | (minor & !0xff) << 12)
+}
+
+/// Major and minor of a packed device number (`new_decode_dev`).
+pub fn device_parts(rdev: u32) -> (u32, u32) {
+    ((rdev & 0x000f_ff00) >> 8, (rdev & 0xff) | ((rdev >> 12) & 0x000f_ff00))
+}

@@ -1,0 +1,173 @@
+//! Directories: iteration and lookup.
+
+use super::core::Core;
+use super::cursor::{Cursor, Place};
+use super::error::ReadError;
+use super::inode::{FileKind, Inode, InodeKind, InodeRef, Listing};
+use crate::format::{DirEntryHeader, DirHeader, DirIndex, METADATA_SIZE, MetaRef};
+
+/// An entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Name: any bytes but `/` and NUL.
+    pub name: Vec<u8>,
+    /// The inode.
+    pub inode: InodeRef,
+    /// The inode's number.
+    pub number: u32,
+    /// Kind of the file.
+    pub kind: FileKind,
+}
+
+/// The entries of a directory, in the image's order: sorted by name, bytewise. `.` and `..` are not among them.
+/// Nothing follows after an error.
+pub struct ReadDir<'a> {
+    entries: Entries<'a>,
+}
+
+impl Iterator for ReadDir<'_> {
+    type Item = Result<DirEntry, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut name = Vec::new();
+        let entry = match self.entries.next(&mut name) {
+            Ok(found) => found?,
+            Err(error) => {
+                self.entries.left = 0;
+                return Some(Err(error));
+            }
+        };
+        Some(Ok(DirEntry { name, inode: entry.inode, number: entry.number, kind: entry.kind }))
+    }
+}
+
+/// What an entry holds besides its name.
+struct RawEntry {
+    inode: InodeRef,
+    number: u32,
+    kind: FileKind,
+}
+
+/// Walks a listing, or a part of it. Every step takes bytes off `left`, so it ends.
+struct Entries<'a> {
+    /// `None` in an empty directory, whose listing may point anywhere.
+    cursor: Option<Cursor<'a>>,
+    /// Bytes of the listing not read yet.
+    left: u64,
+    header: DirHeader,
+    /// Entries under the current header not read yet.
+    under_header: u32,
+}
+
+impl<'a> Entries<'a> {
+    fn new(core: &'a Core, place: Place, size: u64) -> Result<Self, ReadError> {
+        let cursor = match size {
+            0 => None,
+            _ => Some(Cursor::new(core, place, core.superblock.bytes_used)?),
+        };
+        let header = DirHeader { count: 0, start: 0, number: 0 };
+        Ok(Self { cursor, left: size, header, under_header: 0 })
+    }
+
+    /// The next entry; its name replaces `name`'s content.
+    fn next(&mut self, name: &mut Vec<u8>) -> Result<Option<RawEntry>, ReadError> {
+        let Some(cursor) = self.cursor.as_mut().filter(|_| self.left > 0) else {
+            return Ok(None);
+        };
+        if self.under_header == 0 {
+            take(&mut self.left, DirHeader::SIZE)?;
+            let bytes = cursor.array::<{ DirHeader::SIZE }>()?;
+            self.header = cursor.check(DirHeader::decode(&bytes))?;
+            self.under_header = self.header.count;
+        }
+        take(&mut self.left, DirEntryHeader::SIZE)?;
+        let bytes = cursor.array::<{ DirEntryHeader::SIZE }>()?;
+        let entry = cursor.check(DirEntryHeader::decode(&bytes))?;
+        take(&mut self.left, entry.name_len.into())?;
+        name.clear();
+        cursor.append(entry.name_len.into(), name)?;
+        check_name(name)?;
+        self.under_header -= 1;
+        Ok(Some(RawEntry {
+            inode: InodeRef(MetaRef::new(self.header.start.into(), entry.offset).0),
+            number: self.header.number.wrapping_add_signed(entry.number_delta.into()),
+            kind: FileKind::from_type(entry.kind),
+        }))
+    }
+}
+
+fn take(left: &mut u64, count: usize) -> Result<(), ReadError> {
+    *left = left
+        .checked_sub(count as u64)
+        .ok_or(ReadError::Range { what: "size of a directory", value: *left })?;
+    Ok(())
+}
+
+/// A name that would leave its directory, or that no system call can pass, is refused here, for all callers.
+fn check_name(name: &[u8]) -> Result<(), ReadError> {
+    if matches!(name, b"" | b"." | b"..") || name.iter().any(|&b| b == b'/' || b == 0) {
+        return Err(ReadError::Name { name: String::from_utf8_lossy(name).into_owned() });
+    }
+    Ok(())
+}
+
+fn listing_of(inode: &Inode) -> Result<Listing, ReadError> {
+    match inode.kind {
+        InodeKind::Directory { listing, .. } => Ok(listing),
+        _ => Err(inode.wrong_kind("directory")),
+    }
+}
+
+impl Core {
+    pub(crate) fn read_dir(&self, inode: &Inode) -> Result<ReadDir<'_>, ReadError> {
+        let listing = listing_of(inode)?;
+        let place = Place::in_table(self.superblock.directory_table, listing.start);
+        Ok(ReadDir { entries: Entries::new(self, place, listing.size.into())? })
+    }
+
+    /// Finds a name: by the index the one metadata block it can be in, then along the entries there.
+    pub(crate) fn lookup(&self, inode: &Inode, name: &[u8]) -> Result<Option<InodeRef>, ReadError> {
+        let listing = listing_of(inode)?;
+        let (place, size) = self.index_search(&listing, name)?;
+        let mut entries = Entries::new(self, place, size)?;
+        let mut found = Vec::new();
+        while let Some(entry) = entries.next(&mut found)? {
+            if found == name {
+                return Ok(Some(entry.inode));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The part of a listing that can hold `name`: all of it where there is no index.
+    fn index_search(&self, listing: &Listing, name: &[u8]) -> Result<(Place, u64), ReadError> {
+        let table = self.superblock.directory_table;
+        let mut place = Place::in_table(table, listing.start);
+        let (mut start, mut end) = (0, listing.size);
+        if listing.index_count == 0 {
+            return Ok((place, end.into()));
+        }
+        let mut cursor = Cursor::new(self, listing.index, table)?;
+        let mut first = Vec::new();
+        for _ in 0..listing.index_count {
+            let bytes = cursor.array::<{ DirIndex::SIZE }>()?;
+            let index = cursor.check(DirIndex::decode(&bytes))?;
+            first.clear();
+            cursor.append(index.name_len as usize, &mut first)?;
+            if index.position < start || index.position > listing.size {
+                let value = index.position.into();
+                return Err(ReadError::Range { what: "position in a directory index", value });
+            }
+            if first.as_slice() > name {
+                end = index.position;
+                break;
+            }
+            start = index.position;
+            // Blocks of a listing are full, so position and first offset give the offset in any of them.
+            let offset =
+                (u64::from(listing.start.offset()) + u64::from(start)) % METADATA_SIZE as u64;
+            place = Place { block: table + u64::from(index.start), offset: offset as u32 };
+        }
+        Ok((place, u64::from(end - start)))
+    }
+}
