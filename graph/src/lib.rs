@@ -2,11 +2,15 @@
 //!
 //! Nothing here does I/O: whoever calls hands in the text.
 
+pub mod actions;
+pub mod build;
+pub mod buildfile;
 mod digest;
 mod label;
 mod manifest;
 mod reference;
 
+pub use build::{BuildGraph, Module, Output, Plan};
 pub use digest::{Digest, ParseDigestError};
 pub use label::{Label, ParseLabelError};
 pub use manifest::{Blob, Layer, Limits, Manifest, ParseManifestError, Process};

@@ -1,0 +1,73 @@
+//! A workspace that is a folder on disk.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use mica_graph::buildfile::{Entry, Workspace};
+
+/// A folder on disk as a [`Workspace`]. The out folder, `.git` and `.mica` are not part of it.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    root: PathBuf,
+    out: PathBuf,
+}
+
+/// More than any build file may have; only the evaluator knows the exact bound.
+const MAX_READ: u64 = 64 << 20;
+
+impl Folder {
+    /// The workspace in `root`, whose outputs go to `out`.
+    pub fn new(root: &Path, out: &Path) -> Self {
+        Self { root: root.to_owned(), out: out.to_owned() }
+    }
+}
+
+impl Workspace for Folder {
+    fn read(&self, path: &str) -> io::Result<Option<String>> {
+        let file = match File::open(self.root.join(path)) {
+            Ok(file) => file,
+            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut text = String::new();
+        file.take(MAX_READ).read_to_string(&mut text)?;
+        Ok(Some(text))
+    }
+
+    fn list(&self, folder: &str) -> io::Result<Vec<Entry>> {
+        let path = self.root.join(folder);
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if is_absent(&error) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut listed = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name == ".git" || name == ".mica" || entry.path() == self.out {
+                continue;
+            }
+            let Ok(name) = name.into_string() else {
+                let message = format!("the name of {} is not UTF-8", entry.path().display());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            };
+            let mut is_folder = entry.file_type()?.is_dir();
+            if entry.file_type()?.is_symlink() {
+                is_folder = entry.path().is_dir();
+                if is_folder && path.canonicalize()?.starts_with(entry.path().canonicalize()?) {
+                    let message =
+                        format!("{} is a symlink to a folder it is in", entry.path().display());
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+                }
+            }
+            listed.push(Entry { name, is_folder });
+        }
+        Ok(listed)
+    }
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}

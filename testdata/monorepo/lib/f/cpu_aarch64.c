@@ -1,0 +1,3 @@
+#include "lib/f/cpu.h"
+
+const char cpu[] = "aarch64";
