@@ -124,11 +124,12 @@ pub struct Node {
 }
 
 /// A node of one [`Tree`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(u32);
 
 impl NodeId {
-    pub(crate) fn index(self) -> usize {
+    /// Position of the node in its tree, from 0 to less than [`Tree::len`].
+    pub fn index(self) -> usize {
         self.0 as usize
     }
 }
@@ -190,6 +191,11 @@ impl Tree {
         self.nodes.len()
     }
 
+    /// All nodes, parents before what they hold.
+    pub fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        (0..self.nodes.len() as u32).map(NodeId)
+    }
+
     /// False: there is always a root.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
@@ -211,12 +217,7 @@ impl Tree {
     }
 
     /// Adds `node` as entry `name` of the directory `parent`.
-    pub fn insert(
-        &mut self,
-        parent: NodeId,
-        name: &[u8],
-        node: Node,
-    ) -> Result<NodeId, TreeError> {
+    pub fn insert(&mut self, parent: NodeId, name: &[u8], node: Node) -> Result<NodeId, TreeError> {
         let id = NodeId(self.nodes.len() as u32);
         self.enter(parent, name, id)?;
         if matches!(node.kind, NodeKind::Directory) {
@@ -290,7 +291,10 @@ mod tests {
             assert!(matches!(tree.insert(root, bad, file()), Err(TreeError::Name(_))));
         }
         let id = tree.insert(root, &[0xff; 255], file()).unwrap();
-        assert_eq!(tree.insert(root, &[0xff; 255], file()).unwrap_err(), TreeError::Exists(vec![0xff; 255]));
+        assert_eq!(
+            tree.insert(root, &[0xff; 255], file()).unwrap_err(),
+            TreeError::Exists(vec![0xff; 255])
+        );
         assert!(matches!(tree.insert(id, b"x", file()), Err(TreeError::NotADirectory(_))));
         assert!(matches!(tree.link(root, b"x", root), Err(TreeError::DirectoryLink(_))));
         tree.link(root, b"second", id).unwrap();

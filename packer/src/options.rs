@@ -1,0 +1,70 @@
+//! How images are packed.
+
+use mica_squashfs::codec::Compression;
+use mica_squashfs::write::WriteOptions;
+
+use crate::ScanOptions;
+
+/// How an image is packed. All but `jobs` and `previous` shape its bytes.
+#[derive(Clone, Debug)]
+pub struct PackOptions {
+    /// Compression of data and tables.
+    pub compression: Compression,
+    /// Its level; `None` is the compression's default (3 for zstd).
+    pub level: Option<u32>,
+    /// Size of a data block: a power of two from 4 KiB to 1 MiB.
+    pub block_size: u32,
+    /// Threads; `None` is one per processor.
+    pub jobs: Option<usize>,
+    /// Owner and group of everything; `None` keeps those of the input.
+    pub owner: Option<(u32, u32)>,
+    /// `SOURCE_DATE_EPOCH`: later times become this one.
+    pub mtime: u32,
+    /// The XAR header before the file system; `None` for a plain squashfs image.
+    pub header: Option<Header>,
+}
+
+/// What the XAR header says besides what mica itself puts there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// `XAREXEC_TARGET`: what `xarexec_fuse` runs, relative to the tree.
+    pub target: Option<String>,
+}
+
+impl Default for PackOptions {
+    /// zstd level 3, blocks of 128 KiB, owner 0:0, times 0, a XAR header.
+    fn default() -> Self {
+        Self {
+            compression: Compression::Zstd,
+            level: None,
+            block_size: 128 << 10,
+            jobs: None,
+            owner: Some((0, 0)),
+            mtime: 0,
+            header: Some(Header::default()),
+        }
+    }
+}
+
+impl PackOptions {
+    /// How inputs are scanned for such an image.
+    pub fn scan(&self) -> ScanOptions {
+        ScanOptions { owner: self.owner, mtime: self.mtime }
+    }
+
+    pub(crate) fn write(&self) -> WriteOptions {
+        WriteOptions {
+            compression: self.compression,
+            level: self.level,
+            block_size: self.block_size,
+            jobs: self.jobs,
+            time: self.mtime,
+        }
+    }
+
+    /// Everything that shapes an image's bytes besides its input, in words: equal texts and equal
+    /// inputs give equal images.
+    pub fn description(&self) -> String {
+        self.write().description()
+    }
+}

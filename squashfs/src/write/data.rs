@@ -1,0 +1,393 @@
+//! File contents: reading, finding duplicates, cutting into blocks, compressing, in this order of
+//! writing whatever the number of threads.
+//!
+//! [`Feed`] produces what is to be stored, item by item, in an order that depends on the input
+//! alone; workers read and compress; [`write_data`] takes the items in the same order and writes.
+//! Small files are read ahead in batches, put into fragment blocks, and never read twice. Larger
+//! ones are read block by block by the worker that compresses the block.
+//!
+//! Memory: a bounded number of blocks and batches in flight, and one fragment block that fills.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use super::fragment::{Filling, Small};
+use super::layout::{Layout, Stored};
+use super::plan::Plan;
+use super::pool::{Pending, Pool, Worker};
+use super::tree::{Content, NodeId, NodeKind, OpenContent, Tree};
+use super::{WriteError, WriteOptions};
+use crate::format::{BlockSize, FragmentEntry, FragmentPosition};
+
+/// Where a file's content is.
+#[derive(Clone, Default)]
+pub(super) struct FileRecord {
+    pub(super) start: u64,
+    pub(super) blocks: Vec<BlockSize>,
+    pub(super) sparse: u64,
+    pub(super) fragment: Option<FragmentPosition>,
+}
+
+/// What the data part of the image holds.
+pub(super) struct Data {
+    /// By node.
+    pub(super) records: Vec<Option<FileRecord>>,
+    pub(super) fragments: Vec<FragmentEntry>,
+    pub(super) duplicates: u64,
+}
+
+impl Data {
+    /// Gives duplicates the place of the first file with their content.
+    fn resolve(&mut self, duplicates: &[(NodeId, NodeId)]) {
+        for (id, of) in duplicates {
+            self.records[id.index()] = self.records[of.index()].clone();
+        }
+        self.duplicates = duplicates.len() as u64;
+    }
+}
+
+/// One regular file with content.
+#[derive(Clone, Copy)]
+pub(super) struct File<'t> {
+    pub(super) id: NodeId,
+    pub(super) content: &'t dyn Content,
+    pub(super) size: u64,
+    /// Another file has the same size, so it may be a duplicate.
+    pub(super) twin: bool,
+}
+
+/// The next thing to store.
+pub(super) enum Item<'t> {
+    Begin { id: NodeId, hash: u64 },
+    Block { id: NodeId, raw: u32, stored: Pending<Result<Stored, ReadFailure>> },
+    Holes { id: NodeId, blocks: u64, bytes: u64 },
+    End { id: NodeId, open: Arc<dyn OpenContent + 't> },
+    Duplicate { id: NodeId, of: NodeId },
+    Small { id: NodeId, at: FragmentPosition },
+    Fragment { hash: u64, stored: Pending<Result<Stored, ReadFailure>> },
+}
+
+/// Why a worker could not deliver.
+pub(super) enum ReadFailure {
+    Io(io::Error),
+    Changed,
+    Codec(crate::codec::CodecError),
+    Worker,
+}
+
+impl From<io::Error> for ReadFailure {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::UnexpectedEof => Self::Changed,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+impl ReadFailure {
+    pub(super) fn of(self, plan: &Plan<'_>, id: NodeId) -> WriteError {
+        let path = plan.shown(id);
+        match self {
+            Self::Io(source) => WriteError::Read { path, source },
+            Self::Changed => WriteError::Changed { path },
+            Self::Codec(source) => WriteError::Codec(source),
+            Self::Worker => WriteError::Worker,
+        }
+    }
+}
+
+/// A hash of the path that decides where fragment blocks and segments end.
+pub(super) fn path_hash(path: &[u8]) -> u64 {
+    let hash = blake3::hash(path);
+    let (head, _) = hash.as_bytes().split_first_chunk().expect("a hash has 32 bytes");
+    u64::from_le_bytes(*head)
+}
+
+/// Stores all contents.
+pub(super) fn write_data<'t, W: Write>(
+    tree: &'t Tree,
+    plan: &Plan<'t>,
+    options: &WriteOptions,
+    pool: &Pool<'t>,
+    layout: &mut Layout<'_, W>,
+) -> Result<Data, WriteError> {
+    let mut feed = Feed::new(tree, plan, options, pool)?;
+    let window = options.window();
+    let mut queue = VecDeque::new();
+    let mut writer = Writer {
+        plan,
+        layout,
+        data: Data {
+            records: (0..tree.len()).map(|_| None).collect(),
+            fragments: Vec::new(),
+            duplicates: 0,
+        },
+        duplicates: Vec::new(),
+    };
+    let mut in_flight = 0;
+    loop {
+        while in_flight < window {
+            let Some(item) = feed.next()? else { break };
+            in_flight += usize::from(item.is_work());
+            queue.push_back(item);
+        }
+        let Some(item) = queue.pop_front() else { break };
+        in_flight -= usize::from(item.is_work());
+        writer.item(item)?;
+    }
+    // At the end: the first of several small files may get its place after the others are seen.
+    writer.data.resolve(&writer.duplicates);
+    Ok(writer.data)
+}
+
+impl Item<'_> {
+    fn is_work(&self) -> bool {
+        matches!(self, Self::Block { .. } | Self::Fragment { .. })
+    }
+}
+
+struct Writer<'a, 'b, 't, W: Write> {
+    plan: &'a Plan<'t>,
+    layout: &'a mut Layout<'b, W>,
+    data: Data,
+    duplicates: Vec<(NodeId, NodeId)>,
+}
+
+impl<W: Write> Writer<'_, '_, '_, W> {
+    fn item(&mut self, item: Item<'_>) -> Result<(), WriteError> {
+        match item {
+            Item::Begin { id, hash } => {
+                self.layout.boundary(hash).map_err(WriteError::Output)?;
+                let start = self.layout.position();
+                *self.record(id) = FileRecord { start, ..FileRecord::default() };
+            }
+            Item::Block { id, raw, stored } => {
+                let stored = stored.wait()?.map_err(|failure| failure.of(self.plan, id))?;
+                self.layout.put(&stored.bytes).map_err(WriteError::Output)?;
+                let record = self.record(id);
+                record.blocks.push(stored.size);
+                if stored.size.is_hole() {
+                    record.sparse += u64::from(raw);
+                }
+            }
+            Item::Holes { id, blocks, bytes } => {
+                let record = self.record(id);
+                let count = record.blocks.len() + blocks as usize;
+                record.blocks.resize(count, BlockSize::HOLE);
+                record.sparse += bytes;
+            }
+            Item::End { id, open } => {
+                let failed = |source| WriteError::Read { path: self.plan.shown(id), source };
+                if !open.is_unchanged().map_err(failed)? {
+                    return Err(WriteError::Changed { path: self.plan.shown(id) });
+                }
+                self.record(id).blocks.shrink_to_fit();
+            }
+            Item::Duplicate { id, of } => self.duplicates.push((id, of)),
+            Item::Small { id, at } => self.record(id).fragment = Some(at),
+            Item::Fragment { hash, stored } => {
+                self.layout.boundary(hash).map_err(WriteError::Output)?;
+                let root = NodeId::default();
+                let stored = stored.wait()?.map_err(|failure| failure.of(self.plan, root))?;
+                let start = self.layout.position();
+                self.layout.put(&stored.bytes).map_err(WriteError::Output)?;
+                self.data.fragments.push(FragmentEntry { start, size: stored.size });
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, id: NodeId) -> &mut FileRecord {
+        self.data.records[id.index()].get_or_insert_default()
+    }
+}
+
+/// Produces the items.
+struct Feed<'a, 't> {
+    plan: &'a Plan<'t>,
+    pool: &'a Pool<'t>,
+    block_size: u32,
+    /// All files with content in the order of their inodes.
+    files: Vec<File<'t>>,
+    next: usize,
+    /// First file of each content, by digest; only large files with twins.
+    large: HashMap<NodeId, NodeId>,
+    small: Small<'a, 't>,
+    filling: Filling,
+    ready: VecDeque<Item<'t>>,
+    current: Option<Cutting<'t>>,
+}
+
+/// A large file that is being cut into blocks.
+struct Cutting<'t> {
+    file: File<'t>,
+    open: Arc<dyn OpenContent + 't>,
+    offset: u64,
+    /// Nothing before this offset is known to be a hole.
+    data_from: u64,
+}
+
+impl<'a, 't> Feed<'a, 't> {
+    fn new(
+        tree: &'t Tree,
+        plan: &'a Plan<'t>,
+        options: &WriteOptions,
+        pool: &'a Pool<'t>,
+    ) -> Result<Self, WriteError> {
+        let files = files_with_content(tree, plan);
+        let block_size = options.block_size;
+        let large = super::twins::find(&files, block_size, plan, pool, options.window())?;
+        let small_files = files.iter().filter(|file| file.size < block_size.into());
+        let small = Small::new(small_files.copied().collect(), pool, options.jobs());
+        let filling = Filling::new(block_size as usize);
+        let (ready, current) = (VecDeque::new(), None);
+        Ok(Self { plan, pool, block_size, files, next: 0, large, small, filling, ready, current })
+    }
+
+    fn next(&mut self) -> Result<Option<Item<'t>>, WriteError> {
+        loop {
+            if let Some(item) = self.ready.pop_front() {
+                return Ok(Some(item));
+            }
+            if let Some(cutting) = self.current.take() {
+                return self.cut(cutting).map(Some);
+            }
+            let Some(file) = self.files.get(self.next).copied() else {
+                let Some(block) = self.filling.take_rest() else { return Ok(None) };
+                self.fragment(block);
+                continue;
+            };
+            self.next += 1;
+            match self.large.get(&file.id) {
+                Some(&of) => self.ready.push_back(Item::Duplicate { id: file.id, of }),
+                None if file.size < self.block_size.into() => self.small(file)?,
+                None => self.begin(file)?,
+            }
+        }
+    }
+
+    fn small(&mut self, file: File<'t>) -> Result<(), WriteError> {
+        let taken = self.small.take(file.id);
+        let (bytes, first) = taken.map_err(|(id, failure)| failure.of(self.plan, id))?;
+        if let Some(of) = first {
+            self.ready.push_back(Item::Duplicate { id: file.id, of });
+            return Ok(());
+        }
+        let hash = path_hash(&self.plan.path(file.id));
+        for block in self.filling.add(file.id, hash, bytes) {
+            self.fragment(block);
+        }
+        Ok(())
+    }
+
+    fn fragment(&mut self, block: super::fragment::Cut) {
+        for (id, at) in block.members {
+            self.ready.push_back(Item::Small { id, at });
+        }
+        let bytes = block.bytes;
+        let stored = self.pool.submit(move |worker: &mut Worker| worker.store(bytes));
+        self.ready.push_back(Item::Fragment { hash: block.hash, stored });
+    }
+
+    fn begin(&mut self, file: File<'t>) -> Result<(), WriteError> {
+        let failed = |source| WriteError::Read { path: self.plan.shown(file.id), source };
+        let open: Arc<dyn OpenContent + 't> = Arc::from(file.content.open().map_err(failed)?);
+        let hash = path_hash(&self.plan.path(file.id));
+        self.ready.push_back(Item::Begin { id: file.id, hash });
+        self.current = Some(Cutting { file, open, offset: 0, data_from: 0 });
+        Ok(())
+    }
+
+    fn cut(&mut self, mut cutting: Cutting<'t>) -> Result<Item<'t>, WriteError> {
+        let File { id, size, .. } = cutting.file;
+        let (offset, block) = (cutting.offset, u64::from(self.block_size));
+        if offset >= size {
+            return Ok(Item::End { id, open: cutting.open });
+        }
+        if cutting.data_from <= offset {
+            let failed = |source| WriteError::Read { path: self.plan.shown(id), source };
+            let data = cutting.open.next_data(offset).map_err(failed)?;
+            cutting.data_from = data.unwrap_or(size).clamp(offset, size);
+        }
+        let end = match cutting.data_from {
+            from if from >= size => size,
+            from => from / block * block,
+        };
+        if end > offset {
+            cutting.offset = end;
+            self.current = Some(cutting);
+            let blocks = (end - offset).div_ceil(block);
+            return Ok(Item::Holes { id, blocks, bytes: end - offset });
+        }
+        let raw = block.min(size - offset) as u32;
+        cutting.offset = offset + u64::from(raw);
+        cutting.data_from = cutting.data_from.max(cutting.offset);
+        let open = Arc::clone(&cutting.open);
+        self.current = Some(cutting);
+        let stored = self.pool.submit(move |worker: &mut Worker| {
+            worker.raw.resize(raw as usize, 0);
+            open.read_exact_at(&mut worker.raw, offset)?;
+            worker.store_raw()
+        });
+        Ok(Item::Block { id, raw, stored })
+    }
+}
+
+fn files_with_content<'t>(tree: &'t Tree, plan: &Plan<'t>) -> Vec<File<'t>> {
+    let mut files: Vec<File<'t>> = Vec::new();
+    let mut sizes: HashMap<u64, u32> = HashMap::new();
+    for &id in &plan.order {
+        if let NodeKind::File(content) = &tree.node(id).kind {
+            let size = content.size();
+            if size > 0 {
+                *sizes.entry(size).or_default() += 1;
+                files.push(File { id, content: &**content, size, twin: false });
+            }
+        }
+    }
+    for file in &mut files {
+        file.twin = sizes[&file.size] > 1;
+    }
+    files
+}
+
+impl Worker {
+    /// Compresses `bytes`, or returns them as they are.
+    fn store(&mut self, bytes: Vec<u8>) -> Result<Stored, ReadFailure> {
+        self.raw = bytes;
+        let mut stored = self.compress()?;
+        if stored.bytes.is_empty() {
+            let size = BlockSize::new(self.raw.len() as u32, false);
+            stored = Stored { bytes: std::mem::take(&mut self.raw), size };
+        }
+        Ok(stored)
+    }
+
+    /// Compresses what was read, unless it is all zeros.
+    fn store_raw(&mut self) -> Result<Stored, ReadFailure> {
+        if is_zero(&self.raw) {
+            return Ok(Stored { bytes: Vec::new(), size: BlockSize::HOLE });
+        }
+        let mut stored = self.compress()?;
+        if stored.bytes.is_empty() {
+            let size = BlockSize::new(self.raw.len() as u32, false);
+            stored = Stored { bytes: self.raw.clone(), size };
+        }
+        Ok(stored)
+    }
+
+    fn compress(&mut self) -> Result<Stored, ReadFailure> {
+        let mut bytes = Vec::new();
+        self.compressor.compress(&self.raw, &mut bytes).map_err(ReadFailure::Codec)?;
+        // What waits to be written should not hold the room that compressing needed.
+        bytes.shrink_to_fit();
+        let size = BlockSize::new(bytes.len() as u32, true);
+        Ok(Stored { bytes, size })
+    }
+}
+
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    let (head, rest) = bytes.split_at(bytes.len().min(16));
+    head.iter().all(|&b| b == 0) && rest.iter().all(|&b| b == 0)
+}

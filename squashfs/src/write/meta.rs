@@ -1,0 +1,102 @@
+//! Metadata blocks and the two-level tables made of them.
+
+use std::collections::HashMap;
+
+use crate::codec::{CodecError, Compressor};
+use crate::format::{METADATA_SIZE, MetaHeader, MetaRef};
+
+/// A table under construction: bytes go in, full blocks are compressed as they fill up.
+pub(super) struct MetaWriter<'a> {
+    compressor: &'a mut Compressor,
+    /// Finished blocks with their headers.
+    done: Vec<u8>,
+    /// Positions in `done` where blocks start.
+    starts: Vec<u64>,
+    /// Bytes of the block that is not full yet.
+    open: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+impl<'a> MetaWriter<'a> {
+    pub(super) fn new(compressor: &'a mut Compressor) -> Self {
+        let open = Vec::with_capacity(METADATA_SIZE);
+        Self { compressor, done: Vec::new(), starts: Vec::new(), open, scratch: Vec::new() }
+    }
+
+    /// Where the next byte goes.
+    pub(super) fn position(&self) -> MetaRef {
+        MetaRef::new(self.done.len() as u64, self.open.len() as u16)
+    }
+
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<(), CodecError> {
+        while !bytes.is_empty() {
+            let room = METADATA_SIZE - self.open.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.open.extend_from_slice(now);
+            bytes = later;
+            // At once: a position never points at the end of a full block.
+            if self.open.len() == METADATA_SIZE {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The table's bytes and the position of each of its blocks.
+    pub(super) fn finish(mut self) -> Result<(Vec<u8>, Vec<u64>), CodecError> {
+        if !self.open.is_empty() {
+            self.flush()?;
+        }
+        Ok((self.done, self.starts))
+    }
+
+    fn flush(&mut self) -> Result<(), CodecError> {
+        let compressed = self.compressor.compress(&self.open, &mut self.scratch)?;
+        let stored = if compressed { &self.scratch } else { &self.open };
+        self.starts.push(self.done.len() as u64);
+        let header = MetaHeader { stored: stored.len() as u16, compressed };
+        self.done.extend_from_slice(&header.encode());
+        self.done.extend_from_slice(stored);
+        self.open.clear();
+        Ok(())
+    }
+}
+
+/// A table of two levels that starts at `at` in the image: its bytes, and where its positions are.
+pub(super) fn two_levels(
+    entries: &[u8],
+    at: u64,
+    compressor: &mut Compressor,
+) -> Result<(Vec<u8>, u64), CodecError> {
+    let mut table = MetaWriter::new(compressor);
+    table.write(entries)?;
+    let (mut bytes, starts) = table.finish()?;
+    let positions = at + bytes.len() as u64;
+    bytes.extend(starts.iter().flat_map(|start| (at + start).to_le_bytes()));
+    Ok((bytes, positions))
+}
+
+/// Owners and groups, each stored once and named by its index, in order of first use.
+#[derive(Default)]
+pub(super) struct Ids {
+    index: HashMap<u32, u16>,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Ids {
+    /// The index of `id`; `None` when the table, which has 65536 places, is full.
+    pub(super) fn index(&mut self, id: u32) -> Option<u16> {
+        if let Some(index) = self.index.get(&id) {
+            return Some(*index);
+        }
+        // The superblock counts them in 16 bits.
+        let index = u16::try_from(self.index.len()).ok().filter(|&index| index < u16::MAX)?;
+        self.index.insert(id, index);
+        self.bytes.extend_from_slice(&id.to_le_bytes());
+        Some(index)
+    }
+
+    pub(super) fn len(&self) -> u16 {
+        self.index.len() as u16
+    }
+}

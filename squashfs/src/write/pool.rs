@@ -1,0 +1,95 @@
+//! Worker threads that run jobs taken from one queue; each result is waited for where it is needed.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use super::WriteError;
+
+/// What a worker keeps between jobs: its compressor and a buffer to read into.
+pub(super) struct Worker {
+    pub(super) compressor: crate::codec::Compressor,
+    pub(super) raw: Vec<u8>,
+}
+
+type Job<'t> = Box<dyn FnOnce(&mut Worker) + Send + 't>;
+
+/// The queue. It is unbounded; whoever submits keeps the number of jobs in flight bounded.
+pub(super) struct Pool<'t> {
+    queue: Mutex<Queue<'t>>,
+    wake: Condvar,
+}
+
+struct Queue<'t> {
+    jobs: VecDeque<Job<'t>>,
+    closed: bool,
+}
+
+/// A result that may still be under way.
+pub(super) struct Pending<T>(Receiver<T>);
+
+impl<T> Pending<T> {
+    pub(super) fn wait(self) -> Result<T, WriteError> {
+        self.0.recv().map_err(|_| WriteError::Worker)
+    }
+}
+
+impl<'t> Pool<'t> {
+    pub(super) fn new() -> Self {
+        let queue = Queue { jobs: VecDeque::new(), closed: false };
+        Self { queue: Mutex::new(queue), wake: Condvar::new() }
+    }
+
+    pub(super) fn submit<T: Send + 't>(
+        &self,
+        job: impl FnOnce(&mut Worker) -> T + Send + 't,
+    ) -> Pending<T> {
+        let (sender, receiver): (SyncSender<T>, _) = sync_channel(1);
+        let job: Job<'t> = Box::new(move |worker| {
+            // Nobody waits any more when the whole operation has failed.
+            let _ = sender.send(job(worker));
+        });
+        self.lock().jobs.push_back(job);
+        self.wake.notify_one();
+        Pending(receiver)
+    }
+
+    /// Runs jobs until the pool is closed and the queue is empty.
+    pub(super) fn work(&self, mut worker: Worker) {
+        loop {
+            let mut queue = self.lock();
+            let job = loop {
+                if let Some(job) = queue.jobs.pop_front() {
+                    break job;
+                }
+                if queue.closed {
+                    return;
+                }
+                queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            };
+            drop(queue);
+            job(&mut worker);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Queue<'t>> {
+        // Jobs run outside of the lock, so a panic cannot leave the queue half changed.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) {
+        let mut queue = self.lock();
+        queue.closed = true;
+        queue.jobs.clear();
+        self.wake.notify_all();
+    }
+}
+
+/// Closes the pool when the submitting side is done, also when it fails.
+pub(super) struct CloseOnDrop<'p, 't>(pub(super) &'p Pool<'t>);
+
+impl Drop for CloseOnDrop<'_, '_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}

@@ -1,0 +1,51 @@
+//! Large files with the same content, found before anything is written.
+//!
+//! Only files of equal size are read for this, and compared by their [`content_digest`].
+
+use std::collections::{HashMap, VecDeque};
+
+use super::WriteError;
+use super::data::{File, ReadFailure};
+use super::digest::{ContentDigestError, content_digest};
+use super::plan::Plan;
+use super::pool::{Pool, Worker};
+use super::tree::NodeId;
+
+/// For each large file whose content an earlier one has: that earlier one.
+pub(super) fn find<'t>(
+    files: &[File<'t>],
+    block_size: u32,
+    plan: &Plan<'_>,
+    pool: &Pool<'t>,
+    window: usize,
+) -> Result<HashMap<NodeId, NodeId>, WriteError> {
+    let mut large = files.iter().filter(|file| file.twin && file.size >= block_size.into());
+    let mut first: HashMap<blake3::Hash, NodeId> = HashMap::new();
+    let mut same = HashMap::new();
+    let mut queue = VecDeque::new();
+    loop {
+        for &file in large.by_ref().take(window - queue.len()) {
+            let job = move |worker: &mut Worker| content_digest(file.content, &mut worker.raw);
+            queue.push_back((file.id, pool.submit(job)));
+        }
+        let Some((id, pending)) = queue.pop_front() else { return Ok(same) };
+        let digest = pending.wait()?.map_err(|error| ReadFailure::from(error).of(plan, id))?;
+        match first.get(&digest) {
+            Some(&earlier) => {
+                same.insert(id, earlier);
+            }
+            None => {
+                first.insert(digest, id);
+            }
+        }
+    }
+}
+
+impl From<ContentDigestError> for ReadFailure {
+    fn from(error: ContentDigestError) -> Self {
+        match error {
+            ContentDigestError::Read(source) => Self::Io(source),
+            ContentDigestError::Changed => Self::Changed,
+        }
+    }
+}
