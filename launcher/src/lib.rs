@@ -1,1 +1,68 @@
 //! A job specification into a confined process.
+//!
+//! ```text
+//! Spec --facts--> Plan { steps, id maps, process } --launch--> Job (init = pid 1 of the job) -> program
+//! ```
+//!
+//! A [`Spec`] says what is wanted; [`plan()`] turns it into a list of [`Step`]s without touching the system; [`launch`]
+//! makes the namespaces and the cgroup, and lets a small init, which is this same binary started again, carry the steps out.
+//! The init reaps, passes signals on, starts further programs and dies with its launcher; how it is kept out of the job's
+//! reach is told at [`init_main`]. The launcher knows a root directory, not how it was mounted.
+//!
+//! Needs Linux 5.12 (recursive `mount_setattr`); `cgroup.kill` needs 5.14 and has a fallback.
+//!
+//! As root the job gets a user namespace with all ids unchanged; as an ordinary user one with its own id alone.
+//! Deliberately absent: the wish list of OCI hooks, AppArmor and SELinux labels, and a daemon.
+//!
+//! # Example
+//!
+//! ```
+//! use mica_launcher::{Root, Spec, Stdio, init_main, launch};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     init_main(); // first thing: this binary is also the job's init
+//!     let tree = std::env::temp_dir().join(format!("mica-example-{}", std::process::id()));
+//!     std::fs::create_dir_all(&tree)?;
+//!     let root = Root::Host { tree: tree.clone(), at: "/packages/example-1".into() };
+//!     let spec = Spec::new(format!("example-{}", std::process::id()), root, ["/bin/sh", "-c", "test $$ = 2; exit 3"]);
+//!     let result = launch(&spec, Stdio::null()?).map(|mut job| job.wait());
+//!     std::fs::remove_dir(&tree)?;
+//!     assert_eq!(result??.code(), 3);
+//!     Ok(())
+//! }
+//! ```
+
+mod caps;
+pub mod cgroup;
+mod error;
+mod facts;
+mod ids;
+mod init;
+mod job;
+mod launch;
+mod os;
+mod plan;
+mod process;
+mod rlimits;
+mod seccomp;
+mod spec;
+mod step;
+mod sys;
+mod wire;
+
+pub use caps::{CapabilitySet, UnknownCapability};
+pub use cgroup::{Cgroup, LimitError, Usage, cleanup};
+pub use error::LaunchError;
+pub use facts::{EntryKind, FactsError, HostFacts, RootEntry};
+pub use ids::{Caller, IdMaps, User, UserError, parse_map, resolve_user};
+pub use job::{Ending, Exit, Job, Program};
+pub use launch::{Stdio, init_main, launch};
+pub use plan::{Plan, PlanError, plan};
+pub use process::{ExecSpec, Process};
+pub use rlimits::UnknownResource;
+pub use seccomp::{Profile, ProfileError};
+pub use spec::{
+    Capabilities, Device, GeneratedFile, IdMapping, IdRange, IoLimit, Limits, Mount, Namespace,
+    Namespaces, Network, Rlimit, Root, Seccomp, Spec,
+};
+pub use step::{Flags, Step};

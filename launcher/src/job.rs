@@ -1,0 +1,368 @@
+//! A running job, as seen by its launcher.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{RecvFlags, SendFlags};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::{Cgroup, Usage};
+use crate::error::LaunchError;
+use crate::facts::read_in;
+use crate::launch::{Stdio, early_error};
+use crate::process::{ExecSpec, Process};
+use crate::spec::Root;
+use crate::wire::{self, Command, Report};
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// By itself, with this code.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+}
+
+impl Ending {
+    /// The exit code a shell would show: the program's own, or 128 and the signal.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Killed(signal) => 128 + signal,
+        }
+    }
+}
+
+/// How a job ended, and what it used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Of its own program.
+    pub ending: Ending,
+    /// Some process of the job was killed because the job's memory ran out.
+    pub oom_killed: bool,
+    /// What all its processes used.
+    pub usage: Usage,
+}
+
+impl Exit {
+    /// The exit code a shell would show.
+    pub fn code(&self) -> i32 {
+        self.ending.code()
+    }
+}
+
+/// A program in a job: the job's own, or a further one. Dropping it lets go of the program, no more.
+#[derive(Debug)]
+pub struct Program {
+    report: OwnedFd,
+    pid: Option<Pid>,
+    terminal: Option<OwnedFd>,
+    warnings: Vec<String>,
+    ending: Option<Ending>,
+}
+
+impl Program {
+    pub(crate) fn new(report: OwnedFd) -> Self {
+        Self { report, pid: None, terminal: None, warnings: Vec::new(), ending: None }
+    }
+
+    /// Its process id, as the launcher sees it.
+    pub fn pid(&self) -> Option<Pid> {
+        self.pid
+    }
+
+    /// The other end of its terminal, if it was started with one; once.
+    pub fn take_terminal(&mut self) -> Option<OwnedFd> {
+        self.terminal.take()
+    }
+
+    /// Waits until it runs.
+    fn started(&mut self) -> Result<(), LaunchError> {
+        loop {
+            let message =
+                wire::receive(&self.report, RecvFlags::empty()).map_err(LaunchError::Talk)?;
+            let Some(mut message) = message else { return Err(LaunchError::InitDied) };
+            if let Some(error) = early_error(&message.bytes) {
+                return Err(error);
+            }
+            match decode(&message.bytes)? {
+                Report::Born => self.pid = message.sender,
+                Report::Terminal => self.terminal = message.descriptors.pop(),
+                Report::Warning(text) => self.warnings.push(text),
+                Report::Started => return Ok(()),
+                Report::Failed(failure) => {
+                    let source = io::Error::from_raw_os_error(failure.errno);
+                    let what = failure.what;
+                    return Err(if failure.exec {
+                        LaunchError::Exec { what, source }
+                    } else {
+                        LaunchError::Setup { what, source }
+                    });
+                }
+                Report::Exited(code) => self.ending = Some(Ending::Exited(code)),
+                Report::Killed(signal) => self.ending = Some(Ending::Killed(signal)),
+            }
+        }
+    }
+
+    /// How it ended, if it has. The job's death ends all its programs.
+    ///
+    /// # Errors
+    /// The report can't be read.
+    pub fn try_wait(&mut self) -> io::Result<Option<Ending>> {
+        self.next_ending(RecvFlags::DONTWAIT)
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// The report can't be read.
+    pub fn wait(&mut self) -> io::Result<Ending> {
+        // Without DONTWAIT there is always an ending.
+        self.next_ending(RecvFlags::empty())
+            .map(|ending| ending.unwrap_or(Ending::Killed(libc::SIGKILL)))
+    }
+
+    fn next_ending(&mut self, flags: RecvFlags) -> io::Result<Option<Ending>> {
+        while self.ending.is_none() {
+            match wire::receive(&self.report, flags) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
+                Ok(None) => self.ending = Some(Ending::Killed(libc::SIGKILL)),
+                Ok(Some(message)) => match decode(&message.bytes) {
+                    Ok(Report::Exited(code)) => self.ending = Some(Ending::Exited(code)),
+                    Ok(Report::Killed(signal)) => self.ending = Some(Ending::Killed(signal)),
+                    // Nothing else comes from a program that runs.
+                    Ok(_) | Err(_) => {}
+                },
+            }
+        }
+        Ok(self.ending)
+    }
+}
+
+/// Becomes readable when the program has ended.
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.report.as_fd()
+    }
+}
+
+fn decode(bytes: &[u8]) -> Result<Report, LaunchError> {
+    serde_json::from_slice(bytes).map_err(|error| LaunchError::Talk(error.into()))
+}
+
+/// A running job. Dropping it kills the job and removes its cgroup.
+#[derive(Debug)]
+pub struct Job {
+    init: Pid,
+    pidfd: OwnedFd,
+    control: OwnedFd,
+    program: Program,
+    cgroup: Cgroup,
+    process: Process,
+    root: Root,
+    warnings: Vec<String>,
+    /// The init has been waited for, so its pid means nothing any more.
+    reaped: bool,
+    /// Taken when the init was reaped, before the cgroup went.
+    usage: Option<Usage>,
+}
+
+impl Job {
+    pub(crate) fn new(
+        init: Pid,
+        pidfd: OwnedFd,
+        control: OwnedFd,
+        program: Program,
+        cgroup: Cgroup,
+        process: Process,
+        root: Root,
+    ) -> Self {
+        Self {
+            init,
+            pidfd,
+            control,
+            program,
+            cgroup,
+            process,
+            root,
+            warnings: Vec::new(),
+            reaped: false,
+            usage: None,
+        }
+    }
+
+    /// Lets the child go on, and waits until the job's program runs.
+    pub(crate) fn release(&mut self) -> Result<(), LaunchError> {
+        // A child that has died by now has said why.
+        rustix::net::send(&self.control, b"g", SendFlags::NOSIGNAL).ok();
+        self.program.started()?;
+        self.warnings.append(&mut self.program.warnings);
+        Ok(())
+    }
+
+    pub(crate) fn warn(&mut self, warnings: impl IntoIterator<Item = String>) {
+        self.warnings.extend(warnings);
+    }
+
+    /// What could not be done as asked for.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Process id of the job's init.
+    pub fn pid(&self) -> Pid {
+        self.init
+    }
+
+    /// Becomes readable when the job's init has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// The job's own program.
+    pub fn program(&mut self) -> &mut Program {
+        &mut self.program
+    }
+
+    /// The job's cgroup: to be written down, so that whoever comes after a crash can clean up.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// What the job has used up to now.
+    pub fn usage(&self) -> Usage {
+        self.cgroup.usage()
+    }
+
+    /// Sends a signal to the job's own program; `SIGKILL` ends the whole job.
+    ///
+    /// # Errors
+    /// The job has ended.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        if signal == libc::SIGKILL {
+            return self.kill();
+        }
+        wire::send(&self.control, &Command::Signal(signal), &[])
+    }
+
+    /// Kills every process of the job.
+    ///
+    /// # Errors
+    /// The job has ended.
+    pub fn kill(&self) -> io::Result<()> {
+        self.cgroup.kill();
+        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Stops all processes of the job where they are.
+    ///
+    /// # Errors
+    /// The job has no cgroup that can do that.
+    pub fn pause(&self) -> io::Result<()> {
+        self.cgroup.freeze(true)
+    }
+
+    /// Lets a paused job go on.
+    ///
+    /// # Errors
+    /// The job has no cgroup that can do that.
+    pub fn unpause(&self) -> io::Result<()> {
+        self.cgroup.freeze(false)
+    }
+
+    /// Starts a further program in the job: the same namespaces, cgroup, filter and rights.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn exec(&self, spec: &ExecSpec, stdio: Stdio) -> Result<Program, LaunchError> {
+        let tree = match &self.root {
+            Root::Tree(tree) => tree.as_path(),
+            Root::Host { .. } => std::path::Path::new("/"),
+        };
+        let (passwd, group) = (read_in(tree, "etc/passwd")?, read_in(tree, "etc/group")?);
+        let process = self.process.further(spec, &passwd, &group)?;
+        let talk = LaunchError::Talk;
+        let memory = wire::to_memory("mica-exec", &process).map_err(talk)?;
+        let (report, report_of_init) = wire::report_pair().map_err(talk)?;
+        let (streams, given) = stdio.parts();
+        let mut descriptors = vec![memory.as_fd(), report_of_init.as_fd()];
+        descriptors.extend(given);
+        wire::send(&self.control, &Command::Exec(streams), &descriptors).map_err(talk)?;
+        drop((report_of_init, stdio));
+        let mut program = Program::new(report);
+        program.started()?;
+        Ok(program)
+    }
+
+    /// How the job ended and what it used, if it has ended; its cgroup is removed then.
+    ///
+    /// # Errors
+    /// The init can't be waited for.
+    pub fn try_wait(&mut self) -> io::Result<Option<Exit>> {
+        self.wait_timeout(Duration::ZERO)
+    }
+
+    /// Waits for the job's end, and removes its cgroup.
+    ///
+    /// # Errors
+    /// The init can't be waited for.
+    pub fn wait(&mut self) -> io::Result<Exit> {
+        loop {
+            if let Some(exit) = self.wait_timeout(Duration::from_secs(3600))? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    /// Waits for the job's end, but not for longer than this.
+    ///
+    /// # Errors
+    /// The init can't be waited for.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> io::Result<Option<Exit>> {
+        if !self.reaped {
+            let timeout = Timespec {
+                tv_sec: timeout.as_secs() as i64,
+                tv_nsec: timeout.subsec_nanos().into(),
+            };
+            let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+            if retry_on_intr(|| poll(&mut fds, Some(&timeout)))? == 0 {
+                return Ok(None);
+            }
+            self.reap()?;
+        }
+        // The init reports before it ends, so this doesn't block.
+        let ending = self.program.wait()?;
+        let usage = self.usage.clone().unwrap_or_default();
+        Ok(Some(Exit { ending, oom_killed: usage.oom_kills.is_some_and(|kills| kills > 0), usage }))
+    }
+
+    /// Collects the init, which has ended, reads the usage and removes the cgroup.
+    fn reap(&mut self) -> io::Result<()> {
+        retry_on_intr(|| waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED))?;
+        self.reaped = true;
+        self.usage = Some(self.cgroup.usage());
+        self.cgroup.kill();
+        self.cgroup.remove();
+        Ok(())
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if !self.reaped {
+            // Nothing more can be done about a failure here; `cleanup` comes back to it.
+            self.kill().ok();
+            self.reap().ok();
+        }
+    }
+}

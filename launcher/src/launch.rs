@@ -1,0 +1,295 @@
+//! Starting a job: the launcher's half.
+//!
+//! ```text
+//! launcher                                  child of clone3, in new namespaces
+//! --------                                  ----------------------------------
+//! facts, plan, cgroup, sockets, memory file
+//! clone3(namespaces, into the cgroup) ----> waits for a byte
+//! writes the id maps, enters v1 cgroups
+//! sends the byte -------------------------> opens its own binary on a read-only clone of its mount,
+//!                                           lets only its own descriptors through, execveat
+//!                                           = init: carries the steps out, forks
+//! learns the pid <------------------------- program: takes its user, drops rights, installs the filter, execve
+//! returns the Job <------------------------ init: the exec has happened, or why not
+//! ```
+//!
+//! Why another exec of this binary: the caller has threads, so its child may not run ordinary code; a copy of its memory
+//! (caches of the FUSE server) would stay with every job; and `/proc/1/exe` must not be a writable way to this binary.
+//!
+//! The thread that serves the job's root must not be the one that calls [`launch`]: the init reads from that root.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::process::Pid;
+
+use crate::cgroup::{Cgroup, LimitError};
+use crate::error::LaunchError;
+use crate::facts::HostFacts;
+use crate::ids::{self, IdMaps};
+use crate::init;
+use crate::job::{Job, Program};
+use crate::plan::{Plan, plan};
+use crate::spec::{Namespace, Namespaces, Network, Spec};
+use crate::sys::{self, ChildPlan, EarlyStage, Executable};
+use crate::wire::{self, INIT_NAME, Start, Streams};
+
+/// The standard streams of a program.
+#[derive(Debug)]
+pub enum Stdio {
+    /// These descriptors.
+    Streams {
+        /// Standard input.
+        stdin: OwnedFd,
+        /// Standard output.
+        stdout: OwnedFd,
+        /// Standard error.
+        stderr: OwnedFd,
+    },
+    /// A new terminal of this size, whose other end is [`Program::take_terminal`]; 0 leaves the size open.
+    Terminal {
+        /// Lines.
+        rows: u16,
+        /// Columns.
+        columns: u16,
+    },
+}
+
+impl Stdio {
+    /// The caller's own streams.
+    ///
+    /// # Errors
+    /// One of them is closed, or there are too many open files.
+    pub fn inherit() -> io::Result<Self> {
+        Ok(Self::Streams {
+            stdin: io::stdin().as_fd().try_clone_to_owned()?,
+            stdout: io::stdout().as_fd().try_clone_to_owned()?,
+            stderr: io::stderr().as_fd().try_clone_to_owned()?,
+        })
+    }
+
+    /// No input, and output to nowhere.
+    ///
+    /// # Errors
+    /// `/dev/null` can't be opened.
+    pub fn null() -> io::Result<Self> {
+        let open = |write: bool| {
+            fs::OpenOptions::new().read(!write).write(write).open("/dev/null").map(OwnedFd::from)
+        };
+        Ok(Self::Streams { stdin: open(false)?, stdout: open(true)?, stderr: open(true)? })
+    }
+
+    pub(crate) fn parts(&self) -> (Streams, Vec<BorrowedFd<'_>>) {
+        match self {
+            Self::Streams { stdin, stdout, stderr } => {
+                (Streams::Given, vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
+            }
+            Self::Terminal { rows, columns } => {
+                (Streams::Terminal { rows: *rows, columns: *columns }, Vec::new())
+            }
+        }
+    }
+}
+
+static HOOKED: AtomicBool = AtomicBool::new(false);
+
+/// Becomes a job's init if this process was started as one, and never returns then.
+///
+/// Every binary that calls [`launch`] must call this first thing in `main`, before it starts a thread: a job's init is the
+/// same binary, started again.
+pub fn init_main() {
+    HOOKED.store(true, Ordering::Relaxed);
+    let mut arguments = std::env::args_os();
+    if arguments.next().is_none_or(|name| name != INIT_NAME) {
+        return;
+    }
+    let numbers: Option<Vec<i32>> = arguments.map(|a| a.to_str()?.parse().ok()).collect();
+    let code = match numbers.map(|numbers| init::Inherited::adopt(&numbers)) {
+        Some(Ok(inherited)) => init::run(inherited),
+        _ => 125,
+    };
+    sys::exit(code)
+}
+
+/// Starts a job.
+///
+/// Returns when its program runs. The job ends when its program does, when the [`Job`] is dropped, or when the process
+/// that called this ends, however it ends.
+///
+/// # Errors
+/// The job could not be started; nothing of it is left.
+pub fn launch(spec: &Spec, stdio: Stdio) -> Result<Job, LaunchError> {
+    if !HOOKED.load(Ordering::Relaxed) {
+        return Err(LaunchError::NoInit);
+    }
+    let facts = HostFacts::read(spec)?;
+    let plan = plan(spec, &facts)?;
+    let mut unmet = Vec::new();
+    let cgroup = Cgroup::create(
+        &facts.cgroups,
+        &spec.id,
+        &spec.limits,
+        spec.best_effort_limits.then_some(&mut unmet),
+    )?;
+    match start(spec, plan, stdio, cgroup.clone()) {
+        Ok(mut job) => {
+            job.warn(unmet.iter().map(limit_warning));
+            Ok(job)
+        }
+        Err(error) => {
+            cgroup.kill();
+            cgroup.remove();
+            Err(error)
+        }
+    }
+}
+
+fn limit_warning(error: &LimitError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+fn start(spec: &Spec, plan: Plan, stdio: Stdio, cgroup: Cgroup) -> Result<Job, LaunchError> {
+    let talk = LaunchError::Talk;
+    let (streams, descriptors) = stdio.parts();
+    let start = Start {
+        steps: plan.steps,
+        process: plan.process,
+        stdio: streams,
+        own_pids: spec.namespaces.pid == Namespace::New,
+        // The kernel means the thread, not the process: where another thread than the first calls, the control socket
+        // alone has to tell the init that we are gone.
+        die_with_parent: rustix::thread::gettid() == rustix::process::getpid(),
+    };
+    let memory = wire::to_memory("mica-plan", &start).map_err(talk)?;
+    let (control, control_of_init) = wire::pair().map_err(talk)?;
+    let (report, report_of_init) = wire::report_pair().map_err(talk)?;
+    let executable = own_executable().map_err(LaunchError::Init)?;
+    let keep: Vec<i32> = [memory.as_fd(), control_of_init.as_fd(), report_of_init.as_fd()]
+        .iter()
+        .chain(&descriptors)
+        .map(AsRawFd::as_raw_fd)
+        .collect();
+    let own_users = plan.ids.is_some();
+    let child = ChildPlan {
+        go: control_of_init.as_fd(),
+        report: report_of_init.as_fd(),
+        executable: executable.as_ref(),
+        argv: arguments(&keep),
+        keep,
+        ids: plan.ids.as_ref().and_then(setup_ids),
+        ambient: own_users,
+    };
+    let birthplace = cgroup.birthplace();
+    let (pid, pidfd) = sys::clone_init(
+        &child,
+        clone_flags(&spec.namespaces),
+        birthplace.as_ref().map(AsFd::as_fd),
+    )
+    .map_err(LaunchError::Namespaces)?;
+    let root = spec.root.clone();
+    let mut job = Job::new(pid, pidfd, control, Program::new(report), cgroup, start.process, root);
+    drop((control_of_init, report_of_init, stdio));
+    if let Some(maps) = &plan.ids {
+        write_maps(pid, maps).map_err(LaunchError::Ids)?;
+    }
+    job.cgroup()
+        .enter_v1(pid.as_raw_nonzero().get())
+        .map_err(|(path, source)| LaunchError::EnterCgroup { path, source })?;
+    job.release()?;
+    Ok(job)
+}
+
+fn arguments(keep: &[i32]) -> Vec<CString> {
+    let texts = std::iter::once(INIT_NAME.to_owned()).chain(keep.iter().map(i32::to_string));
+    texts.map(|text| CString::new(text).unwrap_or_default()).collect()
+}
+
+/// Whom the child becomes before its exec. Root, where there is one: then its capabilities survive by themselves.
+fn setup_ids(maps: &IdMaps) -> Option<(u32, u32)> {
+    if maps.covers(0, 0) {
+        return Some((0, 0));
+    }
+    Some((maps.uids.first()?.inside, maps.gids.first()?.inside))
+}
+
+fn clone_flags(namespaces: &Namespaces) -> u64 {
+    let new =
+        |namespace: Namespace, flag: i32| if namespace == Namespace::New { flag as u64 } else { 0 };
+    libc::CLONE_NEWNS as u64
+        | new(namespaces.user, libc::CLONE_NEWUSER)
+        | new(namespaces.pid, libc::CLONE_NEWPID)
+        | new(namespaces.ipc, libc::CLONE_NEWIPC)
+        | new(namespaces.uts, libc::CLONE_NEWUTS)
+        | new(namespaces.time, libc::CLONE_NEWTIME)
+        | if namespaces.network == Network::Host { 0 } else { libc::CLONE_NEWNET as u64 }
+}
+
+fn write_maps(pid: Pid, maps: &IdMaps) -> io::Result<()> {
+    let file = |name: &str| format!("/proc/{}/{name}", pid.as_raw_nonzero());
+    if maps.deny_setgroups {
+        fs::write(file("setgroups"), "deny")?;
+    }
+    fs::write(file("gid_map"), ids::map_text(&maps.gids))?;
+    fs::write(file("uid_map"), ids::map_text(&maps.uids))
+}
+
+/// This binary, for the child to execute.
+enum OwnExecutable {
+    Path(CString),
+    Sealed(&'static OwnedFd),
+}
+
+impl OwnExecutable {
+    fn as_ref(&self) -> Executable<'_> {
+        match self {
+            Self::Path(path) => Executable::Path(path.clone()),
+            Self::Sealed(fd) => Executable::Sealed(fd.as_fd()),
+        }
+    }
+}
+
+/// By its path, if that still leads to the file we were started from; after an upgrade, by a sealed copy in memory.
+fn own_executable() -> io::Result<OwnExecutable> {
+    static SEALED: OnceLock<OwnedFd> = OnceLock::new();
+    let link = "/proc/self/exe";
+    let running = fs::metadata(link)?;
+    let path = fs::read_link(link)?;
+    if fs::metadata(&path)
+        .is_ok_and(|there| (there.dev(), there.ino()) == (running.dev(), running.ino()))
+    {
+        return Ok(OwnExecutable::Path(CString::new(path.as_os_str().as_bytes())?));
+    }
+    if SEALED.get().is_none() {
+        let copy =
+            rustix::fs::memfd_create("mica", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let mut to = fs::File::from(copy);
+        io::copy(&mut fs::File::open(link)?, &mut to)?;
+        let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+        rustix::fs::fcntl_add_seals(&to, seals)?;
+        // Two threads may come here at once; one copy is dropped.
+        SEALED.get_or_init(|| to.into());
+    }
+    SEALED.get().map(OwnExecutable::Sealed).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// What a child said that failed before it was an init.
+pub(crate) fn early_error(message: &[u8]) -> Option<LaunchError> {
+    let (stage, source) = EarlyStage::decode(message)?;
+    Some(match stage {
+        EarlyStage::Ids => LaunchError::Ids(source),
+        EarlyStage::Capabilities | EarlyStage::Descriptors | EarlyStage::Exec => {
+            LaunchError::Init(source)
+        }
+        EarlyStage::OpenSelf | EarlyStage::SealSelf => LaunchError::Init(source),
+    })
+}

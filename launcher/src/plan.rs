@@ -1,0 +1,383 @@
+//! From a [`Spec`] and the facts to the list of steps: no system calls here.
+//!
+//! The order matters. Targets are looked up inside the new root, so whatever holds a target is mounted first; what the
+//! caller asked for comes after the defaults and may cover them; the root is made read-only last, when every mount point exists.
+
+use std::path::{Component, Path, PathBuf};
+
+use crate::caps::{CapabilitySet, UnknownCapability};
+use crate::facts::{EntryKind, HostFacts};
+use crate::ids::{IdMaps, UserError};
+use crate::process::Process;
+use crate::rlimits::UnknownResource;
+use crate::seccomp::ProfileError;
+use crate::spec::{Mount, Namespace, Network, Root, Spec};
+use crate::step::{Flags, Step};
+
+/// What a launch will do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Carried out in the job's namespaces before its program starts.
+    pub steps: Vec<Step>,
+    /// The maps of the job's user namespace, if it gets one.
+    pub ids: Option<IdMaps>,
+    /// The program and the rights it starts with.
+    pub process: Process,
+}
+
+/// A job that makes no sense, found before anything was done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// Nothing to run.
+    #[error("no program to run")]
+    NoProgram,
+    /// Names a cgroup, so it can't be just anything.
+    #[error("{0:?} cannot name a job")]
+    Id(String),
+    /// A path in the job that isn't absolute, or climbs.
+    #[error("{} is not an absolute path without ..", .0.display())]
+    Path(PathBuf),
+    /// [`Root::Host`] at the root itself.
+    #[error("the tree cannot be mounted at {} in the host's root", .0.display())]
+    TreeAt(PathBuf),
+    /// A NUL byte in an argument or a variable.
+    #[error("{0} holds a NUL byte")]
+    Nul(String),
+    /// A variable without a name, or with `=` in it.
+    #[error("{0:?} cannot name a variable of the environment")]
+    Variable(String),
+    /// No such user or group.
+    #[error("cannot find the job's user")]
+    User(#[from] UserError),
+    /// The user has no meaning in the job's user namespace.
+    #[error("user {uid} with group {gid} is not mapped in the job's user namespace")]
+    Unmapped {
+        /// User.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+    /// No such capability.
+    #[error("cannot work out the job's capabilities")]
+    Capability(#[from] UnknownCapability),
+    /// No such resource.
+    #[error("cannot work out the job's ulimits")]
+    Resource(#[from] UnknownResource),
+    /// A seccomp profile that can't be used.
+    #[error("cannot use the seccomp profile")]
+    Profile(#[from] ProfileError),
+    /// A limit without a sensible value.
+    #[error("{value} is no sensible limit for {what}")]
+    Limit {
+        /// What was to be limited.
+        what: &'static str,
+        /// The value.
+        value: String,
+    },
+}
+
+/// Works out how to launch a job.
+///
+/// # Errors
+/// The job makes no sense.
+pub fn plan(spec: &Spec, facts: &HostFacts) -> Result<Plan, PlanError> {
+    check(spec)?;
+    let process = Process::of_job(spec, facts)?;
+    let own_users = spec.namespaces.user == Namespace::New;
+    let ids = own_users.then(|| facts.caller.maps(&spec.ids, Some((process.uid, process.gid))));
+    if ids.as_ref().is_some_and(|maps| !maps.covers(process.uid, process.gid)) {
+        return Err(PlanError::Unmapped { uid: process.uid, gid: process.gid });
+    }
+    let tty_group = ids.as_ref().is_none_or(|maps| maps.covers(process.uid, TTY_GROUP));
+    let mut steps = Vec::new();
+    surroundings(spec, &mut steps);
+    root(spec, facts, &mut steps);
+    kernel_filesystems(spec, facts, tty_group, &mut steps);
+    requested(spec, &mut steps);
+    if !spec.privileged {
+        steps.extend(MASKED.map(|path| Step::Mask(path.into())));
+        if spec.namespaces.pid == Namespace::New {
+            steps.extend(READ_ONLY.map(|path| Step::ReadOnly(path.into())));
+        }
+    }
+    if spec.read_only || matches!(spec.root, Root::Host { .. }) {
+        steps.push(Step::ReadOnlyRoot);
+    }
+    steps.push(Step::Pivot);
+    Ok(Plan { steps, ids, process })
+}
+
+const TTY_GROUP: u32 = 5;
+
+/// Hidden from jobs, as runc does by default.
+const MASKED: [&str; 10] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+/// Kept from being written, as runc does by default.
+const READ_ONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+fn check(spec: &Spec) -> Result<(), PlanError> {
+    let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    if spec.id.is_empty() || spec.id.len() > 128 || !spec.id.chars().all(good) {
+        return Err(PlanError::Id(spec.id.clone()));
+    }
+    let targets = spec.mounts.iter().map(|mount| match mount {
+        Mount::Bind { target, .. } | Mount::Tmpfs { target, .. } => target,
+    });
+    let targets = targets
+        .chain(spec.files.iter().map(|f| &f.target))
+        .chain(spec.devices.iter().map(|d| &d.target));
+    for path in targets.chain([&spec.cwd]) {
+        if !path.is_absolute() || path.components().any(|c| c == Component::ParentDir) {
+            return Err(PlanError::Path(path.clone()));
+        }
+    }
+    if let Root::Host { at, .. } = &spec.root {
+        let plain = at.components().skip(1).all(|c| matches!(c, Component::Normal(_)));
+        if !at.is_absolute() || !plain || at.components().count() < 3 {
+            return Err(PlanError::TreeAt(at.clone()));
+        }
+    }
+    let limits = &spec.limits;
+    let zero = |what, value: Option<u64>| match value {
+        Some(0) => Err(PlanError::Limit { what, value: "0".into() }),
+        _ => Ok(()),
+    };
+    zero("memory", limits.memory)?;
+    zero("the number of processes", limits.pids)?;
+    match limits.cpus {
+        Some(cpus) if !(cpus.is_finite() && cpus >= 0.01) => {
+            Err(PlanError::Limit { what: "processor time", value: cpus.to_string() })
+        }
+        _ => Ok(()),
+    }?;
+    match (limits.memory, limits.memory_swap) {
+        (memory, Some(both)) if memory.is_none_or(|memory| both < memory) => {
+            Err(PlanError::Limit {
+                what: "memory with swap, which must be at least that for memory",
+                value: both.to_string(),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn surroundings(spec: &Spec, steps: &mut Vec<Step>) {
+    if spec.namespaces.cgroup == Namespace::New {
+        steps.push(Step::CgroupNamespace);
+    }
+    if let (Some(name), Namespace::New) = (&spec.hostname, spec.namespaces.uts) {
+        steps.push(Step::Hostname(name.clone()));
+    }
+    if spec.namespaces.network == Network::None {
+        steps.push(Step::Loopback);
+    }
+    steps.push(Step::PrivateMounts);
+}
+
+fn root(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
+    match &spec.root {
+        Root::Tree(tree) => {
+            steps.push(Step::Root { tree: tree.clone(), no_devices: !spec.privileged })
+        }
+        Root::Host { tree, at } => {
+            steps.push(Step::EmptyRoot { at: tree.clone() });
+            host_entries(facts, at, steps);
+            // What lives in /run talks to daemons of the host: a read-only bind doesn't stop a connect().
+            steps.push(tmpfs("/run", Flags::STRICT, None, 0o755));
+            steps.push(Step::Bind {
+                source: tree.clone(),
+                target: at.clone(),
+                flags: Flags::DATA.read_only(spec.read_only),
+                recursive: true,
+                follow: false,
+            });
+            if let Some((target, content)) = &facts.resolv_conf {
+                steps.push(Step::File {
+                    target: target.clone(),
+                    content: content.clone(),
+                    mode: 0o644,
+                });
+            }
+        }
+    }
+}
+
+/// Entries of the host's root that a job gets afresh, or not at all.
+const FRESH: [&str; 6] = ["dev", "proc", "run", "sys", "tmp", "lost+found"];
+
+fn host_entries(facts: &HostFacts, at: &Path, steps: &mut Vec<Step>) {
+    let covered = at.components().nth(1).map(Component::as_os_str);
+    for entry in &facts.root_entries {
+        if FRESH.iter().any(|fresh| entry.name == *fresh) || Some(entry.name.as_os_str()) == covered
+        {
+            continue;
+        }
+        let path = Path::new("/").join(&entry.name);
+        steps.push(match &entry.kind {
+            EntryKind::Symlink(to) => Step::Symlink { target: path, to: to.clone() },
+            EntryKind::Bind => Step::Bind {
+                source: path.clone(),
+                target: path,
+                flags: Flags::DATA.read_only(true),
+                recursive: true,
+                follow: false,
+            },
+        });
+    }
+}
+
+fn tmpfs(target: impl Into<PathBuf>, flags: Flags, size: Option<u64>, mode: u32) -> Step {
+    let mut options = vec![("mode".to_owned(), format!("{mode:o}"))];
+    options.extend(size.map(|size| ("size".to_owned(), size.to_string())));
+    Step::Filesystem { kind: "tmpfs".into(), target: target.into(), flags, options }
+}
+
+fn kernel_filesystems(spec: &Spec, facts: &HostFacts, tty_group: bool, steps: &mut Vec<Step>) {
+    let fs = |kind: &str, target: &str, flags, options: &[(&str, &str)]| Step::Filesystem {
+        kind: kind.into(),
+        target: target.into(),
+        flags,
+        options: options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+    };
+    let host = |path: &str, flags| Step::Bind {
+        source: path.into(),
+        target: path.into(),
+        flags,
+        recursive: true,
+        follow: false,
+    };
+    let strict = Flags::STRICT;
+    let own = |namespace| namespace == Namespace::New;
+    steps.push(if own(spec.namespaces.pid) {
+        fs("proc", "/proc", strict, &[])
+    } else {
+        host("/proc", strict)
+    });
+    steps.push(Step::Sysfs {
+        fresh: spec.namespaces.network == Network::None,
+        writable: spec.privileged,
+    });
+    if own(spec.namespaces.cgroup) {
+        cgroup_filesystems(spec, facts, steps);
+    }
+    steps.push(tmpfs("/dev", Flags { no_suid: true, ..Flags::default() }, Some(64 << 10), 0o755));
+    for node in ["null", "zero", "full", "random", "urandom", "tty"] {
+        steps.push(host(
+            &format!("/dev/{node}"),
+            Flags { no_suid: true, no_exec: true, ..Flags::default() },
+        ));
+    }
+    let mut pts = vec![("ptmxmode", "0666"), ("mode", "0620")];
+    if tty_group {
+        pts.push(("gid", "5"));
+    }
+    steps.push(fs(
+        "devpts",
+        "/dev/pts",
+        Flags { no_suid: true, no_exec: true, ..Flags::default() },
+        &pts,
+    ));
+    for (link, to) in [
+        ("ptmx", "pts/ptmx"),
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("core", "/proc/kcore"),
+    ] {
+        steps.push(Step::Symlink { target: Path::new("/dev").join(link), to: to.into() });
+    }
+    steps.push(tmpfs("/dev/shm", strict, Some(spec.shm_size), 0o1777));
+    steps.push(if own(spec.namespaces.ipc) {
+        fs("mqueue", "/dev/mqueue", strict, &[])
+    } else {
+        host("/dev/mqueue", strict)
+    });
+    steps.push(tmpfs("/tmp", Flags::DATA, spec.tmp_size, 0o1777));
+}
+
+/// `/sys/fs/cgroup` as seen from the job's own group: where runtimes of languages look their limits up.
+fn cgroup_filesystems(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
+    let flags = Flags::STRICT.read_only(!spec.privileged);
+    let mount = |kind: &str, target: PathBuf, options| Step::Filesystem {
+        kind: kind.into(),
+        target,
+        flags,
+        options,
+    };
+    let at = Path::new("/sys/fs/cgroup");
+    if facts.cgroups.v1.is_empty() {
+        if facts.cgroups.v2.is_some() {
+            steps.push(mount("cgroup2", at.to_owned(), Vec::new()));
+        }
+        return;
+    }
+    steps.push(tmpfs(at, Flags::STRICT, Some(64 << 10), 0o755));
+    for hierarchy in &facts.cgroups.v1 {
+        if hierarchy
+            .controllers
+            .iter()
+            .any(|c| ["memory", "cpu", "cpuacct", "cpuset", "pids"].contains(&c.as_str()))
+        {
+            let options =
+                hierarchy.controllers.iter().map(|c| (c.clone(), String::new())).collect();
+            steps.push(mount("cgroup", at.join(hierarchy.controllers.join(",")), options));
+        }
+    }
+    steps.push(Step::ReadOnly(at.to_owned()));
+}
+
+fn requested(spec: &Spec, steps: &mut Vec<Step>) {
+    for mount in &spec.mounts {
+        steps.push(match mount {
+            Mount::Bind { source, target, read_only, recursive, follow } => Step::Bind {
+                source: source.clone(),
+                target: target.clone(),
+                flags: Flags { no_devices: !spec.privileged, no_suid: true, ..Flags::default() }
+                    .read_only(*read_only),
+                recursive: *recursive,
+                follow: *follow,
+            },
+            Mount::Tmpfs { target, size, mode, read_only, exec } => tmpfs(
+                target,
+                Flags { no_exec: !exec, ..Flags::DATA }.read_only(*read_only),
+                *size,
+                *mode,
+            ),
+        });
+    }
+    for device in &spec.devices {
+        steps.push(Step::Bind {
+            source: device.source.clone(),
+            target: device.target.clone(),
+            flags: Flags { no_suid: true, no_exec: true, ..Flags::default() }
+                .read_only(!device.writable),
+            recursive: true,
+            follow: false,
+        });
+    }
+    for file in &spec.files {
+        steps.push(Step::File {
+            target: file.target.clone(),
+            content: file.content.clone(),
+            mode: file.mode,
+        });
+    }
+}
+
+/// The capabilities of the job's program.
+pub(crate) fn capabilities(spec: &Spec) -> Result<CapabilitySet, UnknownCapability> {
+    CapabilitySet::of(&spec.capabilities, spec.privileged)
+}

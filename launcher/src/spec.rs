@@ -1,0 +1,401 @@
+//! What a caller asks for: a job, in words that say nothing about system calls.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::os;
+
+/// A job: the program, the tree it lives in, and how it is confined.
+///
+/// [`Spec::new`] gives the defaults; change the fields that matter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Spec {
+    /// Names the job's cgroup (`mica-<id>`); letters, digits, `-`, `_` and `.`.
+    pub id: String,
+    /// What the job sees as `/`.
+    pub root: Root,
+    /// Mount the root read-only.
+    #[serde(default)]
+    pub read_only: bool,
+    /// The program and its arguments. A program without a slash is looked up in the job's own `PATH`.
+    #[serde(with = "os::list")]
+    pub argv: Vec<OsString>,
+    /// The whole environment: nothing is inherited and nothing is added.
+    #[serde(with = "os::pairs", default)]
+    pub env: Vec<(OsString, OsString)>,
+    /// Working directory, inside the job's root.
+    #[serde(with = "os", default = "slash")]
+    pub cwd: PathBuf,
+    /// `uid[:gid]`, or names from the tree's `etc/passwd` and `etc/group`. `None`: root where ids are mapped, else the caller.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Further groups, by number or by name.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Name of the machine that the job sees.
+    #[serde(default)]
+    pub hostname: Option<String>,
+    /// Which namespaces are the job's own.
+    #[serde(default)]
+    pub namespaces: Namespaces,
+    /// How users of the job map to users outside.
+    #[serde(default)]
+    pub ids: IdMapping,
+    /// Volumes and memory file systems, in order.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    /// Files that the launcher writes for the job, such as `/etc/hosts`; the mount points are made where they are missing.
+    #[serde(default)]
+    pub files: Vec<GeneratedFile>,
+    /// Devices beside the usual ones.
+    #[serde(default)]
+    pub devices: Vec<Device>,
+    /// Resource limits of the whole job.
+    #[serde(default)]
+    pub limits: Limits,
+    /// Launch without a limit that cannot be enforced, with a warning, instead of failing.
+    #[serde(default)]
+    pub best_effort_limits: bool,
+    /// Per-process limits; never raised above what the launcher itself has.
+    #[serde(default)]
+    pub rlimits: Vec<Rlimit>,
+    /// Capabilities.
+    #[serde(default)]
+    pub capabilities: Capabilities,
+    /// Filter of system calls.
+    #[serde(default)]
+    pub seccomp: Seccomp,
+    /// Forbid gaining privileges by exec (set-user-ID programs, file capabilities).
+    #[serde(default = "yes")]
+    pub no_new_privileges: bool,
+    /// All capabilities, no filter, nothing masked. Still inside the namespaces that were asked for.
+    #[serde(default)]
+    pub privileged: bool,
+    /// Size of `/dev/shm` in bytes.
+    #[serde(default = "shm_size")]
+    pub shm_size: u64,
+    /// Size of `/tmp` in bytes; `None`: half of the memory, as tmpfs does by itself. `/tmp` is not replaced where `mounts` has one.
+    #[serde(default)]
+    pub tmp_size: Option<u64>,
+    /// Mask of permission bits for new files.
+    #[serde(default = "umask")]
+    pub umask: u32,
+    /// Added to the badness of the job's processes when memory runs out (only ever raised).
+    #[serde(default)]
+    pub oom_score_adj: Option<i32>,
+}
+
+fn slash() -> PathBuf {
+    "/".into()
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn shm_size() -> u64 {
+    64 << 20
+}
+
+fn umask() -> u32 {
+    0o022
+}
+
+impl Spec {
+    /// A job with the default confinement.
+    pub fn new(
+        id: impl Into<String>,
+        root: Root,
+        argv: impl IntoIterator<Item = impl Into<OsString>>,
+    ) -> Self {
+        Self {
+            id: id.into(),
+            root,
+            read_only: false,
+            argv: argv.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            cwd: slash(),
+            user: None,
+            groups: Vec::new(),
+            hostname: None,
+            namespaces: Namespaces::default(),
+            ids: IdMapping::default(),
+            mounts: Vec::new(),
+            files: Vec::new(),
+            devices: Vec::new(),
+            limits: Limits::default(),
+            best_effort_limits: false,
+            rlimits: Vec::new(),
+            capabilities: Capabilities::default(),
+            seccomp: Seccomp::default(),
+            no_new_privileges: true,
+            privileged: false,
+            shm_size: shm_size(),
+            tmp_size: None,
+            umask: umask(),
+            oom_score_adj: None,
+        }
+    }
+}
+
+/// What the job sees as `/`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Root {
+    /// This directory.
+    Tree(#[serde(with = "os")] PathBuf),
+    /// The host's root, read-only, with a tree mounted in it.
+    Host {
+        /// The directory to show.
+        #[serde(with = "os")]
+        tree: PathBuf,
+        /// Where the job sees it: two components at least, such as `/packages/A-953bc`.
+        #[serde(with = "os")]
+        at: PathBuf,
+    },
+}
+
+/// Whether the job gets a namespace of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Namespace {
+    /// Its own.
+    #[default]
+    New,
+    /// The launcher's.
+    Host,
+}
+
+/// The namespaces of a job. The mount namespace is always its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Namespaces {
+    /// Users and capabilities.
+    pub user: Namespace,
+    /// Processes.
+    pub pid: Namespace,
+    /// System V and POSIX message queues, semaphores, shared memory.
+    pub ipc: Namespace,
+    /// Host name.
+    pub uts: Namespace,
+    /// View of the cgroup tree.
+    pub cgroup: Namespace,
+    /// Monotonic clocks.
+    pub time: Namespace,
+    /// Network.
+    pub network: Network,
+}
+
+impl Default for Namespaces {
+    fn default() -> Self {
+        let new = Namespace::New;
+        Self {
+            user: new,
+            pid: new,
+            ipc: new,
+            uts: new,
+            cgroup: new,
+            time: Namespace::Host,
+            network: Network::Host,
+        }
+    }
+}
+
+/// The job's network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Network {
+    /// The launcher's.
+    #[default]
+    Host,
+    /// A network of its own with nothing but a loopback interface, which is up.
+    None,
+}
+
+/// How the job's users map to the launcher's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IdMapping {
+    /// All ids, unchanged, where the launcher may do that; otherwise the caller's own id becomes the job's user.
+    #[default]
+    Auto,
+    /// The caller's own id becomes the job's user, and there is no other.
+    Single,
+    /// These ranges. The caller needs the right to map them.
+    Ranges {
+        /// Users.
+        uids: Vec<IdRange>,
+        /// Groups.
+        gids: Vec<IdRange>,
+    },
+}
+
+/// A run of ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// First id inside the namespace.
+    pub inside: u32,
+    /// First id outside.
+    pub outside: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// Something mounted into the job's tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum Mount {
+    /// A directory or file of the host.
+    Bind {
+        /// On the host.
+        #[serde(with = "os")]
+        source: PathBuf,
+        /// In the job.
+        #[serde(with = "os")]
+        target: PathBuf,
+        /// Nothing below it can be written, other mounts within it included.
+        #[serde(default)]
+        read_only: bool,
+        /// Mounts within the source come along.
+        #[serde(default = "yes")]
+        recursive: bool,
+        /// Whether mounts made later on the host's side appear in the job (`rslave`). Never the other way round.
+        #[serde(default)]
+        follow: bool,
+    },
+    /// A file system in memory.
+    Tmpfs {
+        /// In the job.
+        #[serde(with = "os")]
+        target: PathBuf,
+        /// Bytes; `None`: half of the memory.
+        #[serde(default)]
+        size: Option<u64>,
+        /// Permission bits of its root.
+        #[serde(default = "tmpfs_mode")]
+        mode: u32,
+        /// Mount it read-only.
+        #[serde(default)]
+        read_only: bool,
+        /// Allow programs to be executed from it.
+        #[serde(default)]
+        exec: bool,
+    },
+}
+
+fn tmpfs_mode() -> u32 {
+    0o1777
+}
+
+/// A small file written for the job and mounted over a path of its tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GeneratedFile {
+    /// In the job.
+    #[serde(with = "os")]
+    pub target: PathBuf,
+    /// What it holds.
+    pub content: String,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+/// A device node of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// On the host.
+    #[serde(with = "os")]
+    pub source: PathBuf,
+    /// In the job.
+    #[serde(with = "os")]
+    pub target: PathBuf,
+    /// May the job write to it?
+    #[serde(default = "yes")]
+    pub writable: bool,
+}
+
+/// Resource limits of the whole job; what is `None` is not limited.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Memory, in bytes.
+    pub memory: Option<u64>,
+    /// Memory and swap together, in bytes; equal to `memory`: no swap.
+    pub memory_swap: Option<u64>,
+    /// Memory that is left alone while others have more than theirs, in bytes.
+    pub memory_reservation: Option<u64>,
+    /// Number of processes and threads.
+    pub pids: Option<u64>,
+    /// Processors, in fractions of one.
+    pub cpus: Option<f64>,
+    /// Share of the processors against others, 1 to 10000, 100 being usual.
+    pub cpu_weight: Option<u64>,
+    /// Processors it may run on, as in `0-3,6`.
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes it may use.
+    pub cpuset_mems: Option<String>,
+    /// Share of block devices against others, 1 to 1000, 100 being usual.
+    pub io_weight: Option<u64>,
+    /// Throughput of block devices.
+    pub io: Vec<IoLimit>,
+}
+
+impl Limits {
+    /// True if nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Throughput limits of one block device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct IoLimit {
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Bytes read per second.
+    pub read_bytes: Option<u64>,
+    /// Bytes written per second.
+    pub write_bytes: Option<u64>,
+    /// Reads per second.
+    pub read_operations: Option<u64>,
+    /// Writes per second.
+    pub write_operations: Option<u64>,
+}
+
+/// A per-process limit, as set by `ulimit`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// `nofile`, `nproc`, `core`, `memlock`, …
+    pub resource: String,
+    /// Soft limit; `None`: unlimited.
+    pub soft: Option<u64>,
+    /// Hard limit; `None`: unlimited.
+    pub hard: Option<u64>,
+}
+
+/// Changes to the default set of capabilities, by name: `NET_ADMIN`, `CAP_NET_ADMIN` or `ALL`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Capabilities {
+    /// Added.
+    pub add: Vec<String>,
+    /// Taken away, before anything is added if it is `ALL`.
+    pub drop: Vec<String>,
+}
+
+/// Filter of system calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Seccomp {
+    /// The usual set of a container, which depends on the capabilities.
+    #[default]
+    Default,
+    /// No filter.
+    Unconfined,
+    /// A profile in docker's JSON form.
+    Profile(String),
+}

@@ -1,0 +1,409 @@
+//! Starting jobs, their surroundings, their ends.
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use mica_launcher::{
+    Ending, ExecSpec, GeneratedFile, Mount, Namespace, Network, Rlimit, Root, Spec, Stdio, launch,
+};
+use support::*;
+
+fn main() -> ExitCode {
+    run(&[
+        ("exit_codes", By::Both, exit_codes),
+        ("exec_failures", By::Both, exec_failures),
+        ("namespaces", By::Both, namespaces),
+        ("devices", By::Both, devices),
+        ("environment", By::Both, environment),
+        ("host_root", By::Both, host_root),
+        ("volumes", By::Both, volumes),
+        ("users_as_root", By::Root, users_as_root),
+        ("users_as_user", By::User, users_as_user),
+        ("signals", By::Both, signals),
+        ("orphans", By::Both, orphans),
+        ("further_programs", By::Both, further_programs),
+        ("terminal", By::Both, terminal),
+        ("network_none", By::Both, network_none),
+        ("rlimits", By::Both, rlimits),
+        ("dropping", By::Both, dropping),
+        ("generated_files", By::Both, generated_files),
+        ("host_pids", By::Both, host_pids),
+    ])
+}
+
+fn exit_codes() {
+    let tree = tree();
+    for code in [0, 1, 42, 255] {
+        let (exit, _) = output(&shell(tree.path(), &format!("exit {code}")));
+        assert_eq!(exit.ending, Ending::Exited(code));
+    }
+    let (exit, _) = output(&shell(tree.path(), "kill -TERM $$"));
+    assert_eq!((exit.ending, exit.code()), (Ending::Killed(libc::SIGTERM), 143));
+}
+
+fn exec_failures() {
+    let tree = tree();
+    fs::write(tree.path().join("plain"), "no program").unwrap();
+    fs::write(tree.path().join("script"), "#!/no/such/interpreter\n").unwrap();
+    for file in ["plain", "script"] {
+        let mode = if file == "script" { 0o755 } else { 0o644 };
+        fs::set_permissions(
+            tree.path().join(file),
+            std::os::unix::fs::PermissionsExt::from_mode(mode),
+        )
+        .unwrap();
+    }
+    for (program, code, message) in [
+        ("missing", 127, "cannot find missing: No such file or directory (os error 2)"),
+        ("/missing", 127, "cannot find /missing: No such file or directory (os error 2)"),
+        ("/plain", 126, "cannot execute /plain: Permission denied (os error 13)"),
+        (
+            "/script",
+            126,
+            "cannot execute /script: its interpreter is missing: Exec format error (os error 8)",
+        ),
+    ] {
+        let error = refusal(&spec(tree.path(), &[program]));
+        assert_eq!((error.exit_code(), chain(&error).as_str()), (code, message));
+    }
+    let mut elsewhere = shell(tree.path(), "true");
+    elsewhere.cwd = "/nowhere".into();
+    let error = refusal(&elsewhere);
+    assert_eq!(error.exit_code(), 125);
+    assert_eq!(error.to_string(), "cannot change to the directory /nowhere");
+}
+
+fn namespaces() {
+    let tree = tree();
+    let mut spec = shell(
+        tree.path(),
+        "hostname; echo $$; for n in user mnt pid ipc uts cgroup net; do readlink /proc/self/ns/$n; done",
+    );
+    spec.hostname = Some("inner".into());
+    let (_, text) = output(&spec);
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("inner"));
+    assert_eq!(lines.next(), Some("2"), "the init is 1, the program 2");
+    for (name, inner) in ["user", "mnt", "pid", "ipc", "uts", "cgroup", "net"].iter().zip(lines) {
+        let outer = fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+        assert_eq!(outer.to_str() == Some(inner), *name == "net", "{name}");
+    }
+    let mounts = sh("cat /proc/self/mountinfo");
+    assert!(!mounts.contains("/work") && !mounts.contains("shared:"), "{mounts}");
+    assert!(mounts.lines().any(|l| l.contains(" /sys ro,nosuid,nodev,noexec")), "{mounts}");
+}
+
+fn devices() {
+    let text = sh(
+        "ls /dev | tr '\\n' ' '; echo; head -c4 /dev/zero | wc -c; head -c8 /dev/urandom | wc -c; \
+         echo x > /dev/null && echo null; (/usr/bin/echo x > /dev/full) 2>&1 | grep -c 'No space'; \
+         touch /dev/shm/a && echo shm; touch /tmp/a && echo tmp; stat -fc %T /dev/mqueue; test -c /dev/ptmx && echo ptmx",
+    );
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    assert_eq!(
+        lines[0],
+        "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero"
+    );
+    assert_eq!(lines[1..], ["4", "8", "null", "1", "shm", "tmp", "mqueue", "ptmx"]);
+}
+
+fn environment() {
+    let tree = tree();
+    let mut spec = spec(tree.path(), &["env"]);
+    spec.env.push(("A".into(), "b c".into()));
+    spec.cwd = "/tmp".into();
+    let (_, text) = output(&spec);
+    assert_eq!(text, "PATH=/usr/bin:/bin:/usr/sbin:/sbin\nA=b c\n");
+    let mut spec =
+        shell(tree.path(), "pwd; umask; ls /proc/self/fd | wc -l; cat /proc/self/status");
+    spec.cwd = "/tmp".into();
+    spec.umask = 0o027;
+    let leak = File::open("/").unwrap();
+    rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
+    let (_, text) = output(&spec);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[..3], ["/tmp", "0027", "4"]);
+    for line in [
+        "NoNewPrivs:\t1",
+        "Seccomp:\t2",
+        "SigBlk:\t0000000000000000",
+        "SigIgn:\t0000000000000000",
+        "CapInh:\t0000000000000000",
+        "CapAmb:\t0000000000000000",
+        "CapBnd:\t00000000a80425fb",
+    ] {
+        assert!(lines.contains(&line), "{line} not in {text}");
+    }
+}
+
+fn host_root() {
+    let tree = scratch();
+    fs::write(tree.path().join("hello"), "from the tree\n").unwrap();
+    let root = Root::Host { tree: tree.path().to_owned(), at: "/packages/A-953bc".into() };
+    let line = "cat /packages/A-953bc/hello; touch /x 2>&1; touch /usr/x 2>&1; touch /packages/A-953bc/new && echo written; \
+                ls /run | wc -l; ls / | tr '\\n' ' '";
+    let mut spec = Spec::new(id(), root, ["/bin/sh", "-c", line]);
+    spec.cwd = "/packages/A-953bc".into();
+    if !is_root() {
+        // The tree belongs to whoever made it.
+        spec.env.push(("PATH".into(), "/usr/bin".into()));
+    }
+    let (exit, text) = output(&spec);
+    assert_eq!(exit.code(), 0, "{text}");
+    assert!(text.starts_with("from the tree\n"), "{text}");
+    assert_eq!(text.matches("Read-only file system").count(), 2, "{text}");
+    assert!(text.contains("written\n"), "{text}");
+    assert!(tree.path().join("new").exists());
+}
+
+fn volumes() {
+    let tree = tree();
+    let volume = scratch();
+    fs::create_dir(volume.path().join("sub")).unwrap();
+    fs::write(volume.path().join("file"), "content").unwrap();
+    let mut spec = shell(
+        tree.path(),
+        "cat /data/file; touch /data/new; touch /ro/new 2>&1; cat /one; df -k /mem | tail -1",
+    );
+    spec.mounts.push(bind(volume.path(), "/data", false));
+    spec.mounts.push(bind(volume.path(), "/ro", true));
+    spec.mounts.push(bind(volume.path().join("file"), "/one", true));
+    spec.mounts.push(Mount::Tmpfs {
+        target: "/mem".into(),
+        size: Some(1 << 20),
+        mode: 0o700,
+        read_only: false,
+        exec: false,
+    });
+    let (exit, text) = output(&spec);
+    assert_eq!(exit.code(), 0, "{text}");
+    assert!(text.contains("Read-only file system") && text.contains(" 1024 "), "{text}");
+    assert_eq!(text.matches("content").count(), 2);
+    assert!(volume.path().join("new").exists());
+}
+
+fn users_as_root() {
+    let tree = tree();
+    let id_line = "id -u; id -g; id -G; grep -h Cap /proc/self/status; cat /proc/self/uid_map";
+    let (_, text) = output(&shell(tree.path(), id_line));
+    assert!(text.starts_with("0\n0\n0\n"), "{text}");
+    assert!(text.contains("CapEff:\t00000000a80425fb"), "{text}");
+    assert!(text.contains("4294967295"), "{text}");
+    let mut spec = shell(tree.path(), id_line);
+    spec.user = Some("web".into());
+    spec.groups = vec!["1234".into()];
+    let (_, text) = output(&spec);
+    assert!(text.starts_with("33\n33\n33 1234\n"), "{text}");
+    assert!(text.contains("CapEff:\t0000000000000000"), "{text}");
+    spec.user = Some("who".into());
+    assert_eq!(
+        chain(&refusal(&spec)),
+        "the job cannot be planned: cannot find the job's user: the tree's etc/passwd has no user who"
+    );
+}
+
+fn users_as_user() {
+    let tree = tree();
+    let mut spec =
+        shell(tree.path(), "id -u; id -g; touch /made; grep -h CapEff /proc/self/status");
+    let (_, text) = output(&spec);
+    assert_eq!(text, "65534\n65534\nCapEff:\t0000000000000000\n");
+    assert!(tree.path().join("made").exists());
+    spec.user = Some("root".into());
+    let (_, text) = output(&spec);
+    assert_eq!(text, "0\n0\nCapEff:\t00000000a80425fb\n");
+    spec.user = Some("web".into());
+    assert_eq!(output(&spec).1, "33\n33\nCapEff:\t0000000000000000\n");
+}
+
+fn signals() {
+    let tree = tree();
+    let (stdio, mut reader) = piped();
+    let mut job = start(
+        &shell(
+            tree.path(),
+            "trap 'echo got; exit 7' TERM; echo ready; while :; do sleep 0.01; done",
+        ),
+        stdio,
+    );
+    wait_for(&mut reader, "ready\n");
+    job.signal(libc::SIGTERM).unwrap();
+    assert_eq!(job.wait().unwrap().ending, Ending::Exited(7));
+    let (stdio, mut reader) = piped();
+    let mut job = start(&shell(tree.path(), "trap '' TERM; echo ready; sleep 1000"), stdio);
+    wait_for(&mut reader, "ready\n");
+    job.signal(libc::SIGTERM).unwrap();
+    assert_eq!(job.wait_timeout(Duration::from_millis(50)).unwrap(), None);
+    // From outside, as a person would do it.
+    rustix::process::kill_process(job.pid(), rustix::process::Signal::KILL).unwrap();
+    assert_eq!(job.wait().unwrap().ending, Ending::Killed(libc::SIGKILL));
+}
+
+fn piped() -> (Stdio, File) {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let stdin = OwnedFd::from(File::open("/dev/null").unwrap());
+    (Stdio::Streams { stdin, stdout: writer.try_clone().unwrap(), stderr: writer }, reader.into())
+}
+
+fn wait_for(reader: &mut File, text: &str) {
+    let mut got = vec![0; text.len()];
+    reader.read_exact(&mut got).unwrap();
+    assert_eq!(String::from_utf8_lossy(&got), text);
+}
+
+fn orphans() {
+    let tree = tree();
+    // A process that left its parents and its session behind still dies with the job, and is reaped before that.
+    let (stdio, mut reader) = piped();
+    let mut job = start(
+        &shell(
+            tree.path(),
+            "(setsid sleep 1000 & ) ; (true &) ; sleep 0.1; ps -eo stat,comm; exit 3",
+        ),
+        stdio,
+    );
+    assert_eq!(job.wait().unwrap().code(), 3);
+    let mut text = String::new();
+    // The pipe ends only when no process holds it any more.
+    reader.read_to_string(&mut text).unwrap();
+    assert!(text.contains("sleep") && !text.contains('Z'), "{text}");
+}
+
+fn further_programs() {
+    let tree = tree();
+    let mut spec = shell(tree.path(), "touch /tmp/mark; echo ready; sleep 1000");
+    spec.env.push(("FROM".into(), "job".into()));
+    let (stdio, mut reader) = piped();
+    let mut job = start(&spec, stdio);
+    wait_for(&mut reader, "ready\n");
+    let (stdio, file) = captured();
+    let line = "test -e /tmp/mark && echo same tree; echo $FROM $MORE; pwd; ps -eo comm | grep -c sleep; exit 5";
+    let exec = ExecSpec {
+        argv: ["sh", "-c", line].map(Into::into).to_vec(),
+        env: vec![("MORE".into(), "x".into())],
+        cwd: Some("/usr".into()),
+        user: None,
+    };
+    let mut program = job.exec(&exec, stdio).unwrap();
+    assert!(program.pid().is_some());
+    assert_eq!(program.wait().unwrap(), Ending::Exited(5));
+    assert_eq!(text(file), "same tree\njob x\n/usr\n1\n");
+    let missing = ExecSpec { argv: vec!["missing".into()], ..ExecSpec::default() };
+    assert_eq!(job.exec(&missing, Stdio::null().unwrap()).unwrap_err().exit_code(), 127);
+    // One that is still running when the job ends.
+    let sleep = ExecSpec { argv: vec!["sleep".into(), "1000".into()], ..ExecSpec::default() };
+    let mut program = job.exec(&sleep, Stdio::null().unwrap()).unwrap();
+    assert_eq!(program.try_wait().unwrap(), None);
+    job.kill().unwrap();
+    job.wait().unwrap();
+    assert_eq!(program.wait().unwrap(), Ending::Killed(libc::SIGKILL));
+    assert!(job.exec(&sleep, Stdio::null().unwrap()).is_err());
+}
+
+fn terminal() {
+    let tree = tree();
+    let stdio = Stdio::Terminal { rows: 33, columns: 77 };
+    let mut job = start(
+        &shell(
+            tree.path(),
+            "tty; stty size; echo to console > /dev/console; read line; echo got $line; ps -o tty= -p $$",
+        ),
+        stdio,
+    );
+    let mut master = File::from(job.program().take_terminal().unwrap());
+    master.write_all(b"hello\n").unwrap();
+    assert_eq!(job.wait().unwrap().code(), 0);
+    let mut text = Vec::new();
+    // A terminal whose other end is closed answers with an error instead of an end.
+    master.read_to_end(&mut text).ok();
+    let text = String::from_utf8(text).unwrap();
+    for part in ["/dev/pts/0\r\n", "33 77\r\n", "to console\r\n", "got hello\r\n", "pts/0"] {
+        assert!(text.contains(part), "{part:?} not in {text:?}");
+    }
+}
+
+fn network_none() {
+    let tree = tree();
+    let mut spec = shell(
+        tree.path(),
+        "cat /proc/net/dev | tail -n +3 | cut -d: -f1; cat /sys/class/net/lo/operstate; ls /sys/class/net",
+    );
+    spec.namespaces.network = Network::None;
+    let (exit, text) = output(&spec);
+    assert_eq!(exit.code(), 0, "{text}");
+    assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["lo", "unknown", "lo"]);
+}
+
+fn rlimits() {
+    let tree = tree();
+    let mut spec = shell(tree.path(), "ulimit -n; ulimit -c");
+    spec.rlimits = vec![
+        Rlimit { resource: "nofile".into(), soft: Some(100), hard: Some(200) },
+        Rlimit { resource: "core".into(), soft: Some(0), hard: Some(0) },
+    ];
+    assert_eq!(output(&spec).1, "100\n0\n");
+    spec.rlimits = vec![Rlimit { resource: "nofile".into(), soft: None, hard: None }];
+    assert_eq!(
+        chain(&refusal(&spec)),
+        "cannot set the ulimit nofile: Operation not permitted (os error 1)"
+    );
+    spec.best_effort_limits = true;
+    let mut job = start(&spec, Stdio::null().unwrap());
+    assert_eq!(
+        job.warnings(),
+        ["the ulimit nofile is as high as the host allows, not as high as asked for"]
+    );
+    job.wait().unwrap();
+}
+
+fn dropping() {
+    let tree = tree();
+    let (stdio, mut reader) = piped();
+    let job = launch(&shell(tree.path(), "sleep 1000"), stdio).unwrap();
+    let before = Instant::now();
+    drop(job);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert!(before.elapsed() < Duration::from_secs(5));
+}
+
+fn generated_files() {
+    let tree = tree();
+    std::os::unix::fs::symlink("/run/resolve/conf", tree.path().join("etc/resolv.conf")).unwrap();
+    let mut spec = shell(
+        tree.path(),
+        "cat /etc/hosts /etc/resolv.conf; echo more >> /etc/hosts; tail -1 /etc/hosts",
+    );
+    for (target, content) in
+        [("/etc/hosts", "127.0.0.1 localhost\n"), ("/etc/resolv.conf", "nameserver 10.0.0.1\n")]
+    {
+        spec.files.push(GeneratedFile {
+            target: target.into(),
+            content: content.into(),
+            mode: 0o644,
+        });
+    }
+    let (_, text) = output(&spec);
+    assert_eq!(text, "127.0.0.1 localhost\nnameserver 10.0.0.1\nmore\n");
+    assert_eq!(fs::read_to_string(tree.path().join("etc/hosts")).unwrap(), "");
+}
+
+fn host_pids() {
+    let tree = tree();
+    let me = std::process::id();
+    let mut spec =
+        shell(tree.path(), &format!("test -d /proc/{me} && echo seen; setsid sleep 1000 & exit 4"));
+    spec.namespaces.pid = Namespace::Host;
+    let (stdio, mut reader) = piped();
+    let mut job = start(&spec, stdio);
+    assert_eq!(job.wait().unwrap().code(), 4);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "seen\n");
+}
