@@ -1,0 +1,243 @@
+//! The node's own store of images and manifests, by digest.
+//!
+//! ```text
+//! version                 "mica-cache 1\n"
+//! blobs/<64 hex>          images and chunk tables: complete and verified, mode 0444, mtime = last use
+//! manifests/<64 hex>      manifests, likewise; mtime = last use of the package
+//! packages/<name>         an `Index` of the versions and tags known here, after a line with its BLAKE3
+//! incoming/<64 hex>.part  a blob on its way; whoever writes it holds a flock on it
+//! incoming/tmp-*          small files on their way, likewise locked
+//! leases/tmp-*            digests in use; the user holds a flock on it
+//! locks/gc                shared: whoever takes a lease; exclusive: whoever removes blobs
+//! locks/package-<name>    exclusive: whoever changes packages/<name>
+//! ```
+//!
+//! **Whole or not there.** A file gets its final name by rename, after its digest was checked and it was synced; then
+//! the folder is synced. Reading needs no lock. Whatever a dead process left is unlocked, hence known as garbage:
+//! temporary files go when the cache is next opened, a `.part` is kept and resumed (its bytes are hashed again first).
+//!
+//! **Locks are flocks** and end with their holder, also by kill -9. The lock of a digest is the one on its `.part`: two
+//! processes that want the same blob fetch it once. A lease is a lock as well; because the file lock belongs to the open
+//! file, a lease handed to a child with its descriptor outlives the parent.
+//!
+//! **Removal** happens only under the exclusive `gc` lock, when the live leases are known. A lease is written under the
+//! shared lock, so it is seen by every removal that comes later; whoever leases checks *afterwards* that the blobs are there.
+//!
+//! **Damage.** A blob's length is checked whenever it is asked for; its content on [`Cache::verify`]. Blobs never change,
+//! so the digest was true when the file got its name: what differs later was altered from outside, or by the disk.
+//!
+//! One cache belongs to one user, who must be the only one able to write to it. A second, read-only cache may lie
+//! below ([`Cache::with_shared`]): what it has is used in place, never copied, never removed.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use mica_graph::{Blob, Digest, Layer, Manifest};
+
+use crate::file::{self, FileError, Staging};
+
+mod lease;
+mod names;
+mod part;
+mod prune;
+mod verify;
+
+pub use lease::Lease;
+pub use names::{CachedPackage, LookupError};
+pub(crate) use part::{Part, Reserved};
+pub use prune::{DiskUse, PruneOptions, Pruned};
+pub use verify::{Damage, Verified};
+
+/// The folder where a node keeps its images. Cheap to clone; see [the module](self).
+#[derive(Clone, Debug)]
+pub struct Cache {
+    root: PathBuf,
+    shared: Option<PathBuf>,
+    quota: Option<u64>,
+    staging: Staging,
+}
+
+/// What a cache cannot do.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// A file operation failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The folder holds something else.
+    #[error("{} is not a mica cache", path.display())]
+    NotACache {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Written by a later mica.
+    #[error("the cache {} has layout `{found}`; this mica knows layout 1", path.display())]
+    Layout {
+        /// The folder.
+        path: PathBuf,
+        /// What its version file says.
+        found: String,
+    },
+    /// A file was altered after it was verified.
+    #[error("the cached blob {digest} is damaged: {} has {found} bytes, not {expected}", path.display())]
+    Damaged {
+        /// Which blob.
+        digest: Digest,
+        /// Its file.
+        path: PathBuf,
+        /// Its length.
+        expected: u64,
+        /// The file's length.
+        found: u64,
+    },
+    /// A blob that is needed is not there.
+    #[error("{what} is not in the cache")]
+    Missing {
+        /// The layer or blob.
+        what: String,
+    },
+    /// An index or manifest was altered after it was written.
+    #[error("{} is damaged", path.display())]
+    Document {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file given to the cache is not what it was said to be.
+    #[error("{} has digest {found}, not {expected}", path.display())]
+    NotThisBlob {
+        /// The file.
+        path: PathBuf,
+        /// What it was said to be.
+        expected: Digest,
+        /// What it is.
+        found: Digest,
+    },
+}
+
+impl CacheError {
+    /// Whether the file system, or the user's share of it, is full.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::File(error) if error.is_full())
+    }
+
+    /// What a person could do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Damaged { .. } | Self::Document { .. } => {
+                "`mica cache verify --repair` finds what is damaged and fetches it again"
+            }
+            Self::Missing { .. } => "`mica pull` fetches it",
+            Self::File(error) if error.is_full() => "`mica prune` frees what no job uses",
+            Self::NotACache { .. } => "name an empty folder, or one that mica made",
+            _ => return None,
+        })
+    }
+}
+
+const VERSION: &[u8] = b"mica-cache 1\n";
+const FOLDERS: [&str; 6] = ["blobs", "manifests", "packages", "incoming", "leases", "locks"];
+
+impl Cache {
+    /// Opens the cache in `root`, making it if need be, and removes what dead processes left.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self, CacheError> {
+        let root = root.into();
+        file::create_dir(&root)?;
+        let staging = Staging::new(root.join("incoming"))?;
+        let version = root.join("version");
+        match file::read_small(&version, 4096)? {
+            Some(found) if found == VERSION => {}
+            Some(found) => {
+                let found = String::from_utf8_lossy(&found).trim().to_owned();
+                return Err(CacheError::Layout { path: root, found });
+            }
+            None => {
+                let foreign = |name: &String| !FOLDERS.contains(&name.as_str());
+                // Another process may have made it since we looked.
+                if file::names(&root)?.iter().any(foreign) && !version.exists() {
+                    return Err(CacheError::NotACache { path: root });
+                }
+                staging.write(&version, VERSION)?;
+            }
+        }
+        for folder in FOLDERS {
+            file::create_dir(&root.join(folder))?;
+        }
+        staging.sweep()?;
+        Ok(Self { root, shared: None, quota: None, staging })
+    }
+
+    /// Lets the cache use, but never change, what another one has: a node's, or one on a cluster's file server.
+    #[must_use]
+    pub fn with_shared(self, root: impl Into<PathBuf>) -> Self {
+        Self { shared: Some(root.into()), ..self }
+    }
+
+    /// Keeps the blobs below `bytes` by removing those longest unused, as far as no lease protects them.
+    #[must_use]
+    pub fn with_quota(self, bytes: Option<u64>) -> Self {
+        Self { quota: bytes, ..self }
+    }
+
+    /// Its folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where a blob lies, or would lie.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root.join("blobs").join(digest.hex())
+    }
+
+    /// The file of a blob, if it is there with the right length.
+    pub fn blob(&self, blob: &Blob) -> Result<Option<PathBuf>, CacheError> {
+        let shared = self.shared.as_ref().map(|root| root.join("blobs").join(blob.digest.hex()));
+        for (path, ours) in [(Some(self.blob_path(&blob.digest)), true), (shared, false)] {
+            let Some(path) = path else { continue };
+            match file::stat(&path) {
+                Ok(Some(meta)) if meta.is_file() && meta.len() == blob.size => {
+                    return Ok(Some(path));
+                }
+                Ok(Some(meta)) if ours => {
+                    let (digest, expected, found) = (blob.digest, blob.size, meta.len());
+                    return Err(CacheError::Damaged { digest, path, expected, found });
+                }
+                // A shared cache that is damaged or away is as good as none.
+                Ok(_) | Err(_) if !ours => {}
+                Ok(_) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The image of a layer, if it is there with the right length. Take a [`lease`](Self::lease) first.
+    pub fn image(&self, layer: &Layer) -> Result<Option<PathBuf>, CacheError> {
+        self.blob(&Blob { digest: layer.digest, size: layer.size })
+    }
+
+    /// The images of a stack, topmost first; an error names the first one that is not there.
+    pub fn stack(&self, manifest: &Manifest) -> Result<Vec<PathBuf>, CacheError> {
+        let missing = |layer: &Layer| CacheError::Missing {
+            what: format!("layer {} ({})", layer.module, layer.digest.short()),
+        };
+        let image = |layer| self.image(layer)?.ok_or_else(|| missing(layer));
+        manifest.layers.iter().map(image).collect()
+    }
+
+    /// Notes that a blob or manifest was used now.
+    pub(crate) fn touch(&self, path: &Path) {
+        let now = std::fs::FileTimes::new().set_modified(SystemTime::now());
+        let touched = std::fs::File::open(path).and_then(|file| file.set_times(now));
+        if let Err(error) = touched {
+            // It only makes the blob look older than it is.
+            tracing::debug!(path = %path.display(), %error, "cannot note a use");
+        }
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    fn lock_path(&self, name: &str) -> PathBuf {
+        self.root.join("locks").join(name)
+    }
+}

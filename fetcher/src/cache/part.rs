@@ -1,0 +1,184 @@
+//! A blob on its way into the cache: locked, resumable, verified before it gets its name.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use mica_graph::{Blob, Digest};
+
+use super::{Cache, CacheError};
+use crate::file::{self, Named};
+
+/// What became of the wish to bring in a blob.
+pub(crate) enum Reserved {
+    /// It is there.
+    Present,
+    /// Another process, or thread, is bringing it in; so many bytes are there.
+    Busy(u64),
+    /// Ours to bring in.
+    Ours(Part),
+}
+
+/// The `.part` file of one blob, locked by us. Dropped, it stays for whoever resumes.
+pub(crate) struct Part {
+    file: File,
+    path: PathBuf,
+    blob: Blob,
+    hasher: blake3::Hasher,
+    len: u64,
+}
+
+impl Cache {
+    /// Takes the lock of a digest if it is free. A cached file with the wrong length is removed.
+    pub(crate) fn reserve(&self, blob: &Blob) -> Result<Reserved, CacheError> {
+        if self.has(blob)? {
+            return Ok(Reserved::Present);
+        }
+        let path = self.folder("incoming").join(format!("{}.part", blob.digest.hex()));
+        loop {
+            let file = file::open_part(&path).named("create", &path)?;
+            if !file::try_flock(&file).named("lock", &path)? {
+                return Ok(Reserved::Busy(file.metadata().named("stat", &path)?.len()));
+            }
+            // The holder before us may have renamed it into place, or removed it.
+            if !file::is_at(&file, &path).named("stat", &path)? {
+                continue;
+            }
+            match self.blob(blob) {
+                Ok(Some(_)) => {
+                    file::remove(&path)?;
+                    return Ok(Reserved::Present);
+                }
+                Ok(None) => {}
+                Err(CacheError::Damaged { path, found, .. }) => {
+                    tracing::warn!(path = %path.display(), found, "removing a damaged blob");
+                    file::remove(&path)?;
+                }
+                Err(error) => return Err(error),
+            }
+            return Ok(Reserved::Ours(Part::resume(file, path, blob.clone())?));
+        }
+    }
+
+    fn has(&self, blob: &Blob) -> Result<bool, CacheError> {
+        match self.blob(blob) {
+            Ok(found) => Ok(found.is_some()),
+            Err(CacheError::Damaged { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes in a file that is already here, such as an image just packed. Whether it was not there before.
+    pub fn insert(&self, blob: &Blob, source: &Path) -> Result<bool, CacheError> {
+        loop {
+            let mut part = match self.reserve(blob)? {
+                Reserved::Present => return Ok(false),
+                Reserved::Ours(part) => part,
+                Reserved::Busy(_) => {
+                    std::thread::sleep(super::super::pull::POLL);
+                    continue;
+                }
+            };
+            part.restart()?;
+            let mut from = File::open(source).named("open", source)?;
+            let mut buffer = vec![0; 1 << 18];
+            loop {
+                match from.read(&mut buffer).named("read", source)? {
+                    0 => break,
+                    n => part.append(&buffer[..n]).map_err(|e| part_error(&part.path, e))?,
+                }
+            }
+            return match part.finish(self)? {
+                Ok(()) => Ok(true),
+                Err(mismatch) => Err(CacheError::NotThisBlob {
+                    path: source.to_owned(),
+                    expected: blob.digest,
+                    found: mismatch.found,
+                }),
+            };
+        }
+    }
+}
+
+fn part_error(path: &Path, source: io::Error) -> CacheError {
+    CacheError::File(file::FileError { verb: "write", path: path.to_owned(), source })
+}
+
+/// A complete part with another digest than wanted; it was thrown away.
+#[derive(Debug)]
+pub(crate) struct Mismatch {
+    pub(crate) found: Digest,
+    pub(crate) len: u64,
+}
+
+impl Part {
+    /// Hashes what an earlier, interrupted fetch left, so that it counts for nothing more than bytes that come now.
+    fn resume(file: File, path: PathBuf, blob: Blob) -> Result<Self, CacheError> {
+        let mut part = Self { file, path, blob, hasher: blake3::Hasher::new(), len: 0 };
+        let held = part.file.metadata().named("stat", &part.path)?.len();
+        if held > part.blob.size {
+            part.restart()?;
+            return Ok(part);
+        }
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match part.file.read(&mut buffer).named("read", &part.path)? {
+                0 => break,
+                n => {
+                    part.hasher.update(&buffer[..n]);
+                    part.len += n as u64;
+                }
+            }
+        }
+        Ok(part)
+    }
+
+    /// Bytes that are there.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Adds the next bytes.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if let Err(error) = self.file.write_all(bytes) {
+            // Part of them may have been written: go back to where the hash is.
+            self.file.set_len(self.len)?;
+            io::Seek::seek(&mut self.file, io::SeekFrom::Start(self.len))?;
+            return Err(error);
+        }
+        self.hasher.update(bytes);
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Throws away what is there.
+    pub(crate) fn restart(&mut self) -> Result<(), CacheError> {
+        self.file.set_len(0).named("truncate", &self.path)?;
+        io::Seek::rewind(&mut self.file).named("rewind", &self.path)?;
+        self.hasher.reset();
+        self.len = 0;
+        Ok(())
+    }
+
+    /// Removes the file as well.
+    pub(crate) fn discard(self) -> Result<(), CacheError> {
+        file::remove(&self.path)?;
+        Ok(())
+    }
+
+    /// Verifies, syncs and renames; a part with the wrong content is removed.
+    pub(crate) fn finish(self, cache: &Cache) -> Result<Result<(), Mismatch>, CacheError> {
+        let found: Digest = self.hasher.finalize().into();
+        if found != self.blob.digest || self.len != self.blob.size {
+            let len = self.len;
+            self.discard()?;
+            return Ok(Err(Mismatch { found, len }));
+        }
+        file::publish(&self.file, &self.path, &cache.blob_path(&self.blob.digest), 0o444)?;
+        Ok(Ok(()))
+    }
+}

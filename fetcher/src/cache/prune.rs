@@ -1,0 +1,299 @@
+//! What may be removed, and how much lies there.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use mica_graph::{Digest, PackageName, Version};
+
+use super::lease::blobs;
+use super::{Cache, CacheError};
+use crate::file::{self, Lock, Named};
+use crate::registry::layout::parse_hex;
+
+/// What to remove. Blobs that no known package needs always go; what is leased never does.
+#[derive(Clone, Debug, Default)]
+pub struct PruneOptions {
+    /// Also forget every package that is not in use.
+    pub all: bool,
+    /// With `all`: only those unused for so long.
+    pub unused_for: Duration,
+    /// Remove the blobs longest unused until no more than so many bytes are left.
+    pub quota: Option<u64>,
+    /// Remove interrupted fetches untouched for so long.
+    pub keep_parts: Duration,
+    /// Only say what would go.
+    pub dry_run: bool,
+}
+
+/// What was removed.
+#[derive(Clone, Debug, Default)]
+pub struct Pruned {
+    /// Versions forgotten.
+    pub versions: Vec<(PackageName, Version)>,
+    /// Blobs removed, and their lengths.
+    pub blobs: Vec<(Digest, u64)>,
+    /// Interrupted fetches removed.
+    pub parts: usize,
+    /// Bytes of blobs and interrupted fetches together.
+    pub bytes: u64,
+}
+
+/// How the cache's bytes are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskUse {
+    /// Number of blobs: images and chunk tables.
+    pub blobs: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes that jobs, mounts and pulls in progress use.
+    pub leased: u64,
+    /// Bytes that no known package needs.
+    pub unneeded: u64,
+    /// Number of interrupted or running fetches.
+    pub parts: usize,
+    /// Their bytes.
+    pub part_bytes: u64,
+    /// The limit, if there is one.
+    pub quota: Option<u64>,
+}
+
+impl DiskUse {
+    /// Bytes that removing everything unused would free.
+    pub fn reclaimable(&self) -> u64 {
+        self.bytes - self.leased + self.part_bytes
+    }
+}
+
+struct StoredBlob {
+    digest: Digest,
+    size: u64,
+    used: SystemTime,
+}
+
+impl Cache {
+    /// Removes what nobody uses.
+    pub fn prune(&self, options: &PruneOptions) -> Result<Pruned, CacheError> {
+        let _gc = Lock::exclusive(&self.lock_path("gc"))?;
+        let mut pruned = Pruned::default();
+        let Some(leased) = self.leased()? else { return Ok(pruned) };
+        if options.all {
+            self.forget_unused(options, &leased, &mut pruned)?;
+        }
+        self.prune_parts(options, &mut pruned)?;
+        let (needed, manifests) = self.needed(&pruned.versions)?;
+        if !options.dry_run {
+            self.prune_manifests(&manifests)?;
+        }
+        let mut kept = Vec::new();
+        for blob in self.stored()? {
+            if leased.contains(&blob.digest) || needed.contains(&blob.digest) {
+                kept.push(blob);
+            } else {
+                self.drop_blob(&blob, options.dry_run, &mut pruned)?;
+            }
+        }
+        if let Some(quota) = options.quota {
+            let excess = total(&kept).saturating_sub(quota);
+            self.drop_oldest(kept, &leased, excess, options.dry_run, &mut pruned)?;
+        }
+        Ok(pruned)
+    }
+
+    /// Frees at least `needed` bytes, if so many are not in use; says how many it freed.
+    pub(crate) fn make_room(&self, needed: u64) -> Result<u64, CacheError> {
+        let _gc = Lock::exclusive(&self.lock_path("gc"))?;
+        let mut pruned = Pruned::default();
+        let Some(leased) = self.leased()? else { return Ok(0) };
+        self.prune_parts(&PruneOptions::default(), &mut pruned)?;
+        let excess = needed.saturating_sub(pruned.bytes);
+        self.drop_oldest(self.stored()?, &leased, excess, false, &mut pruned)?;
+        tracing::info!(needed, freed = pruned.bytes, "made room in the cache");
+        Ok(pruned.bytes)
+    }
+
+    /// Keeps the quota, as far as leases allow.
+    pub(crate) fn keep_quota(&self) -> Result<(), CacheError> {
+        let Some(quota) = self.quota else { return Ok(()) };
+        let _gc = Lock::exclusive(&self.lock_path("gc"))?;
+        let Some(leased) = self.leased()? else { return Ok(()) };
+        let stored = self.stored()?;
+        let excess = total(&stored).saturating_sub(quota);
+        self.drop_oldest(stored, &leased, excess, false, &mut Pruned::default())
+    }
+
+    /// How the bytes are used.
+    pub fn disk_use(&self) -> Result<DiskUse, CacheError> {
+        let _gc = Lock::exclusive(&self.lock_path("gc"))?;
+        let leased = self.leased()?;
+        let (needed, _) = self.needed(&[])?;
+        let mut usage = DiskUse { quota: self.quota, ..DiskUse::default() };
+        for blob in self.stored()? {
+            usage.blobs += 1;
+            usage.bytes += blob.size;
+            if leased.as_ref().is_none_or(|leased| leased.contains(&blob.digest)) {
+                usage.leased += blob.size;
+            } else if !needed.contains(&blob.digest) {
+                usage.unneeded += blob.size;
+            }
+        }
+        for path in self.parts()? {
+            let Some(meta) = file::stat(&path)? else { continue };
+            usage.parts += 1;
+            usage.part_bytes += meta.len();
+        }
+        Ok(usage)
+    }
+
+    fn forget_unused(
+        &self,
+        options: &PruneOptions,
+        leased: &HashSet<Digest>,
+        pruned: &mut Pruned,
+    ) -> Result<(), CacheError> {
+        for name in self.names()? {
+            let Some(index) = self.index(&name)? else { continue };
+            let mut unused = Vec::new();
+            for entry in index.versions {
+                let path = self.manifest_path(&entry.manifest.digest);
+                let age = file::stat(&path)?.and_then(|meta| meta.modified().ok()?.elapsed().ok());
+                let manifest = self.manifest(&entry.manifest.digest)?;
+                let in_use = manifest.is_some_and(|m| blobs(&m).iter().any(|d| leased.contains(d)));
+                if !in_use && age.unwrap_or(Duration::MAX) >= options.unused_for {
+                    unused.push(entry.version);
+                }
+            }
+            if !options.dry_run && !unused.is_empty() {
+                self.change_index(&name, |index| {
+                    for version in &unused {
+                        index.forget(version);
+                    }
+                })?;
+            }
+            pruned.versions.extend(unused.into_iter().map(|version| (name.clone(), version)));
+        }
+        Ok(())
+    }
+
+    /// The blobs and manifests of all packages known here, but for those in `forgotten`.
+    fn needed(
+        &self,
+        forgotten: &[(PackageName, Version)],
+    ) -> Result<(HashSet<Digest>, HashSet<Digest>), CacheError> {
+        let (mut needed, mut manifests) = (HashSet::new(), HashSet::new());
+        for name in self.names()? {
+            let Some(index) = self.index(&name)? else { continue };
+            for entry in index.versions {
+                if forgotten.iter().any(|(n, v)| *n == name && *v == entry.version) {
+                    continue;
+                }
+                manifests.insert(entry.manifest.digest);
+                if let Some(manifest) = self.manifest(&entry.manifest.digest)? {
+                    needed.extend(blobs(&manifest));
+                }
+            }
+        }
+        Ok((needed, manifests))
+    }
+
+    fn prune_manifests(&self, known: &HashSet<Digest>) -> Result<(), CacheError> {
+        let folder = self.folder("manifests");
+        for name in file::names(&folder)? {
+            if parse_hex(&name).is_some_and(|digest| !known.contains(&digest)) {
+                file::remove(&folder.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn parts(&self) -> Result<Vec<PathBuf>, CacheError> {
+        let folder = self.folder("incoming");
+        let names = file::names(&folder)?.into_iter();
+        Ok(names.filter(|name| name.ends_with(".part")).map(|name| folder.join(name)).collect())
+    }
+
+    /// Removes interrupted fetches; those that go on are locked and stay.
+    fn prune_parts(&self, options: &PruneOptions, pruned: &mut Pruned) -> Result<(), CacheError> {
+        for path in self.parts()? {
+            let Some(part) = file::found(File::open(&path)).named("open", &path)? else { continue };
+            let meta = part.metadata().named("stat", &path)?;
+            let age = meta.modified().ok().and_then(|time| time.elapsed().ok()).unwrap_or_default();
+            if age < options.keep_parts || !file::try_flock(&part).named("lock", &path)? {
+                continue;
+            }
+            if file::is_at(&part, &path).named("stat", &path)? {
+                if !options.dry_run {
+                    file::remove(&path)?;
+                }
+                pruned.parts += 1;
+                pruned.bytes += meta.len();
+            }
+        }
+        Ok(())
+    }
+
+    fn stored(&self) -> Result<Vec<StoredBlob>, CacheError> {
+        let folder = self.folder("blobs");
+        let mut stored = Vec::new();
+        for name in file::names(&folder)? {
+            let Some(digest) = parse_hex(&name) else { continue };
+            let Some(meta) = file::stat(&folder.join(name))? else { continue };
+            let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            stored.push(StoredBlob { digest, size: meta.len(), used });
+        }
+        Ok(stored)
+    }
+
+    fn drop_oldest(
+        &self,
+        mut stored: Vec<StoredBlob>,
+        leased: &HashSet<Digest>,
+        excess: u64,
+        dry_run: bool,
+        pruned: &mut Pruned,
+    ) -> Result<(), CacheError> {
+        stored.sort_by_key(|blob| blob.used);
+        let mut freed = 0;
+        for blob in stored.iter().filter(|blob| !leased.contains(&blob.digest)) {
+            if freed >= excess {
+                break;
+            }
+            self.drop_blob(blob, dry_run, pruned)?;
+            freed += blob.size;
+        }
+        Ok(())
+    }
+
+    fn drop_blob(
+        &self,
+        blob: &StoredBlob,
+        dry_run: bool,
+        pruned: &mut Pruned,
+    ) -> Result<(), CacheError> {
+        if !dry_run {
+            file::remove(&self.blob_path(&blob.digest))?;
+        }
+        pruned.blobs.push((blob.digest, blob.size));
+        pruned.bytes += blob.size;
+        Ok(())
+    }
+
+    /// The lengths that the manifests known here give for their blobs.
+    pub(super) fn known_sizes(&self) -> Result<HashMap<Digest, u64>, CacheError> {
+        let mut sizes = HashMap::new();
+        for name in file::names(&self.folder("manifests"))? {
+            let Some(digest) = parse_hex(&name) else { continue };
+            let Ok(Some(manifest)) = self.manifest(&digest) else { continue };
+            for layer in manifest.layers {
+                sizes.insert(layer.digest, layer.size);
+                sizes.extend(layer.chunks.map(|table| (table.digest, table.size)));
+            }
+        }
+        Ok(sizes)
+    }
+}
+
+fn total(stored: &[StoredBlob]) -> u64 {
+    stored.iter().map(|blob| blob.size).sum()
+}

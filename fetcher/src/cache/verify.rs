@@ -1,0 +1,224 @@
+//! Reading everything again: was anything altered since it was verified?
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use mica_graph::{Blob, Digest, Manifest, PackageName};
+
+use super::{Cache, CacheError};
+use crate::file::{self, Lock, Named};
+use crate::registry::layout::parse_hex;
+use crate::registry::{Entry, Index};
+
+/// What a verification found.
+#[derive(Clone, Debug, Default)]
+pub struct Verified {
+    /// Files read.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What is wrong.
+    pub damage: Vec<Damage>,
+}
+
+/// A file of the cache that is not what it was when it was verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// An image or chunk table.
+    Blob {
+        /// Its file.
+        path: PathBuf,
+        /// The blob to fetch again, if a known manifest says how long it is.
+        blob: Option<Blob>,
+    },
+    /// A manifest.
+    Manifest {
+        /// Its file.
+        path: PathBuf,
+        /// The package and version to pull again, if the index knows.
+        of: Option<(PackageName, Entry)>,
+    },
+    /// The index of a package, rebuilt from the manifests on repair; tags are lost.
+    Index {
+        /// Its file.
+        path: PathBuf,
+    },
+    /// A manifest that an index names is not there.
+    NoManifest {
+        /// Where it should be.
+        path: PathBuf,
+        /// The package and version to pull again.
+        of: (PackageName, Entry),
+    },
+    /// A file that does not belong into a cache.
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Damage {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Blob { path, .. }
+            | Self::Manifest { path, .. }
+            | Self::Index { path }
+            | Self::NoManifest { path, .. }
+            | Self::Foreign { path } => path,
+        }
+    }
+}
+
+impl Cache {
+    /// Hashes every blob and manifest and checks every index. With `repair`, what is damaged is taken out, so that it
+    /// counts as missing, and indexes are rebuilt; [`heal`](crate::heal) fetches the rest again.
+    pub fn verify(&self, repair: bool) -> Result<Verified, CacheError> {
+        let mut verified = Verified::default();
+        self.verify_blobs(repair, &mut verified)?;
+        let _gc = Lock::exclusive(&self.lock_path("gc"))?;
+        self.verify_manifests(repair, &mut verified)?;
+        self.verify_indexes(repair, &mut verified)?;
+        Ok(verified)
+    }
+
+    fn verify_blobs(&self, repair: bool, verified: &mut Verified) -> Result<(), CacheError> {
+        let sizes = self.known_sizes()?;
+        let folder = self.folder("blobs");
+        for name in file::names(&folder)? {
+            let path = folder.join(&name);
+            let Some(digest) = parse_hex(&name) else {
+                verified.damage.push(Damage::Foreign { path });
+                continue;
+            };
+            let Some((found, size)) = hash_file(&path)? else { continue };
+            verified.files += 1;
+            verified.bytes += size;
+            if found == Some(digest) {
+                continue;
+            }
+            if repair {
+                file::remove(&path)?;
+            }
+            let blob = sizes.get(&digest).map(|size| Blob { digest, size: *size });
+            verified.damage.push(Damage::Blob { path, blob });
+        }
+        Ok(())
+    }
+
+    fn verify_manifests(&self, repair: bool, verified: &mut Verified) -> Result<(), CacheError> {
+        let folder = self.folder("manifests");
+        for name in file::names(&folder)? {
+            let path = folder.join(&name);
+            let Some(digest) = parse_hex(&name) else {
+                verified.damage.push(Damage::Foreign { path });
+                continue;
+            };
+            let Some((found, size)) = hash_file(&path)? else { continue };
+            verified.files += 1;
+            verified.bytes += size;
+            if found != Some(digest) {
+                if repair {
+                    file::remove(&path)?;
+                }
+                let of = self.entry_of(&digest)?;
+                verified.damage.push(Damage::Manifest { path, of });
+            }
+        }
+        Ok(())
+    }
+
+    fn entry_of(&self, digest: &Digest) -> Result<Option<(PackageName, Entry)>, CacheError> {
+        for name in self.names()? {
+            let Ok(Some(index)) = self.index(&name) else { continue };
+            let entry = index.versions.into_iter().find(|e| e.manifest.digest == *digest);
+            if let Some(entry) = entry {
+                return Ok(Some((name, entry)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn verify_indexes(&self, repair: bool, verified: &mut Verified) -> Result<(), CacheError> {
+        for name in self.names()? {
+            let path = self.index_path(&name);
+            verified.files += 1;
+            verified.bytes += file::stat(&path)?.map_or(0, |meta| meta.len());
+            match self.index(&name) {
+                Ok(Some(index)) => self.verify_entries(index, verified)?,
+                Ok(None) => {}
+                Err(CacheError::Document { path }) => {
+                    if repair {
+                        self.rebuild_index(&name)?;
+                    }
+                    verified.damage.push(Damage::Index { path });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_entries(&self, index: Index, verified: &mut Verified) -> Result<(), CacheError> {
+        for entry in index.versions {
+            let path = self.manifest_path(&entry.manifest.digest);
+            let reported = verified.damage.iter().any(|damage| damage.path() == path);
+            if !reported && file::stat(&path)?.is_none() {
+                let of = (index.name.clone(), entry);
+                verified.damage.push(Damage::NoManifest { path, of });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the index of a package anew from its manifests, in the order in which they came.
+    fn rebuild_index(&self, name: &PackageName) -> Result<(), CacheError> {
+        let mut entries: Vec<(u64, Digest, Manifest)> = Vec::new();
+        for file in file::names(&self.folder("manifests"))? {
+            let Some(digest) = parse_hex(&file) else { continue };
+            let Ok(Some(manifest)) = self.manifest(&digest) else { continue };
+            if manifest.name == *name {
+                let time = file::stat(&self.manifest_path(&digest))?.and_then(|meta| {
+                    let age = meta.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+                    Some(age.as_secs())
+                });
+                entries.push((time.unwrap_or(0), digest, manifest));
+            }
+        }
+        entries.sort_by_key(|(time, ..)| *time);
+        let mut index = Index::new(name.clone());
+        for (time, digest, manifest) in entries {
+            let size = manifest.to_json().len() as u64;
+            let manifest_blob = Blob { digest, size };
+            index.follow(Entry { version: manifest.version, manifest: manifest_blob, time }, &[]);
+        }
+        if index.versions.is_empty() {
+            file::remove(&self.index_path(name))?;
+            return Ok(());
+        }
+        self.write_index(&index)
+    }
+}
+
+/// Digest and length of a file; `None` if it is gone. A part that cannot be read is damage, not the end: no digest then.
+fn hash_file(path: &Path) -> Result<Option<(Option<Digest>, u64)>, CacheError> {
+    let Some(mut file) = file::found(File::open(path)).named("open", path)? else {
+        return Ok(None);
+    };
+    let mut hasher = blake3::Hasher::new();
+    let (mut buffer, mut size) = (vec![0; 1 << 18], 0);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(Some((Some(hasher.finalize().into()), size))),
+            Ok(n) => {
+                hasher.update(&buffer[..n]);
+                size += n as u64;
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot read");
+                return Ok(Some((None, size)));
+            }
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! From a registry into the cache: only what is missing, all of it verified.
+//!
+//! Each image is fetched by one request into its `.part` file, several images at a time. A connection that breaks is
+//! taken up again where it broke, as often as progress is made; so is the file of a process that died. Bytes count as
+//! cached when the digest of all of them is right; wrong ones are thrown away and fetched once more.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use mica_graph::{Blob, Digest, Layer, Manifest, PackageRef};
+
+use crate::cache::{Cache, CacheError, Damage, Lease, Part, Reserved, Verified};
+use crate::parallel;
+use crate::progress::{Event, Progress};
+use crate::registry::{Registry, RegistryError, Resolved};
+use crate::retry::Retry;
+
+/// How to pull.
+#[derive(Clone, Debug)]
+pub struct PullOptions {
+    /// Images fetched at a time.
+    pub parallel: usize,
+    /// How often a connection is tried again without progress.
+    pub retry: Retry,
+    /// How long to wait for another process that fetches the same image and gets nowhere.
+    pub stall: Duration,
+}
+
+impl Default for PullOptions {
+    fn default() -> Self {
+        Self { parallel: 4, retry: Retry::default(), stall: Duration::from_secs(180) }
+    }
+}
+
+/// A package that is in the cache, and protected there.
+#[derive(Debug)]
+pub struct Pulled {
+    /// What the reference meant.
+    pub resolved: Resolved,
+    /// The package's manifest.
+    pub manifest: Manifest,
+    /// How each layer came, in the manifest's order.
+    pub layers: Vec<Outcome>,
+    /// Keeps the images from being removed until it is dropped.
+    pub lease: Lease,
+}
+
+/// How a layer came to be in the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was there.
+    Cached,
+    /// It was fetched.
+    Fetched {
+        /// Bytes that came over the network.
+        bytes: u64,
+        /// Bytes that an earlier, interrupted fetch had left.
+        resumed: u64,
+    },
+    /// Another process was fetching it.
+    Shared,
+}
+
+impl Pulled {
+    /// Bytes of images that came over the network.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.layers.iter().map(Outcome::bytes).sum()
+    }
+
+    /// Number of layers that came over the network.
+    pub fn fetched_layers(&self) -> usize {
+        self.layers.iter().filter(|outcome| matches!(outcome, Outcome::Fetched { .. })).count()
+    }
+}
+
+impl Outcome {
+    /// Bytes that came over the network.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Fetched { bytes, .. } => *bytes,
+            Self::Cached | Self::Shared => 0,
+        }
+    }
+}
+
+/// A pull that failed. What it fetched so far is kept, and the next one goes on from there.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// One image.
+    #[error("cannot fetch {what}")]
+    Blob {
+        /// The layer, by name and digest.
+        what: String,
+        /// The reason.
+        #[source]
+        source: Box<PullError>,
+    },
+    /// No room, and nothing left to remove.
+    #[error("no room for {needed} more bytes in {}", path.display())]
+    Full {
+        /// The cache's file.
+        path: PathBuf,
+        /// What is still to come.
+        needed: u64,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process holds the lock and gets nowhere.
+    #[error("another process has been fetching {digest} for {} s without progress", waited.as_secs())]
+    Stalled {
+        /// What it fetches.
+        digest: Digest,
+        /// Since when nothing came.
+        waited: Duration,
+    },
+    /// Another image failed, so this one was not finished.
+    #[error("the pull was given up")]
+    GivenUp,
+}
+
+impl PullError {
+    /// What a person could do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Registry(error) => error.hint(),
+            Self::Cache(error) => error.hint().map(str::to_owned),
+            Self::Blob { source, .. } => source.hint(),
+            Self::Full { .. } => Some("`mica prune` frees what no job uses".to_owned()),
+            Self::Stalled { .. } => Some("end that process, or wait for it".to_owned()),
+            Self::GivenUp => None,
+        }
+    }
+}
+
+/// Between two looks at a lock that another process holds.
+pub(crate) const POLL: Duration = Duration::from_millis(20);
+
+/// An attempt that brought so much counts as progress.
+const PROGRESS: u64 = 1 << 20;
+
+/// Brings a package into the cache.
+pub fn pull(
+    registry: &dyn Registry,
+    package: &PackageRef,
+    cache: &Cache,
+    options: &PullOptions,
+    progress: &dyn Progress,
+) -> Result<Pulled, PullError> {
+    let resolved = registry.resolve(package)?;
+    let manifest = match cache.manifest(&resolved.manifest.digest) {
+        Ok(Some(manifest)) => manifest,
+        _ => registry.manifest(&resolved)?,
+    };
+    // From here on nothing that this package needs is removed.
+    let lease = with_room(cache, || cache.lease_package(&manifest))?;
+    let layers = fetch_layers(registry, &manifest, cache, options, progress)?;
+    let tags: Vec<_> = resolved.tag.iter().cloned().collect();
+    with_room(cache, || cache.record(&manifest, &tags))?;
+    Ok(Pulled { resolved, manifest, layers, lease })
+}
+
+/// Fetches again what a [`Cache::verify`] with `repair` took out. Blobs that no manifest knows stay out.
+pub fn heal(
+    registry: &dyn Registry,
+    cache: &Cache,
+    verified: &Verified,
+    options: &PullOptions,
+) -> Result<(), PullError> {
+    for damage in &verified.damage {
+        let blob = match damage {
+            Damage::Manifest { of: Some((name, entry)), .. }
+            | Damage::NoManifest { of: (name, entry), .. } => {
+                let exact =
+                    PackageRef { name: name.clone(), selector: Some(entry.version.clone()) };
+                pull(registry, &exact, cache, options, &())?;
+                continue;
+            }
+            Damage::Blob { blob: Some(blob), .. } => blob,
+            _ => continue,
+        };
+        let stop = AtomicBool::new(false);
+        let _lease = cache.lease(&[blob.digest])?;
+        let mut job = Job { registry, cache, options, progress: &(), stop: &stop, layer: 0, blob };
+        job.run(None)?;
+    }
+    Ok(())
+}
+
+/// Runs a small write again if the disk was full and something could be removed.
+fn with_room<T>(cache: &Cache, write: impl Fn() -> Result<T, CacheError>) -> Result<T, CacheError> {
+    match write() {
+        Err(error) if error.is_full() && cache.make_room(1 << 20)? > 0 => write(),
+        other => other,
+    }
+}
+
+fn fetch_layers(
+    registry: &dyn Registry,
+    manifest: &Manifest,
+    cache: &Cache,
+    options: &PullOptions,
+    progress: &dyn Progress,
+) -> Result<Vec<Outcome>, PullError> {
+    let mut missing: Vec<usize> = Vec::new();
+    for (i, layer) in manifest.layers.iter().enumerate() {
+        let known = missing.iter().any(|m| manifest.layers[*m].digest == layer.digest);
+        // A damaged one is fetched again.
+        if !known && !matches!(cache.image(layer), Ok(Some(_))) {
+            missing.push(i);
+        }
+    }
+    let bytes = missing.iter().map(|i| manifest.layers[*i].size).sum();
+    progress.event(Event::Started { manifest, layers: &missing, bytes });
+    let stop = AtomicBool::new(false);
+    let fetch = |i: &usize| {
+        let of = &manifest.layers[*i];
+        let blob = Blob { digest: of.digest, size: of.size };
+        let mut job =
+            Job { registry, cache, options, progress, stop: &stop, layer: *i, blob: &blob };
+        let result = job.run(Some(of));
+        stop.fetch_or(result.is_err(), Ordering::Relaxed);
+        let what = || format!("layer {} ({})", of.module, of.digest.short());
+        result.map_err(|e| PullError::Blob { what: what(), source: Box::new(e) })
+    };
+    let results = parallel::map(options.parallel, &missing, fetch);
+    let mut outcomes = vec![Outcome::Cached; manifest.layers.len()];
+    let mut given_up = None;
+    for (i, result) in missing.into_iter().zip(results) {
+        match result {
+            Ok(outcome) => outcomes[i] = outcome,
+            // Not the reason, only its consequence.
+            Err(PullError::Blob { source, .. }) if matches!(*source, PullError::GivenUp) => {
+                given_up = Some(PullError::GivenUp);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    given_up.map_or(Ok(outcomes), Err)
+}
+
+/// One blob to be brought in.
+struct Job<'a> {
+    registry: &'a dyn Registry,
+    cache: &'a Cache,
+    options: &'a PullOptions,
+    progress: &'a dyn Progress,
+    /// Set when another blob failed.
+    stop: &'a AtomicBool,
+    layer: usize,
+    blob: &'a Blob,
+}
+
+impl Job<'_> {
+    fn run(&mut self, of: Option<&Layer>) -> Result<Outcome, PullError> {
+        let (mut received, mut first_resumed, mut mismatches) = (0, None, 0);
+        loop {
+            let Some(mut part) = self.reserve()? else {
+                return Ok(Outcome::Shared);
+            };
+            let resumed = *first_resumed.get_or_insert(part.len());
+            if mismatches == 0
+                && let Some(of) = of
+            {
+                self.progress.event(Event::LayerStarted { layer: self.layer, of, resumed });
+            }
+            if let Err(error) = self.fill(&mut part, &mut received) {
+                if matches!(error, PullError::Full { .. }) {
+                    // Half an image helps nobody on a full disk.
+                    part.discard()?;
+                }
+                return Err(error);
+            }
+            match part.finish(self.cache)? {
+                Ok(()) => {
+                    self.cache.keep_quota()?;
+                    self.progress.event(Event::LayerDone { layer: self.layer });
+                    return Ok(Outcome::Fetched { bytes: received, resumed });
+                }
+                Err(mismatch) => {
+                    mismatches += 1;
+                    let (found, expected) = (mismatch.found, self.blob.digest);
+                    tracing::warn!(%expected, %found, bytes = mismatch.len, "wrong bytes");
+                    // What was left by an earlier fetch, or one bad transfer, may be to blame: once.
+                    if mismatches > 1 {
+                        let registry = self.registry.address().to_owned();
+                        return Err(RegistryError::WrongBytes { registry, expected, found }.into());
+                    }
+                    self.progress.event(Event::Restarted { layer: self.layer });
+                }
+            }
+        }
+    }
+
+    /// Waits for the lock of the digest; `None` if the blob came meanwhile.
+    fn reserve(&self) -> Result<Option<Part>, PullError> {
+        let (mut seen, mut since) = (None, Instant::now());
+        loop {
+            match with_room(self.cache, || self.cache.reserve(self.blob))? {
+                Reserved::Present => return Ok(None),
+                Reserved::Ours(part) => return Ok(Some(part)),
+                Reserved::Busy(len) => {
+                    if seen.is_none() {
+                        self.progress.event(Event::Waiting { layer: self.layer });
+                    }
+                    if seen.replace(len) != Some(len) {
+                        since = Instant::now();
+                    }
+                    if since.elapsed() > self.options.stall {
+                        let (digest, waited) = (self.blob.digest, since.elapsed());
+                        return Err(PullError::Stalled { digest, waited });
+                    }
+                }
+            }
+            self.check_stop()?;
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn check_stop(&self) -> Result<(), PullError> {
+        if self.stop.load(Ordering::Relaxed) { Err(PullError::GivenUp) } else { Ok(()) }
+    }
+
+    /// Fetches what the part lacks, taking broken connections up again.
+    fn fill(&self, part: &mut Part, received: &mut u64) -> Result<(), PullError> {
+        let mut failed = 0;
+        while part.len() < self.blob.size {
+            let before = part.len();
+            let error = match self.transfer(part, received) {
+                Ok(()) => return Ok(()),
+                Err(TransferError::Full(source)) => {
+                    let needed = self.blob.size - part.len();
+                    if self.cache.make_room(needed)? > 0 {
+                        continue;
+                    }
+                    return Err(PullError::Full { path: part.path().to_owned(), needed, source });
+                }
+                Err(TransferError::Pull(error)) => return Err(error),
+                Err(TransferError::Registry(error)) => error,
+            };
+            failed = if part.len() - before >= PROGRESS { 1 } else { failed + 1 };
+            let Some(wait) = self.options.retry.after(failed, &error) else {
+                return Err(error.into());
+            };
+            self.progress.event(Event::Retrying { layer: self.layer, error: &error, wait });
+            tracing::debug!(%error, ?wait, at = part.len(), "resuming");
+            std::thread::sleep(wait);
+            self.check_stop()?;
+        }
+        Ok(())
+    }
+
+    /// One connection's worth.
+    fn transfer(&self, part: &mut Part, received: &mut u64) -> Result<(), TransferError> {
+        let stream = self.registry.blob(self.blob, part.len()..self.blob.size)?;
+        let mut reader = stream.reader;
+        // From a source that ignores ranges, what we have comes again.
+        let mut skip = part.len().saturating_sub(stream.start);
+        let mut buffer = vec![0; 1 << 18];
+        while part.len() < self.blob.size {
+            self.check_stop().map_err(TransferError::Pull)?;
+            let n = match reader.read(&mut buffer) {
+                Ok(0) => return Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(self.broken(e)),
+            };
+            *received += n as u64;
+            let skipped = skip.min(n as u64);
+            skip -= skipped;
+            let left = self.blob.size - part.len();
+            let fresh = &buffer[usize::try_from(skipped).unwrap_or(n)..n];
+            let fresh = &fresh[..fresh.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
+            if let Err(source) = part.append(fresh) {
+                if crate::file::is_full(&source) {
+                    return Err(TransferError::Full(source));
+                }
+                let path = part.path().to_owned();
+                let error = crate::file::FileError { verb: "write", path, source };
+                return Err(TransferError::Pull(CacheError::File(error).into()));
+            }
+            self.progress.event(Event::Bytes { layer: self.layer, bytes: fresh.len() as u64 });
+        }
+        Ok(())
+    }
+
+    fn broken(&self, source: io::Error) -> TransferError {
+        let registry = self.registry.address().to_owned();
+        TransferError::Registry(RegistryError::Broken {
+            registry,
+            digest: self.blob.digest,
+            source,
+        })
+    }
+}
+
+enum TransferError {
+    Registry(RegistryError),
+    Full(io::Error),
+    Pull(PullError),
+}
+
+impl From<RegistryError> for TransferError {
+    fn from(error: RegistryError) -> Self {
+        Self::Registry(error)
+    }
+}

@@ -1,0 +1,64 @@
+//! The body of an answer as a blocking reader that never waits for ever.
+
+use std::io::{self, Read};
+use std::time::{Duration, Instant};
+
+use reqwest::Response;
+use tokio::runtime::Handle;
+
+/// Reads a body. A read fails when nothing comes for `idle`, or when for longer than `idle` what comes is a trickle.
+pub(super) struct BodyReader {
+    runtime: Handle,
+    response: Response,
+    piece: bytes::Bytes,
+    idle: Duration,
+    /// Since the window began: time spent waiting for the network, and bytes that came.
+    waited: Duration,
+    came: u64,
+}
+
+/// Bytes per second below which a transfer counts as stalled.
+const TRICKLE: u64 = 1024;
+
+impl BodyReader {
+    pub(super) fn new(runtime: Handle, response: Response, idle: Duration) -> Self {
+        let (waited, came) = (Duration::ZERO, 0);
+        Self { runtime, response, piece: bytes::Bytes::new(), idle, waited, came }
+    }
+
+    fn next_piece(&mut self) -> io::Result<bool> {
+        let since = Instant::now();
+        let next = tokio::time::timeout(self.idle, self.response.chunk());
+        // The timer must be made inside the runtime.
+        let next = self.runtime.block_on(async { next.await });
+        let Ok(next) = next else {
+            let reason = format!("nothing came for {} s", self.idle.as_secs_f32());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
+        };
+        let Some(piece) = next.map_err(io::Error::other)? else { return Ok(false) };
+        self.waited += since.elapsed();
+        self.came += piece.len() as u64;
+        if self.waited > self.idle {
+            if self.came < TRICKLE.saturating_mul(self.waited.as_secs()) {
+                let reason = format!("less than {TRICKLE} bytes per second came");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
+            }
+            (self.waited, self.came) = (Duration::ZERO, 0);
+        }
+        self.piece = piece;
+        Ok(true)
+    }
+}
+
+impl Read for BodyReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            if !self.next_piece()? {
+                return Ok(0);
+            }
+        }
+        let n = self.piece.len().min(buffer.len());
+        buffer[..n].copy_from_slice(&self.piece.split_to(n));
+        Ok(n)
+    }
+}

@@ -1,0 +1,200 @@
+//! One HTTP client: TLS, credentials, time limits, and answers turned into errors.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
+use tokio::runtime::Runtime;
+
+use super::super::RegistryError;
+use super::super::wire::Refusal;
+use super::{Access, HttpOptions};
+
+/// How much of an error's body is read.
+const MESSAGE_LIMIT: usize = 64 << 10;
+
+pub(super) struct HttpClient {
+    /// The URL as a person may see it: without credentials.
+    pub(super) address: String,
+    base: Url,
+    client: Client,
+    access: Access,
+    pub(super) options: HttpOptions,
+    /// `Some` until dropped.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for HttpClient {
+    fn drop(&mut self) {
+        // An ordinary drop of a runtime waits, and panics inside another one.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl HttpClient {
+    pub(super) fn new(address: &str, options: &HttpOptions) -> Result<Self, RegistryError> {
+        let error = |reason: String| RegistryError::Address { address: address.to_owned(), reason };
+        let mut base = Url::parse(address).map_err(|e| error(e.to_string()))?;
+        if base.cannot_be_a_base() || base.query().is_some() || base.fragment().is_some() {
+            return Err(error("a registry's URL has a host and a path, nothing else".to_owned()));
+        }
+        let access = take_user(&mut base).unwrap_or_else(|| options.access.clone());
+        if !base.path().ends_with('/') {
+            base.set_path(&format!("{}/", base.path()));
+        }
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| RegistryError::Client(e);
+        let mut builder = Client::builder()
+            .user_agent(concat!("mica/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(options.connect_timeout)
+            .tcp_nodelay(true)
+            .tls_backend_preconfigured(tls().map_err(|e| failed(e.into()))?);
+        if is_loopback(&base) {
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|e| failed(e.into()))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("mica-http")
+            .enable_all()
+            .build()
+            .map_err(|e| failed(e.into()))?;
+        let address = base.as_str().trim_end_matches('/').to_owned();
+        let (options, runtime) = (options.clone(), Some(runtime));
+        Ok(Self { address, base, client, access, options, runtime })
+    }
+
+    pub(super) fn runtime(&self) -> &Runtime {
+        self.runtime.as_ref().expect("only `drop` takes the runtime")
+    }
+
+    pub(super) fn request(
+        &self,
+        method: Method,
+        path: &str,
+    ) -> Result<RequestBuilder, RegistryError> {
+        let url = self.base.join(path).map_err(|e| RegistryError::Address {
+            address: format!("{}/{path}", self.address),
+            reason: e.to_string(),
+        })?;
+        let request = self.client.request(method, url);
+        Ok(match &self.access {
+            Access::Anonymous => request,
+            Access::Bearer(token) => request.bearer_auth(token),
+            Access::Basic { user, password } => request.basic_auth(user, Some(password)),
+        })
+    }
+
+    /// Sends a request and waits, at most `limit`, for the head of the answer.
+    pub(super) fn send(
+        &self,
+        request: RequestBuilder,
+        limit: Duration,
+    ) -> Result<Response, RegistryError> {
+        let answer = async { tokio::time::timeout(limit, request.send()).await };
+        match self.runtime().block_on(answer) {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(source)) => Err(self.unreachable(source.without_url())),
+            Err(_) => {
+                Err(self.unreachable(format!("no answer came for {} s", limit.as_secs_f32())))
+            }
+        }
+    }
+
+    pub(super) fn unreachable(
+        &self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> RegistryError {
+        RegistryError::Unreachable { address: self.address.clone(), source: source.into() }
+    }
+
+    /// Passes on a success, `None` for "not found", and turns the rest into an error.
+    pub(super) fn check(&self, response: Response) -> Result<Option<Response>, RegistryError> {
+        match response.status() {
+            status if status.is_success() => Ok(Some(response)),
+            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+            _ => Err(self.refusal(response)),
+        }
+    }
+
+    /// The error that an answer means.
+    pub(super) fn refusal(&self, response: Response) -> RegistryError {
+        let (status, url) = (response.status(), response.url().to_string());
+        let what = "read";
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.trim().parse().ok())
+            .map(Duration::from_secs);
+        let is_json = response
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
+        let body = self.message(response);
+        let registry = self.address.clone();
+        let refusal = is_json.then(|| serde_json::from_slice::<Refusal>(&body).ok()).flatten();
+        let message = match refusal {
+            Some(Refusal { cause: Some(cause), .. }) => return cause.into_error(registry),
+            Some(Refusal { error, .. }) => error,
+            // A page for people says no more than its status.
+            None => String::new(),
+        };
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            let reason = if message.is_empty() { status.to_string() } else { message };
+            return RegistryError::Denied { registry, what, reason };
+        }
+        RegistryError::Status { url, status: status.as_u16(), message, retry_after }
+    }
+
+    fn message(&self, mut response: Response) -> Vec<u8> {
+        let mut message = Vec::new();
+        let read = async {
+            while let Ok(Some(piece)) = response.chunk().await {
+                message.extend_from_slice(&piece);
+                if message.len() > MESSAGE_LIMIT {
+                    break;
+                }
+            }
+        };
+        let limit = self.options.idle_timeout;
+        // A message that does not come is an empty one.
+        drop(self.runtime().block_on(async { tokio::time::timeout(limit, read).await }));
+        message
+    }
+}
+
+/// Credentials written into the URL are taken out of it, so that no message shows them.
+fn take_user(url: &mut Url) -> Option<Access> {
+    let user = url.username().to_owned();
+    let password = url.password().unwrap_or_default().to_owned();
+    if user.is_empty() && password.is_empty() {
+        return None;
+    }
+    // Both fail only for URLs without a host, which were refused.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    Some(Access::Basic { user, password })
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let Some(host) = url.host_str() else { return false };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+}
+
+/// Rustls on ring; the machine's own roots, or Mozilla's on a machine that has none.
+fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
+    let mut roots = rustls::RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(native.certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    Ok(rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}

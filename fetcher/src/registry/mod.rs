@@ -1,0 +1,463 @@
+//! Registries: where manifests and images are published.
+//!
+//! Interfaces are graded by power: whoever only fetches asks for a [`Registry`], whoever publishes for a
+//! [`WriteRegistry`]. Every registry but OCI ones shows the same tree of files, so that a plain static file server
+//! over a registry folder is a registry too:
+//!
+//! ```text
+//! mica-registry.json                 {"mica-registry":1}   the layout's version
+//! packages.json                      ["A","B",…]           names, sorted
+//! packages/<name>/index.json         versions and tags, see `Index`
+//! blobs/blake3/<2 hex>/<64 hex>      images, chunk tables and manifests, by the BLAKE3 of their bytes; never change
+//! layers/<64 hex>.json               inputs digest -> the layer packed from them, so that equal inputs are packed once
+//! locks/, incoming/                  of writers; no business of readers
+//! ```
+//!
+//! A document is replaced by rename, under the lock of its package: readers see the old or the new one, and of
+//! concurrent publishers none loses anything. A version never changes its manifest; tags move.
+//! A manifest is published only when all its blobs are there.
+
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mica_graph::{
+    Blob, Digest, Layer, Manifest, PackageName, PackageRef, ParseManifestError, Version,
+};
+
+use crate::file::FileError;
+
+mod dir;
+pub(crate) mod http;
+mod index;
+pub(crate) mod layout;
+mod open;
+pub(crate) mod wire;
+
+pub use dir::DirRegistry;
+pub use http::{Access, HttpOptions, HttpRegistry};
+pub use index::{AddError, Entry, Index, ParseIndexError, Resolved, SelectError, WordKind};
+pub use open::{open, open_writable};
+
+/// Whence packages come.
+pub trait Registry: Send + Sync {
+    /// What a person calls it: a folder or a URL.
+    fn address(&self) -> &str;
+
+    /// The names of all packages, sorted.
+    fn packages(&self) -> Result<Vec<PackageName>, RegistryError>;
+
+    /// The versions and tags of a package; `None` if there is no such package.
+    fn index(&self, name: &PackageName) -> Result<Option<Index>, RegistryError>;
+
+    /// A part of a blob, not verified. A source that cannot give parts starts at 0: see [`BlobStream::start`].
+    fn blob(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError>;
+
+    /// The layer that was packed from these inputs, if one was and its image is there.
+    fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError>;
+
+    /// The version a reference means.
+    fn resolve(&self, package: &PackageRef) -> Result<Resolved, RegistryError> {
+        let select = |source| RegistryError::Select { registry: self.address().to_owned(), source };
+        match self.index(&package.name)? {
+            Some(index) => index.resolve(package).map_err(select),
+            None => Err(unknown_package(self, &package.name)),
+        }
+    }
+
+    /// A package's manifest, verified.
+    fn manifest(&self, resolved: &Resolved) -> Result<Manifest, RegistryError> {
+        let bytes = self.document(&resolved.manifest)?;
+        let manifest = Manifest::from_json(&bytes).map_err(|source| {
+            let digest = resolved.manifest.digest;
+            RegistryError::Manifest { registry: self.address().to_owned(), digest, source }
+        })?;
+        if manifest.name != resolved.name || manifest.version != resolved.version {
+            return Err(RegistryError::OtherPackage {
+                registry: self.address().to_owned(),
+                wanted: format!("{}@{}", resolved.name, resolved.version),
+                found: format!("{}@{}", manifest.name, manifest.version),
+            });
+        }
+        Ok(manifest)
+    }
+
+    /// The bytes of a small blob, verified.
+    fn document(&self, blob: &Blob) -> Result<Vec<u8>, RegistryError> {
+        if blob.size > MAX_DOCUMENT {
+            let (digest, size) = (blob.digest, blob.size);
+            return Err(RegistryError::TooLarge {
+                registry: self.address().to_owned(),
+                digest,
+                size,
+            });
+        }
+        crate::retry::Retry::default().run(|| read_document(self, blob))
+    }
+}
+
+/// The largest manifest, chunk table or other document that is read into memory.
+pub(crate) const MAX_DOCUMENT: u64 = 64 << 20;
+
+fn read_document<R: Registry + ?Sized>(
+    registry: &R,
+    blob: &Blob,
+) -> Result<Vec<u8>, RegistryError> {
+    let stream = registry.blob(blob, 0..blob.size)?;
+    let mut bytes = Vec::new();
+    let mut reader = stream.reader.take(blob.size + 1);
+    reader.read_to_end(&mut bytes).map_err(|source| RegistryError::Broken {
+        registry: registry.address().to_owned(),
+        digest: blob.digest,
+        source,
+    })?;
+    check_bytes(registry.address(), blob, &bytes)?;
+    Ok(bytes)
+}
+
+pub(crate) fn check_bytes(registry: &str, blob: &Blob, bytes: &[u8]) -> Result<(), RegistryError> {
+    let (registry, expected) = (registry.to_owned(), blob.digest);
+    if bytes.len() as u64 != blob.size {
+        let found = bytes.len() as u64;
+        return Err(RegistryError::WrongSize {
+            registry,
+            digest: expected,
+            expected: blob.size,
+            found,
+        });
+    }
+    let found = Digest::of(bytes);
+    if found != expected {
+        return Err(RegistryError::WrongBytes { registry, expected, found });
+    }
+    Ok(())
+}
+
+fn unknown_package<R: Registry + ?Sized>(registry: &R, name: &PackageName) -> RegistryError {
+    // The list only serves the hint: that it cannot be had changes nothing.
+    let packages = registry.packages().unwrap_or_default();
+    RegistryError::UnknownPackage {
+        registry: registry.address().to_owned(),
+        name: name.clone(),
+        nearest: index::nearest(name.as_str(), &packages),
+    }
+}
+
+/// Bytes of a blob on their way.
+pub struct BlobStream {
+    /// The offset of the first byte that comes: that of the range asked for, or 0 from a source that ignores ranges.
+    pub start: u64,
+    /// The bytes. They may end late, when the source ignores ranges.
+    pub reader: Box<dyn Read + Send>,
+}
+
+/// Where packages go.
+pub trait WriteRegistry: Registry {
+    /// Fails if this registry cannot be written to, before anything large is sent.
+    fn check_writable(&self) -> Result<(), RegistryError>;
+
+    /// Whether the blob is there.
+    fn has_blob(&self, blob: &Blob) -> Result<bool, RegistryError>;
+
+    /// Stores a blob, verified by the registry; whether it was not there before.
+    fn put_blob(&self, blob: &Blob, content: Content<'_>) -> Result<bool, RegistryError>;
+
+    /// Makes a manifest, whose blob and layers are there, visible as a version.
+    fn publish(&self, publication: &Publication) -> Result<Published, RegistryError>;
+
+    /// Makes a tag mean a version.
+    fn tag(
+        &self,
+        name: &PackageName,
+        tag: &Version,
+        version: &Version,
+    ) -> Result<(), RegistryError>;
+
+    /// Notes which layer was packed from its inputs.
+    fn remember(&self, layer: &Layer) -> Result<(), RegistryError>;
+}
+
+/// The bytes of a blob to be stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Content<'a> {
+    /// In a file.
+    File(&'a Path),
+    /// In memory.
+    Bytes(&'a [u8]),
+}
+
+/// A version to be made visible.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Publication {
+    /// The package.
+    pub name: PackageName,
+    /// The new version.
+    pub version: Version,
+    /// Its manifest.
+    pub manifest: Blob,
+    /// Tags to move to it, besides `latest`.
+    #[serde(default)]
+    pub tags: Vec<Version>,
+}
+
+/// What a publication did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// The version is new.
+    New,
+    /// It was there already, with this manifest.
+    Unchanged,
+}
+
+/// What a registry cannot do, or did wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// Neither a folder nor a URL of a kind we speak.
+    #[error("`{address}` is not a registry's address: {reason}")]
+    Address {
+        /// What was given.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The folder or server holds something else, or nothing.
+    #[error("there is no mica registry at {address}")]
+    NotARegistry {
+        /// The folder or URL.
+        address: String,
+    },
+    /// Written by a later mica.
+    #[error("the registry {address} has layout `{found}`; this mica knows layout 1")]
+    Layout {
+        /// The folder or URL.
+        address: String,
+        /// What its version file says.
+        found: String,
+    },
+    /// No such package.
+    #[error("{registry} has no package {name}")]
+    UnknownPackage {
+        /// Where.
+        registry: String,
+        /// What was asked for.
+        name: PackageName,
+        /// Packages with names like it.
+        nearest: Vec<PackageName>,
+    },
+    /// No such version, or several.
+    #[error("cannot choose a version in {registry}")]
+    Select {
+        /// Where.
+        registry: String,
+        /// The reason, with candidates.
+        #[source]
+        source: SelectError,
+    },
+    /// A version or tag that may not be added.
+    #[error("cannot publish to {registry}")]
+    Add {
+        /// Where.
+        registry: String,
+        /// The reason.
+        #[source]
+        source: AddError,
+    },
+    /// No answer: refused, no such host, cut off, stalled.
+    #[error("cannot reach the registry at {address}")]
+    Unreachable {
+        /// The URL's host and port.
+        address: String,
+        /// The reason.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An answer that is not the one hoped for.
+    #[error("{url} answered {status}{}", if message.is_empty() { String::new() } else { format!(": {message}") })]
+    Status {
+        /// What was asked for.
+        url: String,
+        /// The HTTP status.
+        status: u16,
+        /// What the server said, shortened.
+        message: String,
+        /// How long it asked to wait.
+        retry_after: Option<Duration>,
+    },
+    /// Credentials are missing or not good enough.
+    #[error("{registry} refuses to {what}: {reason}")]
+    Denied {
+        /// Where.
+        registry: String,
+        /// `read` or `write`.
+        what: &'static str,
+        /// The server's word.
+        reason: String,
+    },
+    /// A server of static files.
+    #[error("{registry} cannot be written to")]
+    ReadOnly {
+        /// Where.
+        registry: String,
+    },
+    /// A manifest or layer names bytes that are not there.
+    #[error("{registry} has no blob {digest}")]
+    MissingBlob {
+        /// Where.
+        registry: String,
+        /// Which.
+        digest: Digest,
+    },
+    /// A blob shorter or longer than its manifest says.
+    #[error("{registry} has {found} bytes of blob {digest}, not {expected}")]
+    WrongSize {
+        /// Where.
+        registry: String,
+        /// Which.
+        digest: Digest,
+        /// As the manifest says.
+        expected: u64,
+        /// As it is.
+        found: u64,
+    },
+    /// A blob with other content.
+    #[error("{registry} sent wrong bytes for blob {expected}: they are {found}")]
+    WrongBytes {
+        /// Where.
+        registry: String,
+        /// What was asked for.
+        expected: Digest,
+        /// What came.
+        found: Digest,
+    },
+    /// The stream of a blob ended early.
+    #[error("the transfer of {digest} from {registry} broke off")]
+    Broken {
+        /// Where.
+        registry: String,
+        /// Which.
+        digest: Digest,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A document of a size no honest one has.
+    #[error("{registry} lists the document {digest} with {size} bytes, which is too large")]
+    TooLarge {
+        /// Where.
+        registry: String,
+        /// Which.
+        digest: Digest,
+        /// As listed.
+        size: u64,
+    },
+    /// A manifest that cannot be used.
+    #[error("cannot use the manifest {digest} of {registry}")]
+    Manifest {
+        /// Where.
+        registry: String,
+        /// Which.
+        digest: Digest,
+        /// The reason.
+        #[source]
+        source: ParseManifestError,
+    },
+    /// The index points to the manifest of something else.
+    #[error("{registry} lists the manifest of {found} as that of {wanted}")]
+    OtherPackage {
+        /// Where.
+        registry: String,
+        /// What was asked for.
+        wanted: String,
+        /// What came.
+        found: String,
+    },
+    /// An index, or another document, that cannot be used.
+    #[error("cannot use {document}")]
+    Document {
+        /// The file or URL.
+        document: String,
+        /// The reason.
+        #[source]
+        source: ParseIndexError,
+    },
+    /// A file of a registry folder, or one to be sent.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The HTTP client could not be set up.
+    #[error("cannot set up an HTTP client")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl RegistryError {
+    /// Whether the same request may succeed a moment later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Broken { .. } => true,
+            Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502..=504),
+            _ => false,
+        }
+    }
+
+    /// How long the server asked us to wait.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// What a person could do about it.
+    pub fn hint(&self) -> Option<String> {
+        let list = |words: Vec<String>| words.join(", ");
+        let words = |words: &[Version]| list(words.iter().map(Version::to_string).collect());
+        Some(match self {
+            Self::UnknownPackage { nearest, .. } if !nearest.is_empty() => {
+                format!(
+                    "similar names there: {}",
+                    list(nearest.iter().map(PackageName::to_string).collect())
+                )
+            }
+            Self::Select { source: SelectError::Unknown { nearest, .. }, .. } => {
+                format!("versions there: {}", words(nearest))
+            }
+            Self::Select { source: SelectError::Ambiguous { candidates, .. }, .. } => {
+                format!(
+                    "give more of it; it may be {}",
+                    words(&candidates[..candidates.len().min(10)])
+                )
+            }
+            Self::Add { source: AddError::Taken { .. }, .. } => {
+                "a version never changes its content: publish under another version".to_owned()
+            }
+            Self::Unreachable { address, .. } => {
+                format!("is the registry running, and is {address} the right address?")
+            }
+            Self::Denied { .. } => "check the token for this registry".to_owned(),
+            Self::ReadOnly { .. } => {
+                "publish to a folder, or to `mica serve` with a token".to_owned()
+            }
+            Self::NotARegistry { .. } => {
+                "`mica pack --registry` or `mica push` makes a new one in an empty folder"
+                    .to_owned()
+            }
+            Self::WrongSize { .. } | Self::WrongBytes { .. } => {
+                "the registry's copy is damaged: publish it again, or use a mirror".to_owned()
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// How to reach a registry.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// For HTTP.
+    pub http: HttpOptions,
+}
+
+/// What an address means.
+pub(crate) enum Address {
+    Folder(PathBuf),
+    Http(String),
+}

@@ -1,0 +1,123 @@
+//! Requests to answers: routing, permission, the access log.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request, State as Extract};
+use axum::http::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::response::Response;
+
+use super::{State, Writers, read, write};
+use crate::registry::RegistryError;
+use crate::registry::layout::{self, Item};
+use crate::registry::wire::{Cause, Refusal};
+
+pub(super) async fn answer(
+    Extract(state): Extract<Arc<State>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Response {
+    let since = Instant::now();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let response = route(&state, request).await;
+    let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    tracing::info!(
+        target: "mica_fetcher::access",
+        %peer, %method, path, status = response.status().as_u16(),
+        bytes = length.unwrap_or("-"), ms = since.elapsed().as_millis(),
+    );
+    response
+}
+
+async fn route(state: &Arc<State>, request: Request) -> Response {
+    let method = request.method().clone();
+    let path = request.uri().path().trim_start_matches('/').to_owned();
+    if method == Method::GET || method == Method::HEAD {
+        return match layout::parse(&path) {
+            Some(item) => read::item(state, &item, &request.into_parts().0).await,
+            None => refuse(StatusCode::NOT_FOUND, "there is nothing here"),
+        };
+    }
+    let parts: Vec<&str> = path.split('/').collect();
+    let target = match (method.as_str(), layout::parse(&path), &parts[..]) {
+        ("PUT", Some(Item::Blob(digest)), _) => write::Target::Blob(digest),
+        ("PUT", Some(Item::Layer(inputs)), _) => write::Target::Layer(inputs),
+        ("POST", None, ["packages", name]) => match name.parse() {
+            Ok(name) => write::Target::Package(name),
+            Err(_) => return refuse(StatusCode::NOT_FOUND, "this is not a package's name"),
+        },
+        ("POST", None, ["packages", name, "tags"]) => match name.parse() {
+            Ok(name) => write::Target::Tags(name),
+            Err(_) => return refuse(StatusCode::NOT_FOUND, "this is not a package's name"),
+        },
+        _ => {
+            let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, "this cannot be done here");
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+    };
+    match may_write(&state.options.writers, request.headers()) {
+        Ok(()) => write::write(state, target, request).await,
+        Err(refusal) => *refusal,
+    }
+}
+
+fn may_write(writers: &Writers, headers: &HeaderMap) -> Result<(), Box<Response>> {
+    let token = match writers {
+        Writers::Everybody => return Ok(()),
+        Writers::Nobody => {
+            let reason = "this registry is served for reading only";
+            return Err(Box::new(refuse(StatusCode::FORBIDDEN, reason)));
+        }
+        Writers::Token(token) => token,
+    };
+    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = given.and_then(|value| value.strip_prefix("Bearer "));
+    // Hashes compare in constant time.
+    let good = given.is_some_and(|given| {
+        blake3::hash(given.trim().as_bytes()) == blake3::hash(token.as_bytes())
+    });
+    if good {
+        return Ok(());
+    }
+    let reason = if given.is_some() { "the token is wrong" } else { "writing needs a token" };
+    let mut response = refuse(StatusCode::UNAUTHORIZED, reason);
+    response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    Err(Box::new(response))
+}
+
+/// A refusal with a reason for people.
+pub(super) fn refuse(status: StatusCode, reason: &str) -> Response {
+    json(status, &Refusal { error: reason.to_owned(), cause: None })
+}
+
+/// A refusal that the client can turn into the same error again.
+pub(super) fn refuse_error(error: &RegistryError) -> Response {
+    let cause = Cause::of(error);
+    let status = match error {
+        RegistryError::Add { .. } => StatusCode::CONFLICT,
+        RegistryError::UnknownPackage { .. } => StatusCode::NOT_FOUND,
+        RegistryError::File(error) if error.is_full() => StatusCode::INSUFFICIENT_STORAGE,
+        RegistryError::File(_) | RegistryError::Document { .. } => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+        _ => StatusCode::UNPROCESSABLE_ENTITY,
+    };
+    if status.is_server_error() {
+        let reason = std::error::Error::source(error).map(ToString::to_string);
+        tracing::error!(%error, reason, "cannot serve");
+    }
+    json(status, &Refusal { error: error.to_string(), cause })
+}
+
+fn json(status: StatusCode, refusal: &Refusal) -> Response {
+    let body = serde_json::to_vec(refusal).expect("a refusal holds strings and numbers");
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}

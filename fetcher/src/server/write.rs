@@ -1,0 +1,141 @@
+//! Writing: blobs are verified while they come in, the rest goes through the registry's own rules.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_LENGTH;
+use axum::response::Response;
+use futures_util::StreamExt;
+use mica_graph::{Blob, Digest, Layer, PackageName};
+use tokio::sync::mpsc;
+
+use super::State;
+use super::answer::{refuse, refuse_error};
+use crate::file::{Named, Temporary};
+use crate::registry::wire::Tagging;
+use crate::registry::{Publication, Published, Registry, RegistryError, WriteRegistry};
+
+/// More is not one of our documents.
+const DOCUMENT_LIMIT: usize = 1 << 20;
+
+pub(super) enum Target {
+    Blob(Digest),
+    Layer(Digest),
+    Package(PackageName),
+    Tags(PackageName),
+}
+
+pub(super) async fn write(state: &Arc<State>, target: Target, request: Request) -> Response {
+    if let Target::Blob(digest) = target {
+        return blob(state, digest, request).await;
+    }
+    let read = axum::body::to_bytes(request.into_body(), DOCUMENT_LIMIT);
+    let Ok(Ok(body)) = tokio::time::timeout(state.options.idle_timeout, read).await else {
+        return refuse(StatusCode::BAD_REQUEST, "the document did not come, or is too large");
+    };
+    let state = Arc::clone(state);
+    let changed = tokio::task::spawn_blocking(move || change(&state, target, &body)).await;
+    changed.unwrap_or_else(|_| refuse(StatusCode::INTERNAL_SERVER_ERROR, "the change failed"))
+}
+
+fn change(state: &State, target: Target, body: &[u8]) -> Response {
+    let bad = |what: &str| refuse(StatusCode::BAD_REQUEST, what);
+    let registry = &state.registry;
+    let changed = match target {
+        Target::Package(name) => match serde_json::from_slice::<Publication>(body) {
+            Ok(publication) if publication.name == name => {
+                registry.publish(&publication).map(|published| match published {
+                    Published::New => StatusCode::CREATED,
+                    Published::Unchanged => StatusCode::OK,
+                })
+            }
+            _ => return bad("this is not a publication of that package"),
+        },
+        Target::Tags(name) => match serde_json::from_slice::<Tagging>(body) {
+            Ok(Tagging { tag, version }) => {
+                registry.tag(&name, &tag, &version).map(|()| StatusCode::OK)
+            }
+            Err(_) => return bad("this does not name a tag and a version"),
+        },
+        Target::Layer(inputs) => match serde_json::from_slice::<Layer>(body) {
+            Ok(layer) if layer.inputs == inputs => {
+                registry.remember(&layer).map(|()| StatusCode::OK)
+            }
+            _ => return bad("this is not a layer with those inputs"),
+        },
+        Target::Blob(_) => return bad("a blob is not a document"),
+    };
+    match changed {
+        Ok(status) => {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = status;
+            response
+        }
+        Err(error) => refuse_error(&error),
+    }
+}
+
+async fn blob(state: &Arc<State>, digest: Digest, request: Request) -> Response {
+    let length = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    if let Some(size) = length
+        && state.registry.has_blob(&Blob { digest, size }).unwrap_or(false)
+    {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::OK;
+        return response;
+    }
+    // The disk is written by a thread of its own; a few pieces may wait for it.
+    let (pieces, incoming) = mpsc::channel::<Bytes>(4);
+    let writer = {
+        let state = Arc::clone(state);
+        tokio::task::spawn_blocking(move || store(&state, digest, incoming))
+    };
+    let mut body = request.into_body().into_data_stream();
+    let whole = loop {
+        match tokio::time::timeout(state.options.idle_timeout, body.next()).await {
+            Ok(None) => break true,
+            Ok(Some(Ok(piece))) => {
+                if pieces.send(piece).await.is_err() {
+                    // The writer gave up, and says why below.
+                    break true;
+                }
+            }
+            Ok(Some(Err(_))) | Err(_) => break false,
+        }
+    };
+    drop(pieces);
+    match writer.await {
+        Ok(Ok(())) => {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::CREATED;
+            response
+        }
+        // Half a body has the wrong digest, but that is not what went wrong.
+        _ if !whole => refuse(StatusCode::REQUEST_TIMEOUT, "the upload broke off"),
+        Ok(Err(error)) => refuse_error(&error),
+        Err(_) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "the upload failed"),
+    }
+}
+
+fn store(
+    state: &State,
+    digest: Digest,
+    mut incoming: mpsc::Receiver<Bytes>,
+) -> Result<(), RegistryError> {
+    let mut staged = state.registry.staging()?.create()?;
+    let mut hasher = blake3::Hasher::new();
+    while let Some(piece) = incoming.blocking_recv() {
+        hasher.update(&piece);
+        let Temporary { file, path, .. } = &mut staged;
+        file.write_all(&piece).named("write", path)?;
+    }
+    let found: Digest = hasher.finalize().into();
+    if found != digest {
+        let registry = state.registry.address().to_owned();
+        return Err(RegistryError::WrongBytes { registry, expected: digest, found });
+    }
+    Ok(state.registry.adopt(staged, &digest)?)
+}
