@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         ("dropping", By::Both, dropping),
         ("generated_files", By::Both, generated_files),
         ("host_pids", By::Both, host_pids),
+        ("killed_supervisor", By::Both, killed_supervisor),
     ])
 }
 
@@ -97,6 +98,14 @@ fn namespaces() {
     let mounts = sh("cat /proc/self/mountinfo");
     assert!(!mounts.contains("/work") && !mounts.contains("shared:"), "{mounts}");
     assert!(mounts.lines().any(|l| l.contains(" /sys ro,nosuid,nodev,noexec")), "{mounts}");
+}
+
+/// Runs a line of shell in a fresh tree; it must succeed.
+fn sh(line: &str) -> String {
+    let tree = tree();
+    let (exit, text) = output(&shell(tree.path(), line));
+    assert_eq!(exit.code(), 0, "{line}: {text}");
+    text
 }
 
 fn devices() {
@@ -213,8 +222,12 @@ fn users_as_user() {
     let mut spec =
         shell(tree.path(), "id -u; id -g; touch /made; grep -h CapEff /proc/self/status");
     let (_, text) = output(&spec);
-    assert_eq!(text, "65534\n65534\nCapEff:\t0000000000000000\n");
+    // The launcher's own id, which is root's in some namespaces.
+    let id = rustix::process::geteuid().as_raw();
+    assert!(text.starts_with(&format!("{id}\n{id}\n")), "{text}");
     assert!(tree.path().join("made").exists());
+    spec.user = Some("65534:65534".into());
+    assert_eq!(output(&spec).1, "65534\n65534\nCapEff:\t0000000000000000\n");
     spec.user = Some("root".into());
     let (_, text) = output(&spec);
     assert_eq!(text, "0\n0\nCapEff:\t00000000a80425fb\n");
@@ -406,4 +419,26 @@ fn host_pids() {
     let mut text = String::new();
     reader.read_to_string(&mut text).unwrap();
     assert_eq!(text, "seen\n");
+}
+
+fn killed_supervisor() {
+    let tree = tree();
+    for mode in ["--supervise", "--supervise-in-thread"] {
+        let mut command = std::process::Command::new("/proc/self/exe");
+        command
+            .arg(mode)
+            .arg(tree.path())
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped());
+        let mut supervisor = command.spawn().unwrap();
+        let mut reader = BufReader::new(supervisor.stdout.take().unwrap());
+        let mut group = String::new();
+        reader.read_line(&mut group).unwrap();
+        supervisor.kill().unwrap();
+        supervisor.wait().unwrap();
+        // Ends when the last process of the job is dead.
+        reader.read_to_string(&mut String::new()).unwrap();
+        let group = serde_json::from_str(&group).unwrap();
+        assert!(mica_launcher::cleanup(&group));
+    }
 }

@@ -1,6 +1,7 @@
 //! A small test runner for binaries that are also a job's init, and what the tests of jobs have in common.
 //!
-//! Every test runs twice: as root, and as an ordinary user in a copy of this process.
+//! Every test runs as root, and in copies of this process as an ordinary user: outside of any namespace, and as a job's
+//! supervisor runs, in a user and mount namespace of its own, as root of it or with its own id.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek};
@@ -11,6 +12,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::thread::UnshareFlags;
 
 use mica_launcher::{Exit, Job, LaunchError, Mount, Root, Spec, Stdio, init_main, launch};
 
@@ -35,15 +38,29 @@ pub(crate) fn is_root() -> bool {
 pub(crate) fn run(tests: &[Test]) -> ExitCode {
     init_main();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [mode, tree] = arguments.as_slice()
+        && mode.starts_with("--supervise")
+    {
+        supervise(Path::new(tree), mode.ends_with("thread"));
+    }
     let filters: Vec<&String> = arguments.iter().filter(|a| !a.starts_with("--")).collect();
     if arguments.iter().any(|a| a == "--list") {
         tests.iter().for_each(|(name, ..)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
-    let who = if is_root() { "root" } else { "user" };
+    let inside = arguments.iter().find_map(|a| a.strip_prefix("--inside="));
+    if let Some(inside) = inside {
+        enter_namespaces(inside == "as-root");
+    }
+    let who = match (inside, is_root()) {
+        (Some(inside), _) => format!("user in a namespace, {inside}"),
+        (None, true) => "root".into(),
+        (None, false) => "user".into(),
+    };
+    let root = inside.is_none() && is_root();
     let mut failed = Vec::new();
     for (name, by, test) in tests {
-        let mine = *by == By::Both || (*by == By::Root) == is_root();
+        let mine = *by == By::Both || (*by == By::Root) == root;
         if !mine || !(filters.is_empty() || filters.iter().any(|f| name.contains(f.as_str()))) {
             continue;
         }
@@ -56,24 +73,61 @@ pub(crate) fn run(tests: &[Test]) -> ExitCode {
     if !failed.is_empty() {
         println!("failed as {who}: {}", failed.join(" "));
     }
-    let user_failed = is_root() && !run_as_user(&arguments);
-    if failed.is_empty() && !user_failed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let mut failure = !failed.is_empty();
+    if root {
+        for mode in [None, Some("--inside=as-root"), Some("--inside=as-itself")] {
+            failure |= !run_as_user(&arguments, mode);
+        }
+    }
+    if failure { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Launches a job that holds standard output open, says so, and waits to be killed.
+fn supervise(tree: &Path, in_thread: bool) -> ! {
+    let tree = tree.to_owned();
+    let work = move || {
+        let spec = shell(&tree, "sleep 1000 & setsid sleep 1000 & wait");
+        let job = start(&spec, Stdio::inherit().unwrap());
+        println!("{}", serde_json::to_string(job.cgroup()).unwrap());
+        loop {
+            std::thread::park();
+        }
+    };
+    if in_thread {
+        std::thread::spawn(work);
+    } else {
+        work();
+    }
+    loop {
+        std::thread::park();
+    }
 }
 
 /// Runs a copy of this binary, which an ordinary user can reach, as an ordinary user.
-fn run_as_user(arguments: &[String]) -> bool {
+fn run_as_user(arguments: &[String], mode: Option<&str>) -> bool {
     let dir = scratch();
     let copy = dir.path().join("jobs");
     fs::copy("/proc/self/exe", &copy).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-    let status = Command::new(&copy)
-        .args(arguments)
-        .current_dir("/")
-        .uid(NOBODY)
-        .gid(NOBODY)
-        .status()
-        .unwrap();
-    status.success()
+    let mut command = Command::new(&copy);
+    command.args(arguments).args(mode).current_dir("/").uid(NOBODY).gid(NOBODY);
+    command.status().unwrap().success()
+}
+
+/// Enters a user and a mount namespace as the supervisor of a job does, and starts a thread as its FUSE server has.
+fn enter_namespaces(as_root: bool) {
+    let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+    let inner = |id: u32| if as_root { 0 } else { id };
+    #[allow(deprecated)]
+    rustix::thread::unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS).unwrap();
+    fs::write("/proc/self/setgroups", "deny").unwrap();
+    fs::write("/proc/self/uid_map", format!("{} {} 1", inner(uid.as_raw()), uid.as_raw())).unwrap();
+    fs::write("/proc/self/gid_map", format!("{} {} 1", inner(gid.as_raw()), gid.as_raw())).unwrap();
+    std::thread::spawn(|| {
+        loop {
+            std::thread::park();
+        }
+    });
 }
 
 /// A directory that every user can enter.
@@ -155,14 +209,6 @@ pub(crate) fn output(spec: &Spec) -> (Exit, String) {
     let mut job = start(spec, stdio);
     let exit = job.wait().unwrap();
     (exit, text(file))
-}
-
-/// Runs a line of shell in a fresh tree; it must succeed.
-pub(crate) fn sh(line: &str) -> String {
-    let tree = tree();
-    let (exit, text) = output(&shell(tree.path(), line));
-    assert_eq!(exit.code(), 0, "{line}: {text}");
-    text
 }
 
 pub(crate) fn start(spec: &Spec, stdio: Stdio) -> Job {

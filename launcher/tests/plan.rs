@@ -1,0 +1,217 @@
+//! What a launch would do, without doing it.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use mica_launcher::cgroup::Layout;
+use mica_launcher::{
+    Caller, EntryKind, HostFacts, IdMapping, IdRange, Mount, Namespace, Network, PlanError, Root,
+    RootEntry, Spec, Step, parse_map, plan,
+};
+
+fn root_facts() -> HostFacts {
+    let all = parse_map("0 0 4294967295");
+    HostFacts {
+        caller: Caller { uid: 0, gid: 0, maps_freely: true, uid_map: all.clone(), gid_map: all },
+        passwd: "web:x:33:34::/srv:/bin/sh\n".into(),
+        cgroups: Layout { v1: Vec::new(), v2: Some("/sys/fs/cgroup/own".into()) },
+        ..HostFacts::default()
+    }
+}
+
+fn user_facts() -> HostFacts {
+    let one = parse_map("1000 1000 1");
+    HostFacts {
+        caller: Caller {
+            uid: 1000,
+            gid: 1000,
+            maps_freely: true,
+            uid_map: one.clone(),
+            gid_map: one,
+        },
+        ..root_facts()
+    }
+}
+
+fn in_tree() -> Spec {
+    Spec::new("one", Root::Tree("/mnt/tree".into()), ["/bin/true"])
+}
+
+fn words(spec: &Spec, facts: &HostFacts) -> Vec<String> {
+    plan(spec, facts).unwrap().steps.iter().map(Step::to_string).collect()
+}
+
+#[test]
+fn a_tree_as_the_root() {
+    let mut spec = in_tree();
+    spec.hostname = Some("job".into());
+    spec.mounts.push(Mount::Bind {
+        source: "/data".into(),
+        target: "/in".into(),
+        read_only: true,
+        recursive: true,
+        follow: false,
+    });
+    let words = words(&spec, &root_facts());
+    let expected = "\
+make a cgroup namespace
+set the host name job
+make mounts private
+take /mnt/tree as the root
+mount proc at /proc (rw,nosuid,nodev,noexec)
+mount the host's sysfs at /sys
+mount cgroup2 at /sys/fs/cgroup (ro,nosuid,nodev,noexec)
+mount tmpfs at /dev (rw,nosuid)
+bind /dev/null to /dev/null (rw,nosuid,noexec)
+bind /dev/zero to /dev/zero (rw,nosuid,noexec)
+bind /dev/full to /dev/full (rw,nosuid,noexec)
+bind /dev/random to /dev/random (rw,nosuid,noexec)
+bind /dev/urandom to /dev/urandom (rw,nosuid,noexec)
+bind /dev/tty to /dev/tty (rw,nosuid,noexec)
+mount devpts at /dev/pts (rw,nosuid,noexec)
+link /dev/ptmx to pts/ptmx
+link /dev/fd to /proc/self/fd
+link /dev/stdin to /proc/self/fd/0
+link /dev/stdout to /proc/self/fd/1
+link /dev/stderr to /proc/self/fd/2
+link /dev/core to /proc/kcore
+mount tmpfs at /dev/shm (rw,nosuid,nodev,noexec)
+mount mqueue at /dev/mqueue (rw,nosuid,nodev,noexec)
+mount tmpfs at /tmp (rw,nosuid,nodev)
+bind /data to /in (ro,nosuid,nodev)
+hide /proc/acpi
+hide /proc/asound
+hide /proc/kcore
+hide /proc/keys
+hide /proc/latency_stats
+hide /proc/timer_list
+hide /proc/sched_debug
+hide /proc/scsi
+hide /sys/firmware
+hide /sys/devices/virtual/powercap
+make /proc/bus read-only
+make /proc/fs read-only
+make /proc/irq read-only
+make /proc/sys read-only
+make /proc/sysrq-trigger read-only
+change to the new root";
+    assert_eq!(words.join("\n"), expected);
+}
+
+#[test]
+fn a_tree_in_the_hosts_root() {
+    let at = "/packages/A-953bc";
+    let spec = Spec::new("one", Root::Host { tree: "/mnt/tree".into(), at: at.into() }, ["true"]);
+    let mut facts = root_facts();
+    let names = ["bin", "dev", "etc", "packages", "proc", "run", "usr"];
+    facts.root_entries = names
+        .map(|name| RootEntry {
+            name: name.into(),
+            kind: if name == "bin" {
+                EntryKind::Symlink("usr/bin".into())
+            } else {
+                EntryKind::Bind
+            },
+        })
+        .to_vec();
+    facts.resolv_conf = Some(("/run/resolve/conf".into(), String::new()));
+    let words = words(&spec, &facts);
+    assert_eq!(
+        words[2..9],
+        [
+            "put a root together at /mnt/tree",
+            "link /bin to usr/bin",
+            "bind /etc to /etc (ro,nosuid,nodev)",
+            "bind /usr to /usr (ro,nosuid,nodev)",
+            "mount tmpfs at /run (rw,nosuid,nodev,noexec)",
+            "bind /mnt/tree to /packages/A-953bc (rw,nosuid,nodev)",
+            "write /run/resolve/conf",
+        ]
+    );
+    assert_eq!(words[words.len() - 2..], ["make the root read-only", "change to the new root"]);
+}
+
+#[test]
+fn shared_namespaces_mean_the_hosts_files() {
+    let mut spec = in_tree();
+    spec.namespaces.pid = Namespace::Host;
+    spec.namespaces.ipc = Namespace::Host;
+    spec.namespaces.cgroup = Namespace::Host;
+    spec.namespaces.network = Network::None;
+    let words = words(&spec, &root_facts());
+    for expected in [
+        "bring the loopback interface up",
+        "bind /proc to /proc (rw,nosuid,nodev,noexec)",
+        "bind /dev/mqueue to /dev/mqueue (rw,nosuid,nodev,noexec)",
+        "mount a fresh sysfs at /sys",
+    ] {
+        assert!(words.iter().any(|w| w == expected), "{expected}");
+    }
+    assert!(!words.iter().any(|w| w.contains("cgroup")));
+}
+
+#[test]
+fn who_the_job_runs_as() {
+    let mut spec = in_tree();
+    let ids = |spec: &Spec, facts: &HostFacts| {
+        let plan = plan(spec, facts).unwrap();
+        (plan.process.uid, plan.process.gid, plan.ids.unwrap().uids[0])
+    };
+    let range = |inside, outside, count| IdRange { inside, outside, count };
+    assert_eq!(ids(&spec, &root_facts()), (0, 0, range(0, 0, u32::MAX)));
+    assert_eq!(ids(&spec, &user_facts()), (1000, 1000, range(1000, 1000, 1)));
+    spec.user = Some("web".into());
+    assert_eq!(ids(&spec, &root_facts()), (33, 34, range(0, 0, u32::MAX)));
+    assert_eq!(ids(&spec, &user_facts()), (33, 34, range(33, 1000, 1)));
+    let ranges = vec![range(0, 1000, 1)];
+    spec.ids = IdMapping::Ranges { uids: ranges.clone(), gids: ranges };
+    assert_eq!(plan(&spec, &user_facts()), Err(PlanError::Unmapped { uid: 33, gid: 34 }));
+}
+
+#[test]
+fn jobs_that_make_no_sense() {
+    let error = |change: fn(&mut Spec)| {
+        let mut spec = in_tree();
+        change(&mut spec);
+        plan(&spec, &root_facts()).unwrap_err().to_string()
+    };
+    assert_eq!(error(|s| s.argv.clear()), "no program to run");
+    assert_eq!(error(|s| s.id = "../x".into()), "\"../x\" cannot name a job");
+    assert_eq!(error(|s| s.cwd = "a".into()), "a is not an absolute path without ..");
+    assert_eq!(error(|s| s.argv.push("a\0b".into())), "the argument a\0b holds a NUL byte");
+    assert_eq!(
+        error(|s| s.env.push(("A=B".into(), "".into()))),
+        "\"A=B\" cannot name a variable of the environment"
+    );
+    assert_eq!(
+        error(|s| s.capabilities.add.push("FLY".into())),
+        "cannot work out the job's capabilities"
+    );
+    assert_eq!(
+        error(|s| s.root = Root::Host { tree: "/t".into(), at: "/usr".into() }),
+        "the tree cannot be mounted at /usr in the host's root"
+    );
+    let climbing = |s: &mut Spec| {
+        s.mounts.push(Mount::Tmpfs {
+            target: "/a/../b".into(),
+            size: None,
+            mode: 0o700,
+            read_only: false,
+            exec: false,
+        });
+    };
+    assert_eq!(error(climbing), "/a/../b is not an absolute path without ..");
+}
+
+#[test]
+fn a_spec_survives_json() {
+    let mut spec = in_tree();
+    spec.env.push(("A".into(), std::os::unix::ffi::OsStringExt::from_vec(vec![b'x', 0xff])));
+    spec.mounts.push(Mount::Tmpfs {
+        target: "/m".into(),
+        size: Some(1),
+        mode: 0o700,
+        read_only: true,
+        exec: false,
+    });
+    let text = serde_json::to_string(&spec).unwrap();
+    assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);
+}
