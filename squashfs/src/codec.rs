@@ -8,8 +8,8 @@
 //! | 1 | gzip (a zlib stream) | yes | levels 1-9 | level, window, strategies |
 //! | 2 | lzma (an lzma-alone stream) | yes | no | none |
 //! | 3 | lzo | no | no | algorithm, level |
-//! | 4 | lz4 (a block) | yes | one level | version, flags: always there, the kernel demands them |
-//! | 5 | xz | yes, with branch filters | levels 0-9 | dictionary size, filters |
+//! | 4 | xz | yes, with branch filters | levels 0-9 | dictionary size, filters |
+//! | 5 | lz4 (a block) | yes | one level | version, flags: always there, the kernel demands them |
 //! | 6 | zstd | yes | levels 1-22 | level |
 //!
 //! Output depends on input, compression, level and block size alone, never on what a context did before: packing
@@ -37,10 +37,10 @@ pub enum Compression {
     Lzma,
     /// LZO 1X; recognised, neither read nor written.
     Lzo,
-    /// LZ4 blocks.
-    Lz4,
     /// LZMA 2 in an xz container.
     Xz,
+    /// LZ4 blocks.
+    Lz4,
     /// Zstandard.
     Zstd,
 }
@@ -48,7 +48,7 @@ pub enum Compression {
 impl Compression {
     /// All, in the order of their ids.
     pub const ALL: [Self; 7] =
-        [Self::None, Self::Gzip, Self::Lzma, Self::Lzo, Self::Lz4, Self::Xz, Self::Zstd];
+        [Self::None, Self::Gzip, Self::Lzma, Self::Lzo, Self::Xz, Self::Lz4, Self::Zstd];
 
     /// The superblock's compressor id. [`Compression::None`] is written as gzip.
     pub fn id(self) -> u16 {
@@ -56,8 +56,8 @@ impl Compression {
             Self::None | Self::Gzip => 1,
             Self::Lzma => 2,
             Self::Lzo => 3,
-            Self::Lz4 => 4,
-            Self::Xz => 5,
+            Self::Xz => 4,
+            Self::Lz4 => 5,
             Self::Zstd => 6,
         }
     }
