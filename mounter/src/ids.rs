@@ -1,0 +1,135 @@
+//! Which user and group ids exist in the server's user namespace.
+//!
+//! A file whose owner has no name here can't be changed, removed or copied up by anybody, so the layers'
+//! files whose owner isn't mapped are shown as the server's own.
+
+use crate::kind::Kind;
+
+/// The ids that are mapped, and the one shown in place of others.
+#[derive(Debug, Clone)]
+pub(crate) struct Ids {
+    uids: Ranges,
+    gids: Ranges,
+}
+
+#[derive(Debug, Clone)]
+struct Ranges {
+    mapped: Vec<(u32, u32)>,
+    fallback: u32,
+}
+
+impl Ranges {
+    /// Parses the text of `/proc/self/uid_map`: lines of "first, first outside, count".
+    fn parse(text: &str, fallback: u32) -> Ranges {
+        let mapped = text
+            .lines()
+            .filter_map(|line| {
+                let mut fields = line.split_ascii_whitespace().map(str::parse::<u32>);
+                let (Some(Ok(first)), _, Some(Ok(count))) =
+                    (fields.next(), fields.next(), fields.next())
+                else {
+                    return None;
+                };
+                Some((first, count))
+            })
+            .collect();
+        Ranges { mapped, fallback }
+    }
+
+    fn show(&self, id: u32) -> u32 {
+        let known = self.mapped.is_empty()
+            || self.mapped.iter().any(|&(first, count)| id >= first && id - first < count);
+        if known { id } else { self.fallback }
+    }
+}
+
+impl Ids {
+    pub(crate) fn new(uid_map: &str, gid_map: &str, uid: u32, gid: u32) -> Ids {
+        Ids { uids: Ranges::parse(uid_map, uid), gids: Ranges::parse(gid_map, gid) }
+    }
+
+    /// The namespace this process is in.
+    #[allow(clippy::disallowed_methods)]
+    pub(crate) fn of_this_process() -> Ids {
+        // Without /proc there is nothing to go by: all ids are taken to exist.
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        Ids::new(
+            &read("/proc/self/uid_map"),
+            &read("/proc/self/gid_map"),
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        )
+    }
+
+    pub(crate) fn uid(&self, uid: u32) -> u32 {
+        self.uids.show(uid)
+    }
+
+    pub(crate) fn gid(&self, gid: u32) -> u32 {
+        self.gids.show(gid)
+    }
+}
+
+/// Inode numbers: a pure function of where the inode is.
+///
+/// ```text
+/// 1                       the root
+/// (layer + 1) << 32 | n   inode n of a layer, also after it was copied up
+/// 1 << 63 | n             inode n of the upper's file system
+/// ```
+pub(crate) const ROOT: u64 = 1;
+const UPPER: u64 = 1 << 63;
+
+pub(crate) fn lower_ino(layer: usize, number: u32) -> u64 {
+    ((layer as u64 + 1) << 32) | u64::from(number)
+}
+
+pub(crate) fn upper_ino(ino: u64) -> u64 {
+    UPPER | ino
+}
+
+/// Attributes as the mount shows them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Attr {
+    pub(crate) ino: u64,
+    pub(crate) kind: Kind,
+    /// Permission bits, set-id and sticky included.
+    pub(crate) mode: u32,
+    pub(crate) nlink: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) rdev: (u32, u32),
+    pub(crate) size: u64,
+    /// In units of 512 bytes.
+    pub(crate) blocks: u64,
+    pub(crate) atime: Time,
+    pub(crate) mtime: Time,
+    pub(crate) ctime: Time,
+}
+
+/// Seconds since 1970 and nanoseconds, as stat(2) has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Time {
+    pub(crate) seconds: i64,
+    pub(crate) nanos: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_outside_of_the_map_are_shown_as_the_servers() {
+        let ids = Ids::new("0 1000 1\n1 100000 65536\n", "0 1000 1\n", 0, 0);
+        assert_eq!((ids.uid(0), ids.uid(33), ids.uid(70000)), (0, 33, 0));
+        assert_eq!((ids.gid(0), ids.gid(33)), (0, 0));
+        assert_eq!(Ids::new("", "", 5, 5).uid(33), 33);
+    }
+
+    #[test]
+    fn numbers_of_layers_and_upper_never_meet() {
+        assert_ne!(lower_ino(0, u32::MAX), lower_ino(1, 0));
+        assert!(lower_ino(0, 0) > ROOT);
+        assert!(upper_ino(7) > lower_ino(1 << 20, u32::MAX));
+    }
+}

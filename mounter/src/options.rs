@@ -1,0 +1,78 @@
+//! How to mount.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A writable directory above the layers, in overlayfs's on-disk form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upper {
+    /// Holds what is changed; made if it is missing.
+    pub upper: PathBuf,
+    /// For files that are not finished, on the same file system; made if it is missing.
+    pub work: PathBuf,
+    /// Don't wait for the disk when files are copied up: right for an upper that is thrown away
+    /// with its job, since after a crash of the machine copied files may be empty.
+    pub volatile: bool,
+}
+
+impl Upper {
+    /// An upper at `upper` with its work folder beside it: `upper.work`.
+    pub fn new(upper: impl Into<PathBuf>) -> Upper {
+        let upper = upper.into();
+        let mut work = upper.clone().into_os_string();
+        work.push(".work");
+        Upper { upper, work: work.into(), volatile: false }
+    }
+}
+
+/// Which attributes mark whiteouts, opaque directories and redirects in the upper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Marks {
+    /// `trusted.overlay.*` where they can be set, else `user.overlay.*`.
+    #[default]
+    Auto,
+    /// `trusted.overlay.*`, overlayfs's usual form; only root can set them.
+    Trusted,
+    /// `user.overlay.*`, overlayfs's `userxattr` form.
+    User,
+}
+
+/// How to mount a stack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountOptions {
+    /// Where changes go; without one the mount is read-only.
+    pub upper: Option<Upper>,
+    /// The form of the upper's marks.
+    pub marks: Marks,
+    /// Bytes of decoded blocks kept.
+    pub block_cache_bytes: usize,
+    /// Let users other than the server's use the mount. `None`: wherever the system allows it, that is
+    /// unless the mount goes through `fusermount3`, where `/etc/fuse.conf` has to allow it.
+    pub allow_other: Option<bool>,
+    /// Honour set-user-id and set-group-id bits of the mount's files.
+    pub suid: bool,
+    /// Let device nodes of the mount be opened.
+    pub dev: bool,
+    /// Unmount when nothing was asked for so long and nothing is in use.
+    pub idle_timeout: Option<Duration>,
+    /// Threads that answer requests; at least 1. More than a few lose more than they win.
+    pub threads: usize,
+    /// The device name in `/proc/self/mounts`.
+    pub name: String,
+}
+
+impl Default for MountOptions {
+    fn default() -> MountOptions {
+        MountOptions {
+            upper: None,
+            marks: Marks::Auto,
+            block_cache_bytes: 32 << 20,
+            allow_other: None,
+            suid: false,
+            dev: false,
+            idle_timeout: None,
+            threads: 2,
+            name: "mica".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The FUSE side: requests of the kernel in, replies out.
+//!
+//! What the kernel may keep, it is told to keep for ever: nobody changes the layers, and the upper is changed
+//! through this mount only. Absent names are answered with inode 0, which the kernel remembers too. A mount
+//! without an upper has no opens at all (ENOSYS is remembered).
+//!
+//! A panic in a request is a bug: it is logged, the caller gets EIO (a reply that is dropped sends it), and the
+//! server goes on.
+
+mod convert;
+mod requests;
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use crate::stats::{Counters, Op, Stats};
+use crate::tree::{Listing, Node, Tree};
+
+/// For ever: ten years.
+const KEEP: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// How many directories without a handle keep their listing between two requests.
+const KEPT_LISTINGS: usize = 16;
+
+/// What the mount's owner and the requests share.
+pub(crate) struct Shared {
+    pub(crate) tree: Tree,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("counters", &self.counters).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(tree: Tree) -> Shared {
+        Shared { tree, counters: Arc::new(Counters::new()) }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats { requests: self.counters.requests(), nodes: self.tree.node_count() }
+    }
+}
+
+pub(crate) struct Server {
+    shared: Arc<Shared>,
+    next_handle: AtomicU64,
+    /// Listings by handle; without handles by inode, the oldest dropped.
+    listings: Mutex<VecDeque<(u64, Arc<Listing>)>>,
+}
+
+impl Server {
+    pub(crate) fn new(shared: Arc<Shared>) -> Server {
+        Server { shared, next_handle: AtomicU64::new(1), listings: Mutex::default() }
+    }
+
+    fn tree(&self) -> &Tree {
+        &self.shared.tree
+    }
+
+    /// Runs a request; a panic costs this request and no other.
+    fn run<R>(&self, op: Op, reply: R, body: impl FnOnce(R)) {
+        self.shared.counters.count(op);
+        if catch_unwind(AssertUnwindSafe(|| body(reply))).is_err() {
+            tracing::error!(operation = op.name(), "bug: a request panicked");
+        }
+    }
+
+    fn new_handle(&self) -> u64 {
+        self.next_handle.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The listing a directory is read from: taken at its beginning, the same until its end.
+    fn listing(&self, key: u64, dir: &Arc<Node>, from_start: bool) -> Result<Arc<Listing>, Errno> {
+        let lock = || self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        let writable = self.tree().is_writable();
+        if !from_start || !writable {
+            if let Some((_, listing)) = lock().iter().find(|(k, _)| *k == key) {
+                return Ok(Arc::clone(listing));
+            }
+        }
+        let listing = Arc::new(self.tree().list(dir)?);
+        let mut listings = lock();
+        listings.retain(|(k, _)| *k != key);
+        listings.push_back((key, Arc::clone(&listing)));
+        if !writable && listings.len() > KEPT_LISTINGS {
+            listings.pop_front();
+        }
+        Ok(listing)
+    }
+
+    fn drop_listing(&self, key: u64) {
+        self.listings.lock().unwrap_or_else(PoisonError::into_inner).retain(|(k, _)| *k != key);
+    }
+}

@@ -1,0 +1,624 @@
+//! The requests, one after the other.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
+};
+
+use super::convert::{bare_attr, errno, file_attr, set_time, unpack_device};
+use super::{KEEP, Server};
+use crate::kind::Kind;
+use crate::stats::Op;
+use crate::tree::{Caller, Change, End, Entry, New, Node, Open, Seen};
+
+type Res<T> = Result<T, rustix::io::Errno>;
+
+/// Asked for at the start, where the kernel has it: one request less here or there.
+const WANTED: [InitFlags; 7] = [
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_HAS_RESEND,
+];
+
+macro_rules! reply {
+    ($reply:ident, $result:expr, $value:pat => $send:expr) => {
+        match $result {
+            Ok($value) => $send,
+            Err(error) => $reply.error(errno(error)),
+        }
+    };
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid() }
+}
+
+/// Whether the caller loses set-id bits of a file it changes; the kernel says so where the protocol lets it.
+fn drops_set_id(request: &Request) -> bool {
+    request.uid() != 0
+}
+
+impl Server {
+    fn node(&self, ino: INodeNo) -> Res<Arc<Node>> {
+        self.tree().node(ino.0)
+    }
+
+    fn send_entry(&self, reply: ReplyEntry, seen: Res<Seen>) {
+        let attr = seen.and_then(|seen| {
+            let attr = self.tree().attr_of(&seen.node, seen.stat.as_deref())?;
+            self.tree().remember(&seen.node);
+            Ok(attr)
+        });
+        reply!(reply, attr, attr => reply.entry(&KEEP, &file_attr(&attr), Generation(0)));
+    }
+
+    fn make(&self, request: &Request, parent: INodeNo, name: &OsStr, new: New<'_>) -> Res<Seen> {
+        self.tree().make(&self.node(parent)?, name.as_bytes(), caller(request), new)
+    }
+
+    fn xattr_reply(reply: ReplyXattr, size: u32, value: Res<Vec<u8>>) {
+        reply!(reply, value, value => match size {
+            0 => reply.size(value.len() as u32),
+            size if value.len() > size as usize => reply.error(Errno::ERANGE),
+            _ => reply.data(&value),
+        });
+    }
+
+    /// Goes through a directory from `offset`; `add` returns whether the reply is full.
+    fn each_entry(
+        &self,
+        key: u64,
+        ino: INodeNo,
+        offset: u64,
+        mut add: impl FnMut(&[u8], u64, Entry) -> bool,
+    ) -> Res<()> {
+        let dir = self.node(ino)?;
+        let listing = self.listing(key, &dir, offset == 0)?;
+        let parent = self.tree().parent(&dir).ino;
+        for (index, (name, ino)) in [(b".".as_slice(), dir.ino), (b"..", parent)].iter().enumerate()
+        {
+            let next = index as u64 + 1;
+            let entry = Entry::Damaged { ino: *ino, kind: Kind::Directory };
+            if next > offset && add(name, next, entry) {
+                return Ok(());
+            }
+        }
+        let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
+        for (index, listed) in listing.entries.iter().enumerate().skip(from) {
+            let entry = self.tree().entry(&dir, listed)?;
+            if !matches!(entry, Entry::Gone) && add(&listed.name, index as u64 + 3, entry) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Listings go by handle where there are handles.
+    fn listing_key(&self, ino: INodeNo, handle: FileHandle) -> u64 {
+        if self.tree().is_writable() { handle.0 } else { ino.0 }
+    }
+}
+
+impl Filesystem for Server {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        for flag in WANTED {
+            if config.add_capabilities(flag).is_err() {
+                tracing::debug!(?flag, "the kernel doesn't offer a FUSE capability");
+            }
+        }
+        if let Err(max) = config.set_max_write(1 << 20) {
+            tracing::debug!(max, "writes come in smaller pieces");
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.run(Op::Lookup, reply, |reply| {
+            let found = self.node(parent).and_then(|dir| self.tree().lookup(&dir, name.as_bytes()));
+            match found {
+                Ok(Some(seen)) => self.send_entry(reply, Ok(seen)),
+                // Inode 0 is "no such file, and you may remember that".
+                Ok(None) => reply.entry(&KEEP, &bare_attr(0, Kind::File), Generation(0)),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
+        self.run(Op::Forget, (), |()| self.tree().forget(ino.0, nlookup));
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.run(Op::Getattr, reply, |reply| {
+            let attr = self.node(ino).and_then(|node| self.tree().attr(&node));
+            reply!(reply, attr, attr => reply.attr(&KEEP, &file_attr(&attr)));
+        });
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        self.run(Op::Setattr, reply, |reply| {
+            let change = Change {
+                mode,
+                uid,
+                gid,
+                size,
+                atime: atime.map(set_time),
+                mtime: mtime.map(set_time),
+                drop_set_id: drops_set_id(request),
+            };
+            let attr = self.node(ino).and_then(|node| self.tree().set_attr(&node, &change));
+            reply!(reply, attr, attr => reply.attr(&KEEP, &file_attr(&attr)));
+        });
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        self.run(Op::Readlink, reply, |reply| {
+            let target = self.node(ino).and_then(|node| self.tree().read_link(&node));
+            reply!(reply, target, target => reply.data(&target));
+        });
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.run(Op::Mknod, reply, |reply| {
+            let made = match Kind::from_mode(mode) {
+                Some(Kind::Directory | Kind::Symlink) | None => Err(rustix::io::Errno::INVAL),
+                Some(kind) => {
+                    let new = New::Node { kind, mode, rdev: unpack_device(rdev) };
+                    self.make(request, parent, name, new)
+                }
+            };
+            self.send_entry(reply, made);
+        });
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        self.run(Op::Mkdir, reply, |reply| {
+            self.send_entry(reply, self.make(request, parent, name, New::Directory { mode }));
+        });
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.run(Op::Unlink, reply, |reply| {
+            let done = self.node(parent).and_then(|dir| self.tree().unlink(&dir, name.as_bytes()));
+            reply!(reply, done, () => reply.ok());
+        });
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.run(Op::Rmdir, reply, |reply| {
+            let done = self.node(parent).and_then(|dir| self.tree().rmdir(&dir, name.as_bytes()));
+            reply!(reply, done, () => reply.ok());
+        });
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        self.run(Op::Symlink, reply, |reply| {
+            let new = New::Symlink { target: target.as_os_str().as_bytes() };
+            self.send_entry(reply, self.make(request, parent, name, new));
+        });
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.run(Op::Rename, reply, |reply| {
+            let rename = || {
+                let (from, to) = (self.node(parent)?, self.node(newparent)?);
+                let from = End { dir: &from, name: name.as_bytes() };
+                let to = End { dir: &to, name: newname.as_bytes() };
+                let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits() as _);
+                self.tree().rename(from, to, flags)
+            };
+            reply!(reply, rename(), () => reply.ok());
+        });
+    }
+
+    fn link(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        self.run(Op::Link, reply, |reply| {
+            let link = || {
+                let (node, dir) = (self.node(ino)?, self.node(newparent)?);
+                self.tree().link(&node, &dir, newname.as_bytes())
+            };
+            self.send_entry(reply, link());
+        });
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.run(Op::Open, reply, |reply| {
+            if !self.tree().is_writable() {
+                return reply.error(Errno::ENOSYS);
+            }
+            let open = Open {
+                write: flags.acc_mode() != OpenAccMode::O_RDONLY,
+                truncate: flags.0 & libc::O_TRUNC != 0,
+                drop_set_id: drops_set_id(request),
+            };
+            let opened = self.node(ino).and_then(|node| self.tree().open(&node, open));
+            let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+            reply!(reply, opened, () => reply.opened(FileHandle(0), flags));
+        });
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.run(Op::Read, reply, |reply| {
+            // The reply is sent from inside, straight from the block cache; what is left then is for errors.
+            let mut reply = Some(reply);
+            let read = self.node(ino).and_then(|node| {
+                self.tree().read(&node, offset, size as usize, |bytes| {
+                    if let Some(reply) = reply.take() {
+                        reply.data(bytes);
+                    }
+                })
+            });
+            if let (Err(error), Some(reply)) = (read, reply) {
+                reply.error(errno(error));
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.run(Op::Write, reply, |reply| {
+            let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+            let written =
+                self.node(ino).and_then(|node| self.tree().write(&node, offset, data, kill));
+            reply!(reply, written, written => reply.written(written as u32));
+        });
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS); // writes are complete when they are answered
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.run(Op::Release, reply, |reply| {
+            if let Ok(node) = self.node(ino) {
+                self.tree().release(&node);
+            }
+            reply.ok();
+        });
+    }
+
+    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data: bool, reply: ReplyEmpty) {
+        self.run(Op::Fsync, reply, |reply| {
+            let synced = self.node(ino).and_then(|node| self.tree().sync(&node, data));
+            reply!(reply, synced, () => reply.ok());
+        });
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.run(Op::Opendir, reply, |reply| {
+            if !self.tree().is_writable() {
+                return reply.error(Errno::ENOSYS);
+            }
+            let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+            reply.opened(FileHandle(self.new_handle()), flags);
+        });
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectory,
+    ) {
+        self.run(Op::Readdir, reply, |mut reply| {
+            let key = self.listing_key(ino, handle);
+            let done = self.each_entry(key, ino, offset, |name, next, entry| {
+                let (ino, kind) = match entry {
+                    Entry::Seen(node, _) => (node.ino, node.kind),
+                    Entry::Damaged { ino, kind } => (ino, kind),
+                    Entry::Gone => return false,
+                };
+                reply.add(INodeNo(ino), next, kind.fuse(), OsStr::from_bytes(name))
+            });
+            reply!(reply, done, () => reply.ok());
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        self.run(Op::Readdirplus, reply, |mut reply| {
+            let key = self.listing_key(ino, handle);
+            let done = self.each_entry(key, ino, offset, |name, next, entry| {
+                let (node, attr, keep) = match entry {
+                    Entry::Seen(node, attr) => (Some(node), file_attr(&attr), KEEP),
+                    // Nothing to keep: whoever wants more asks again and gets the error.
+                    Entry::Damaged { ino, kind } => (None, bare_attr(ino, kind), Duration::ZERO),
+                    Entry::Gone => return false,
+                };
+                let name = OsStr::from_bytes(name);
+                let full = reply.add(attr.ino, next, name, &keep, &attr, Generation(0));
+                if let (Some(node), false) = (node, full) {
+                    self.tree().remember(&node);
+                }
+                full
+            });
+            reply!(reply, done, () => reply.ok());
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.run(Op::Releasedir, reply, |reply| {
+            self.drop_listing(handle.0);
+            reply.ok();
+        });
+    }
+
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, data: bool, reply: ReplyEmpty) {
+        self.run(Op::Fsyncdir, reply, |reply| {
+            let synced = self.node(ino).and_then(|node| self.tree().sync(&node, data));
+            reply!(reply, synced, () => reply.ok());
+        });
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.run(Op::Statfs, reply, |reply| {
+            reply!(reply, self.tree().space(), s => reply.statfs(
+                s.blocks, s.free, s.available, s.files, s.free_files, s.block_size, 255, s.block_size,
+            ));
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        self.run(Op::Setxattr, reply, |reply| {
+            let flags = rustix::fs::XattrFlags::from_bits_retain(flags as _);
+            let set = self
+                .node(ino)
+                .and_then(|node| self.tree().set_xattr(&node, name.as_bytes(), value, flags));
+            reply!(reply, set, () => reply.ok());
+        });
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.run(Op::Getxattr, reply, |reply| {
+            if !self.tree().has_xattrs() {
+                return reply.error(Errno::ENOSYS);
+            }
+            let value =
+                self.node(ino).and_then(|node| self.tree().get_xattr(&node, name.as_bytes()));
+            Self::xattr_reply(reply, size, value);
+        });
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.run(Op::Listxattr, reply, |reply| {
+            if !self.tree().has_xattrs() {
+                return reply.error(Errno::ENOSYS);
+            }
+            let names = self.node(ino).and_then(|node| self.tree().list_xattrs(&node));
+            Self::xattr_reply(reply, size, names);
+        });
+    }
+
+    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.run(Op::Removexattr, reply, |reply| {
+            let removed =
+                self.node(ino).and_then(|node| self.tree().remove_xattr(&node, name.as_bytes()));
+            reply!(reply, removed, () => reply.ok());
+        });
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        self.run(Op::Create, reply, |reply| {
+            let made = self.make(request, parent, name, New::File { mode }).and_then(|seen| {
+                let attr = self.tree().attr_of(&seen.node, seen.stat.as_deref())?;
+                self.tree().opened(&seen.node);
+                self.tree().remember(&seen.node);
+                Ok(attr)
+            });
+            let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+            reply!(reply, made, attr => {
+                reply.created(&KEEP, &file_attr(&attr), Generation(0), FileHandle(0), flags);
+            });
+        });
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        self.run(Op::Ioctl, reply, |reply| reply.error(Errno::ENOTTY));
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.run(Op::Fallocate, reply, |reply| {
+            let mode = rustix::fs::FallocateFlags::from_bits_retain(mode as _);
+            let done =
+                self.node(ino).and_then(|node| self.tree().allocate(&node, mode, offset, length));
+            reply!(reply, done, () => reply.ok());
+        });
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        self.run(Op::Lseek, reply, |reply| {
+            let seek = || {
+                let offset = u64::try_from(offset).map_err(|_| rustix::io::Errno::NXIO)?;
+                let hole = match whence {
+                    libc::SEEK_DATA => false,
+                    libc::SEEK_HOLE => true,
+                    _ => return Err(rustix::io::Errno::INVAL),
+                };
+                self.tree().seek(&self.node(ino)?, offset, hole)
+            };
+            reply!(reply, seek(), offset => reply.offset(offset as i64));
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        ino_in: INodeNo,
+        _: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        self.run(Op::CopyFileRange, reply, |reply| {
+            let copy = || {
+                let (from, to) = (self.node(ino_in)?, self.node(ino_out)?);
+                let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
+                self.tree().copy_range((&from, offset_in), (&to, offset_out), len)
+            };
+            reply!(reply, copy(), copied => reply.written(copied as u32));
+        });
+    }
+}

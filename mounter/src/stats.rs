@@ -1,0 +1,76 @@
+//! Counting requests: the measure of a FUSE server is how often the kernel has to ask.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! operations {
+    ($($name:ident $text:literal)*) => {
+        /// A kind of request.
+        #[derive(Debug, Clone, Copy)]
+        pub(crate) enum Op { $($name),* }
+
+        const NAMES: &[&str] = &[$($text),*];
+    };
+}
+
+operations! {
+    Lookup "lookup" Forget "forget" Getattr "getattr" Setattr "setattr" Readlink "readlink"
+    Mknod "mknod" Mkdir "mkdir" Unlink "unlink" Rmdir "rmdir" Symlink "symlink" Rename "rename"
+    Link "link" Open "open" Read "read" Write "write" Release "release" Fsync "fsync"
+    Opendir "opendir" Readdir "readdir" Readdirplus "readdirplus" Releasedir "releasedir"
+    Fsyncdir "fsyncdir" Statfs "statfs" Setxattr "setxattr" Getxattr "getxattr"
+    Listxattr "listxattr" Removexattr "removexattr" Create "create" Fallocate "fallocate"
+    Lseek "lseek" CopyFileRange "copy_file_range" Ioctl "ioctl"
+}
+
+impl Op {
+    pub(crate) fn name(self) -> &'static str {
+        NAMES[self as usize]
+    }
+}
+
+/// Counters, one for each kind of request.
+#[derive(Debug)]
+pub(crate) struct Counters {
+    counts: [AtomicU64; NAMES.len()],
+}
+
+impl Counters {
+    pub(crate) fn new() -> Counters {
+        Counters { counts: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
+
+    pub(crate) fn count(&self, op: Op) {
+        self.counts[op as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn requests(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.counts.iter().map(|count| count.load(Ordering::Relaxed));
+        NAMES.iter().copied().zip(counts).filter(|&(_, count)| count > 0).collect()
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// What a mount has done so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Requests of the kernel by operation; those that never came are left out.
+    pub requests: Vec<(&'static str, u64)>,
+    /// Inodes held in memory; 0 once the mount is gone.
+    pub nodes: usize,
+}
+
+impl Stats {
+    /// Requests of one operation.
+    pub fn requests_of(&self, operation: &str) -> u64 {
+        self.requests.iter().find(|(name, _)| *name == operation).map_or(0, |&(_, n)| n)
+    }
+
+    /// Requests of all operations.
+    pub fn total(&self) -> u64 {
+        self.requests.iter().map(|&(_, count)| count).sum()
+    }
+}

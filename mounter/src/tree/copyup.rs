@@ -1,0 +1,291 @@
+//! Copy-up: bringing what lives in a layer to the upper before it is changed.
+//!
+//! The copy is made in the work directory with content, attributes, owner, mode and times, and only then
+//! renamed to its place: a crash leaves the file in the layer or the whole copy. Its directories are brought
+//! up first, each empty (the layers still show through), and keep their times. All places of a file that
+//! the layer has hard links of are brought up as hard links.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use rustix::fs::{AtFlags, Mode, OFlags, Timestamps, XattrFlags};
+use rustix::io::Errno;
+
+use super::attr::{set_times, to_timespec};
+use super::lookup::is_gone;
+use super::node::{InUpper, LowerPart, Node, Place};
+use super::{Res, Tree};
+use crate::ids::Attr;
+use crate::kind::Kind;
+use crate::upper::{Owner, UpperDir, is_private, proc_path, statx_fd};
+
+/// Says that a node is being copied up, until it is dropped.
+struct Copying<'a> {
+    tree: &'a Tree,
+    ino: u64,
+}
+
+impl Drop for Copying<'_> {
+    fn drop(&mut self) {
+        self.tree.copying().remove(&self.ino);
+        self.tree.copied.notify_all();
+    }
+}
+
+impl Tree {
+    fn copying(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.copying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes sure that a node is in the upper. With `empty` a file's content is not wanted.
+    pub(super) fn bring_up(&self, node: &Arc<Node>, empty: bool) -> Res<()> {
+        self.upper()?;
+        if node.in_upper() {
+            return Ok(());
+        }
+        if node.kind == Kind::Directory {
+            let _changing = self.exclusive();
+            return self.bring_up_dir(node).map(drop);
+        }
+        let mut copying = self.copying();
+        while !copying.insert(node.ino) {
+            copying = self.copied.wait(copying).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(copying);
+        let _copying = Copying { tree: self, ino: node.ino };
+        if node.in_upper() {
+            return Ok(());
+        }
+        self.copy_up(node, empty)
+    }
+
+    fn copy_up(&self, node: &Arc<Node>, empty: bool) -> Res<()> {
+        let upper = self.upper()?;
+        let part = node.state().lower.ok_or(Errno::STALE)?;
+        let attr = self.attr(node)?;
+        if attr.nlink > 1 {
+            self.find_links(node, part)?;
+        }
+        let temporary = upper.temporary();
+        let made = self.copy(node, part, &attr, &temporary, empty);
+        let placed = made.and_then(|fd| {
+            let _changing = self.exclusive();
+            self.place_copy(node, &temporary, fd)
+        });
+        if placed.is_err() {
+            upper.discard(&temporary);
+        }
+        placed
+    }
+
+    /// Learns all places of a file that its layer has hard links of and that are seen in the tree.
+    fn find_links(&self, node: &Arc<Node>, part: LowerPart) -> Res<()> {
+        let paths = self.lower.paths_of(part.layer, part.node.number);
+        let paths = paths.map_err(|error| self.damaged(node, &error))?;
+        let _looking = self.shared();
+        for path in paths {
+            let mut at = Arc::clone(self.root());
+            for name in &path {
+                match self.child(&at, name) {
+                    Ok(Some(seen)) => at = seen.node,
+                    // Hidden by another layer; a damaged neighbour was logged.
+                    _ => break,
+                }
+                if at.kind != Kind::Directory {
+                    break; // finding it was what adds the place
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the copy under a temporary name.
+    fn copy(
+        &self,
+        node: &Arc<Node>,
+        part: LowerPart,
+        attr: &Attr,
+        temporary: &[u8],
+        empty: bool,
+    ) -> Res<Arc<OwnedFd>> {
+        let upper = self.upper()?;
+        let work = upper.work();
+        match node.kind {
+            Kind::File => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(work, temporary, flags, Mode::RUSR | Mode::WUSR)?;
+                if !empty {
+                    self.copy_content(node, part, attr.size, &file)?;
+                }
+            }
+            Kind::Symlink => {
+                let target = self.lower.read_link(part);
+                let target = target.map_err(|error| self.damaged(node, &error))?;
+                rustix::fs::symlinkat(target, work, temporary)?;
+            }
+            kind => {
+                let rdev = rustix::fs::makedev(attr.rdev.0, attr.rdev.1);
+                let mode = Mode::RUSR | Mode::WUSR;
+                rustix::fs::mknodat(work, temporary, kind.file_type(), mode, rdev)?;
+            }
+        }
+        let fd = upper.open_path(work, temporary)?;
+        self.copy_metadata(node, part, attr, &fd)?;
+        Ok(Arc::new(fd))
+    }
+
+    fn copy_content(
+        &self,
+        node: &Arc<Node>,
+        part: LowerPart,
+        size: u64,
+        file: &OwnedFd,
+    ) -> Res<()> {
+        rustix::fs::ftruncate(file, size)?;
+        let written = self.lower.copy(part, |offset, bytes| write_all(file, bytes, offset));
+        written.map_err(|error| self.damaged(node, &error))??;
+        if !self.upper()?.volatile {
+            rustix::fs::fdatasync(file)?;
+        }
+        Ok(())
+    }
+
+    fn copy_metadata(&self, node: &Node, part: LowerPart, attr: &Attr, fd: &OwnedFd) -> Res<()> {
+        let xattrs = self.lower.xattrs(part).map_err(|error| self.damaged(node, &error))?;
+        let owner = Owner { uid: attr.uid, gid: attr.gid, mode: attr.mode };
+        let upper = self.upper()?;
+        upper.set_owner(fd, owner, node.kind == Kind::Symlink)?;
+        for (name, value) in xattrs.iter().filter(|(name, _)| !is_private(name)) {
+            copy_xattr(node, fd, name, value)?;
+        }
+        let (atime, mtime) = (to_timespec(attr.atime), to_timespec(attr.mtime));
+        set_times(fd, &Timestamps { last_access: atime, last_modification: mtime })
+    }
+
+    /// Moves a finished copy to all places of the node. The namespace is held exclusively.
+    fn place_copy(&self, node: &Arc<Node>, temporary: &[u8], fd: Arc<OwnedFd>) -> Res<()> {
+        let upper = self.upper()?;
+        let places = node.state().places.clone();
+        let mut placed: Option<(Arc<OwnedFd>, Place)> = None;
+        for place in places {
+            let parent = self.bring_up_dir(&place.parent)?;
+            let _times = KeepTimes::of(&parent)?;
+            let done = match &placed {
+                None => upper.place(temporary, (*parent).as_fd(), &place.name),
+                Some((dir, first)) => {
+                    rustix::fs::linkat(dir, &*first.name, &parent, &*place.name, AtFlags::empty())
+                }
+            };
+            match (done, &placed) {
+                (Ok(()), None) => placed = Some((Arc::clone(&parent), place)),
+                (Ok(()), Some(_)) => {}
+                // A further link that can't be made loses the link, not the file.
+                (Err(error), Some(_)) => {
+                    tracing::warn!(path = node.path(), %error, "a hard link is lost by copy-up");
+                }
+                (Err(errno), None) => return Err(errno),
+            }
+        }
+        let number = statx_fd(&fd)?.stx_ino;
+        if placed.is_none() {
+            // Removed in the meantime: the open files go on with the copy.
+            upper.discard(temporary);
+            node.state().upper = InUpper::Removed(fd);
+            return Ok(());
+        }
+        self.table().set_alias(number, node.ino);
+        node.state().upper = InUpper::Yes;
+        Ok(())
+    }
+
+    /// Makes sure that a directory is in the upper, and opens it. The namespace is held exclusively.
+    pub(super) fn bring_up_dir(&self, node: &Arc<Node>) -> Res<Arc<OwnedFd>> {
+        if is_gone(node) {
+            return Err(Errno::NOENT);
+        }
+        if node.in_upper() {
+            return self.dir_fd(node);
+        }
+        let upper = self.upper()?;
+        let place = node.place().ok_or(Errno::NOENT)?;
+        let parent = self.bring_up_dir(&place.parent)?;
+        let _times = KeepTimes::of(&parent)?;
+        let part = *node.lowers().parts.first().ok_or(Errno::IO)?;
+        let attr = self.attr_locked(node)?;
+        let (temporary, fd) = upper.temporary_dir()?;
+        let placed = self
+            .copy_metadata(node, part, &attr, &fd)
+            .and_then(|()| upper.place(&temporary, (*parent).as_fd(), &place.name));
+        if let Err(errno) = placed {
+            upper.discard(&temporary);
+            return Err(errno);
+        }
+        node.state().upper = InUpper::Yes;
+        self.dir_fd(node)
+    }
+
+    /// Gives a fresh upper the owner and mode of the layers' root.
+    pub(crate) fn copy_root(&self) -> Res<()> {
+        let Some(part) = self.root.lowers().parts.first().copied() else { return Ok(()) };
+        let attr = self.lower.attr(part).map_err(|error| self.damaged(&self.root, &error))?;
+        let upper: &UpperDir = self.upper()?;
+        self.copy_metadata(&self.root, part, &attr, &upper.root)
+    }
+}
+
+fn copy_xattr(node: &Node, fd: &OwnedFd, name: &[u8], value: &[u8]) -> Res<()> {
+    match rustix::fs::setxattr(proc_path(fd), name, value, XattrFlags::empty()) {
+        // As overlayfs: what this file system or this user can't have is left behind.
+        Err(error @ (Errno::PERM | Errno::OPNOTSUPP)) => {
+            let name = String::from_utf8_lossy(name);
+            tracing::debug!(path = node.path(), %name, %error, "an attribute is lost by copy-up");
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+pub(super) fn write_all(file: impl AsFd, mut bytes: &[u8], mut offset: u64) -> Res<()> {
+    while !bytes.is_empty() {
+        match rustix::io::pwrite(&file, bytes, offset) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(written) => {
+                bytes = &bytes[written..];
+                offset += written as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+/// Puts a directory's times back: bringing something up is no change that anybody made.
+struct KeepTimes {
+    dir: Arc<OwnedFd>,
+    times: Timestamps,
+}
+
+impl KeepTimes {
+    fn of(dir: &Arc<OwnedFd>) -> Res<KeepTimes> {
+        let stat = statx_fd(dir)?;
+        let time = |t: rustix::fs::StatxTimestamp| rustix::fs::Timespec {
+            tv_sec: t.tv_sec,
+            tv_nsec: t.tv_nsec.into(),
+        };
+        let times = Timestamps {
+            last_access: time(stat.stx_atime),
+            last_modification: time(stat.stx_mtime),
+        };
+        Ok(KeepTimes { dir: Arc::clone(dir), times })
+    }
+}
+
+impl Drop for KeepTimes {
+    fn drop(&mut self) {
+        if let Err(error) = set_times(&*self.dir, &self.times) {
+            tracing::debug!(%error, "cannot keep a directory's times during copy-up");
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Content of files.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::attr::{At, drop_set_id};
+use super::node::{Node, OpenFile};
+use super::{Res, Tree};
+use crate::kind::Kind;
+use crate::upper::proc_path;
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Open {
+    pub(crate) write: bool,
+    pub(crate) truncate: bool,
+    /// Truncating takes the set-id bits.
+    pub(crate) drop_set_id: bool,
+}
+
+impl Tree {
+    /// Opens a file: brings it up if it is to be written.
+    pub(crate) fn open(&self, node: &Arc<Node>, how: Open) -> Res<()> {
+        if node.kind == Kind::Directory {
+            return Err(Errno::ISDIR);
+        }
+        if how.write || how.truncate {
+            self.bring_up(node, how.truncate)?;
+            let file = self.writable_file(node)?;
+            if how.truncate {
+                rustix::fs::ftruncate(&file, 0)?;
+                if how.drop_set_id {
+                    drop_set_id(&*file)?;
+                }
+            }
+        }
+        self.opened(node);
+        Ok(())
+    }
+
+    /// Counts an open of the node.
+    pub(crate) fn opened(&self, node: &Node) {
+        node.state().opens += 1;
+    }
+
+    /// Counts a close; after the last one the upper's file is closed.
+    pub(crate) fn release(&self, node: &Node) {
+        let mut state = node.state();
+        state.opens = state.opens.saturating_sub(1);
+        let closed = if state.opens == 0 { state.file.take() } else { None };
+        drop(state);
+        drop(closed); // closing may wait for a disk: not under the lock
+    }
+
+    pub(super) fn writable_file(&self, node: &Arc<Node>) -> Res<Arc<File>> {
+        self.upper_file(node, true)
+    }
+
+    /// The upper's file; one for all who have the node open.
+    fn upper_file(&self, node: &Arc<Node>, write: bool) -> Res<Arc<File>> {
+        if let Some(open) = &node.state().file {
+            if open.writable || !write {
+                return Ok(Arc::clone(&open.file));
+            }
+        }
+        let (file, writable) = match self.open_upper(node, OFlags::RDWR) {
+            Ok(file) => (file, true),
+            // Without privileges the server can open only what its user may open.
+            Err(Errno::ACCESS | Errno::PERM) if write => {
+                (self.open_upper(node, OFlags::WRONLY)?, true)
+            }
+            Err(Errno::ACCESS | Errno::PERM) => (self.open_upper(node, OFlags::RDONLY)?, false),
+            Err(errno) => return Err(errno),
+        };
+        let file = Arc::new(file);
+        let mut state = node.state();
+        if state.opens > 0 || !matches!(state.upper, super::InUpper::Yes) {
+            state.file = Some(OpenFile { file: Arc::clone(&file), writable });
+        }
+        Ok(file)
+    }
+
+    fn open_upper(&self, node: &Arc<Node>, access: OFlags) -> Res<File> {
+        let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd = match self.at(node)? {
+            At::Name(dir, name) => {
+                rustix::fs::openat(&dir, &*name, flags | OFlags::NOFOLLOW, Mode::empty())?
+            }
+            // Through /proc: the only way to an inode without a name.
+            At::Fd(fd) => rustix::fs::open(proc_path(&fd), flags, Mode::empty())?,
+        };
+        Ok(File::from(fd))
+    }
+
+    /// Reads; `reply` is called once with what there is.
+    pub(crate) fn read<T>(
+        &self,
+        node: &Arc<Node>,
+        offset: u64,
+        size: usize,
+        reply: impl FnOnce(&[u8]) -> T,
+    ) -> Res<T> {
+        let lower = {
+            let state = node.state();
+            match state.upper {
+                super::InUpper::No => state.lower,
+                _ => None,
+            }
+        };
+        if let Some(part) = lower {
+            return self
+                .lower
+                .read(part, offset, size, reply)
+                .map_err(|error| self.damaged(node, &error));
+        }
+        let file = self.upper_file(node, false)?;
+        let mut buffer = vec![0; size];
+        let mut filled = 0;
+        while filled < size {
+            match rustix::io::pread(&file, &mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(reply(&buffer[..filled]))
+    }
+
+    pub(crate) fn write(
+        &self,
+        node: &Arc<Node>,
+        offset: u64,
+        data: &[u8],
+        takes_set_id: bool,
+    ) -> Res<usize> {
+        self.bring_up(node, false)?;
+        let file = self.writable_file(node)?;
+        let mut written = 0;
+        while written < data.len() {
+            match rustix::io::pwrite(&file, &data[written..], offset + written as u64) {
+                Ok(0) => break,
+                Ok(more) => written += more,
+                Err(Errno::INTR) => {}
+                Err(_) if written > 0 => break, // a short write now, the error next time
+                Err(errno) => return Err(errno),
+            }
+        }
+        if takes_set_id {
+            drop_set_id(&*file)?;
+        }
+        Ok(written)
+    }
+
+    pub(crate) fn allocate(
+        &self,
+        node: &Arc<Node>,
+        mode: FallocateFlags,
+        offset: u64,
+        len: u64,
+    ) -> Res<()> {
+        self.bring_up(node, false)?;
+        rustix::fs::fallocate(self.writable_file(node)?, mode, offset, len)
+    }
+
+    /// The next data or hole at or after `offset`.
+    pub(crate) fn seek(&self, node: &Arc<Node>, offset: u64, hole: bool) -> Res<u64> {
+        let lower = (!node.in_upper()).then(|| node.state().lower).flatten();
+        if let Some(part) = lower {
+            let found = self.lower.seek(part, offset, hole);
+            return found.map_err(|error| self.damaged(node, &error))?.ok_or(Errno::NXIO);
+        }
+        // The position of the shared descriptor is nobody's: reads and writes carry their own.
+        let file = self.upper_file(node, false)?;
+        let from = if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) };
+        rustix::fs::seek(&file, from)
+    }
+
+    pub(crate) fn sync(&self, node: &Arc<Node>, data_only: bool) -> Res<()> {
+        if !node.in_upper() {
+            return Ok(());
+        }
+        if node.kind == Kind::Directory {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let dir = rustix::fs::openat(self.dir_fd(node)?, c".", flags, Mode::empty())?;
+            return rustix::fs::fsync(dir);
+        }
+        let file = self.upper_file(node, false)?;
+        if data_only { rustix::fs::fdatasync(&file) } else { rustix::fs::fsync(&file) }
+    }
+
+    /// Copies between two files of the upper; `XDEV` tells the kernel to do it by reading and writing.
+    pub(crate) fn copy_range(
+        &self,
+        from: (&Arc<Node>, u64),
+        to: (&Arc<Node>, u64),
+        len: usize,
+    ) -> Res<usize> {
+        if !from.0.in_upper() || !to.0.in_upper() {
+            return Err(Errno::XDEV);
+        }
+        let source = self.upper_file(from.0, false)?;
+        let target = self.writable_file(to.0)?;
+        let (mut from_offset, mut to_offset) = (from.1, to.1);
+        rustix::fs::copy_file_range(
+            &source,
+            Some(&mut from_offset),
+            &target,
+            Some(&mut to_offset),
+            len,
+        )
+    }
+
+    pub(crate) fn read_link(&self, node: &Arc<Node>) -> Res<Vec<u8>> {
+        let _looking = self.shared();
+        if node.kind != Kind::Symlink {
+            return Err(Errno::INVAL);
+        }
+        let lower = (!node.in_upper()).then(|| node.state().lower).flatten();
+        if let Some(part) = lower {
+            return self.lower.read_link(part).map_err(|error| self.damaged(node, &error));
+        }
+        let target = match self.at(node)? {
+            At::Name(dir, name) => rustix::fs::readlinkat(&dir, &*name, Vec::new())?,
+            At::Fd(fd) => rustix::fs::readlinkat(&fd, c"", Vec::new())?,
+        };
+        Ok(target.into_bytes())
+    }
+}

@@ -1,0 +1,181 @@
+//! The tree that the mount shows: layers merged by the overlay rules, the upper above them.
+//!
+//! Nothing here knows of FUSE: operations take nodes and names, and answer with attributes or an errno.
+//! [`node`] says how nodes live and what is locked when.
+
+mod attr;
+mod copyup;
+mod file;
+mod list;
+mod lookup;
+mod make;
+pub(crate) mod node;
+mod remove;
+mod rename;
+mod xattr;
+
+use std::collections::{HashMap, HashSet};
+use std::error::Error as _;
+use std::os::fd::OwnedFd;
+use std::sync::{
+    Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
+
+use rustix::io::Errno;
+
+pub(crate) use attr::{Change, SetTime};
+pub(crate) use file::Open;
+pub(crate) use list::{Entry, Listing};
+pub(crate) use lookup::Seen;
+pub(crate) use make::{Caller, New};
+pub(crate) use node::Node;
+pub(crate) use rename::End;
+
+use crate::ids::ROOT;
+use crate::kind::Kind;
+use crate::lower::{Lower, LowerError};
+use crate::overlay;
+use crate::upper::{Res, UpperDir};
+use node::{Dir, InUpper, Lowers, State, Table};
+
+/// Directories of the upper that are kept open.
+const MAX_DIR_FDS: usize = 256;
+
+pub(crate) struct Tree {
+    pub(crate) lower: Lower,
+    upper: Option<UpperDir>,
+    root: Arc<Node>,
+    table: Mutex<Table>,
+    namespace: RwLock<()>,
+    /// Open directories of the upper by node; only a cache.
+    dir_fds: Mutex<HashMap<u64, Arc<OwnedFd>>>,
+    /// Nodes that are being copied up, so that each is copied once.
+    copying: Mutex<HashSet<u64>>,
+    copied: Condvar,
+}
+
+impl Tree {
+    pub(crate) fn new(lower: Lower, upper: Option<UpperDir>) -> Result<Tree, LowerError> {
+        let parts = overlay::root(&lower)?;
+        let lowers = Lowers { parts, path: b"/".as_slice().into(), ..Lowers::default() };
+        let in_upper = if upper.is_some() { InUpper::Yes } else { InUpper::No };
+        let state = State {
+            upper: in_upper,
+            dir: Some(Box::new(Dir { lowers: Arc::new(lowers) })),
+            ..State::default()
+        };
+        let mut table = Table::default();
+        let root = table.intern(ROOT, || Node::new(ROOT, Kind::Directory, state));
+        Ok(Tree {
+            lower,
+            upper,
+            root,
+            table: Mutex::new(table),
+            namespace: RwLock::new(()),
+            dir_fds: Mutex::default(),
+            copying: Mutex::default(),
+            copied: Condvar::new(),
+        })
+    }
+
+    pub(crate) fn root(&self) -> &Arc<Node> {
+        &self.root
+    }
+
+    pub(crate) fn is_writable(&self) -> bool {
+        self.upper.is_some()
+    }
+
+    fn upper(&self) -> Res<&UpperDir> {
+        self.upper.as_ref().ok_or(Errno::ROFS)
+    }
+
+    /// The node of a number that the kernel was told of.
+    pub(crate) fn node(&self, ino: u64) -> Res<Arc<Node>> {
+        self.table().get(ino).ok_or(Errno::STALE)
+    }
+
+    pub(crate) fn remember(&self, node: &Arc<Node>) {
+        self.table().remember(node);
+    }
+
+    pub(crate) fn forget(&self, ino: u64, count: u64) {
+        self.table().forget(ino, count);
+    }
+
+    /// Nodes held at the moment.
+    pub(crate) fn node_count(&self) -> usize {
+        self.table().len()
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For those who only look.
+    fn shared(&self) -> RwLockReadGuard<'_, ()> {
+        self.namespace.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For those who change what is where.
+    fn exclusive(&self) -> RwLockWriteGuard<'_, ()> {
+        self.namespace.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names what is wrong with a layer in the log; the caller gets EIO for this file and no other.
+    fn damaged(&self, node: &Node, error: &LowerError) -> Errno {
+        self.damaged_at(&node.path(), error)
+    }
+
+    fn damaged_at(&self, path: &str, error: &LowerError) -> Errno {
+        let mut cause = error.source.to_string();
+        let mut next = error.source.source();
+        while let Some(source) = next {
+            cause.push_str(": ");
+            cause.push_str(&source.to_string());
+            next = source.source();
+        }
+        let block = error.block.map(tracing::field::display);
+        tracing::error!(layer = error.layer, path, block, cause, "cannot read from an image");
+        Errno::IO
+    }
+
+    /// The upper directory of a node that has one.
+    fn dir_fd(&self, node: &Arc<Node>) -> Res<Arc<OwnedFd>> {
+        let fds = || self.dir_fds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(fd) = fds().get(&node.ino) {
+            return Ok(Arc::clone(fd));
+        }
+        let upper = self.upper()?;
+        // Up to the first ancestor that is open, then down in one step.
+        let mut names = Vec::new();
+        let mut at = Arc::clone(node);
+        let base = loop {
+            if let Some(fd) = fds().get(&at.ino) {
+                break Some(Arc::clone(fd));
+            }
+            if at.ino == ROOT {
+                break None;
+            }
+            let place = at.place().ok_or(Errno::NOENT)?;
+            names.push(place.name);
+            at = place.parent;
+        };
+        names.reverse();
+        let path = if names.is_empty() { b".".to_vec() } else { names.join(&b'/') };
+        let fd = Arc::new(match base {
+            Some(base) => upper.open_dir(&base, &path)?,
+            None => upper.open_dir(&upper.root, &path)?,
+        });
+        let mut fds = fds();
+        if fds.len() >= MAX_DIR_FDS {
+            fds.clear();
+        }
+        fds.insert(node.ino, Arc::clone(&fd));
+        Ok(fd)
+    }
+
+    fn drop_dir_fd(&self, node: &Node) {
+        self.dir_fds.lock().unwrap_or_else(PoisonError::into_inner).remove(&node.ino);
+    }
+}

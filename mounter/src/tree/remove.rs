@@ -1,0 +1,111 @@
+//! Removing names.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::lookup::drop_place;
+use super::node::{InUpper, Node};
+use super::{Res, Tree};
+use crate::kind::Kind;
+use crate::upper::{Under, statx_fd};
+
+impl Tree {
+    /// Removes the file `name`.
+    pub(crate) fn unlink(&self, dir: &Arc<Node>, name: &[u8]) -> Res<()> {
+        let upper = self.upper()?;
+        let _changing = self.exclusive();
+        let seen = self.child(dir, name)?.ok_or(Errno::NOENT)?;
+        if seen.node.kind == Kind::Directory {
+            return Err(Errno::ISDIR);
+        }
+        let fd = self.bring_up_dir(dir)?;
+        let below = self.is_below(dir, name)?;
+        match upper.look((*fd).as_fd(), name)? {
+            Under::Entry(_) => {
+                let kept = self.keep(&seen.node, dir, name)?;
+                if below {
+                    upper.replace_by_whiteout((*fd).as_fd(), name, false)?;
+                } else {
+                    upper.remove_file((*fd).as_fd(), name)?;
+                }
+                kept.done(self);
+            }
+            Under::Nothing => {
+                upper.make_whiteout((*fd).as_fd(), name)?;
+                drop_place(&mut seen.node.state(), dir, name);
+            }
+            Under::Whiteout => return Err(Errno::NOENT),
+        }
+        Ok(())
+    }
+
+    /// Removes the empty directory `name`.
+    pub(crate) fn rmdir(&self, dir: &Arc<Node>, name: &[u8]) -> Res<()> {
+        let upper = self.upper()?;
+        let _changing = self.exclusive();
+        let seen = self.child(dir, name)?.ok_or(Errno::NOENT)?;
+        if seen.node.kind != Kind::Directory {
+            return Err(Errno::NOTDIR);
+        }
+        if !self.is_empty_dir(&seen.node)? {
+            return Err(Errno::NOTEMPTY);
+        }
+        let fd = self.bring_up_dir(dir)?;
+        let below = self.is_below(dir, name)?;
+        match upper.look((*fd).as_fd(), name)? {
+            Under::Entry(_) => {
+                let kept = self.keep(&seen.node, dir, name)?;
+                if below {
+                    upper.replace_by_whiteout((*fd).as_fd(), name, true)?;
+                } else {
+                    upper.remove_emptied_dir((*fd).as_fd(), name)?;
+                }
+                kept.done(self);
+            }
+            Under::Nothing => {
+                upper.make_whiteout((*fd).as_fd(), name)?;
+                drop_place(&mut seen.node.state(), dir, name);
+            }
+            Under::Whiteout => return Err(Errno::NOENT),
+        }
+        self.drop_dir_fd(&seen.node);
+        Ok(())
+    }
+
+    /// Prepares for a place of a node in the upper to go away: if it is the last one known, whoever
+    /// has the file open goes on using it through a descriptor.
+    pub(super) fn keep(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &[u8]) -> Res<Kept> {
+        let last = node.state().places.len() <= 1;
+        let fd = match last {
+            true => Some(self.path_fd(node)?),
+            false => None,
+        };
+        Ok(Kept { node: Arc::clone(node), dir: Arc::clone(dir), name: name.into(), fd })
+    }
+}
+
+/// A node one of whose places is about to go away.
+pub(super) struct Kept {
+    node: Arc<Node>,
+    dir: Arc<Node>,
+    name: Box<[u8]>,
+    fd: Option<Arc<std::os::fd::OwnedFd>>,
+}
+
+impl Kept {
+    /// The place is gone.
+    pub(super) fn done(self, tree: &Tree) {
+        let mut state = self.node.state();
+        drop_place(&mut state, &self.dir, &self.name);
+        let Some(fd) = self.fd else { return };
+        // The number may be given to another file once nobody holds this one.
+        let gone = statx_fd(&fd).ok().filter(|s| s.stx_nlink == 0).map(|s| s.stx_ino);
+        state.upper = InUpper::Removed(fd);
+        drop(state);
+        if let Some(number) = gone {
+            tree.table().drop_alias(number);
+        }
+    }
+}

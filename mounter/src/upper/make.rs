@@ -1,0 +1,165 @@
+//! Making and removing entries of the upper so that a crash leaves the old state or the new one.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::io::Errno;
+
+use super::{Res, UpperDir, proc_path, statx_fd};
+
+/// Owner and mode an inode is to have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owner {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Permission bits, set-id and sticky included.
+    pub(crate) mode: u32,
+}
+
+impl UpperDir {
+    pub(crate) fn work(&self) -> BorrowedFd<'_> {
+        self.work.as_fd()
+    }
+
+    /// A name in the work directory that nobody uses.
+    pub(crate) fn temporary(&self) -> Vec<u8> {
+        format!("#{}", self.next_temporary.fetch_add(1, Ordering::Relaxed)).into_bytes()
+    }
+
+    /// Removes a temporary; what can't be removed now is removed at the next mount.
+    pub(crate) fn discard(&self, temporary: &[u8]) {
+        if let Err(error) = self.remove_tree(self.work(), temporary) {
+            tracing::debug!(%error, "cannot remove a temporary of the upper");
+        }
+    }
+
+    /// Moves a finished temporary to a name that doesn't exist in the upper.
+    pub(crate) fn place(&self, temporary: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> Res<()> {
+        match rustix::fs::renameat_with(self.work(), temporary, dir, name, RenameFlags::NOREPLACE) {
+            // Some file systems don't know the flag; nobody else writes here.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                rustix::fs::renameat(self.work(), temporary, dir, name)
+            }
+            result => result,
+        }
+    }
+
+    /// Moves a finished temporary over a whiteout, in one step.
+    pub(crate) fn place_over(
+        &self,
+        temporary: &[u8],
+        is_dir: bool,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Res<()> {
+        if !is_dir {
+            return rustix::fs::renameat(self.work(), temporary, dir, name);
+        }
+        rustix::fs::renameat_with(self.work(), temporary, dir, name, RenameFlags::EXCHANGE)?;
+        self.discard(temporary);
+        Ok(())
+    }
+
+    /// Puts a whiteout in place of what is there, in one step; what was there is removed with all it holds.
+    pub(crate) fn replace_by_whiteout(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        is_dir: bool,
+    ) -> Res<()> {
+        let temporary = self.temporary();
+        self.make_whiteout(self.work(), &temporary)?;
+        let placed = self.exchange_out(&temporary, is_dir, dir, name);
+        if placed.is_err() {
+            self.discard(&temporary);
+        }
+        placed
+    }
+
+    fn exchange_out(
+        &self,
+        temporary: &[u8],
+        is_dir: bool,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+    ) -> Res<()> {
+        if !is_dir {
+            return rustix::fs::renameat(self.work(), temporary, dir, name);
+        }
+        rustix::fs::renameat_with(self.work(), temporary, dir, name, RenameFlags::EXCHANGE)?;
+        self.discard(temporary);
+        Ok(())
+    }
+
+    /// Removes a directory whose only entries, if any, are whiteouts.
+    pub(crate) fn remove_emptied_dir(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<()> {
+        match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {
+                let temporary = self.temporary();
+                rustix::fs::renameat(dir, name, self.work(), &temporary)?;
+                self.discard(&temporary);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Gives a fresh inode its owner and mode, asking the kernel only for what differs.
+    pub(crate) fn set_owner(&self, fd: impl AsFd, want: Owner, is_link: bool) -> Res<()> {
+        let stat = statx_fd(&fd)?;
+        if (stat.stx_uid, stat.stx_gid) != (want.uid, want.gid) {
+            let (uid, gid) = (Uid::from_raw(want.uid), Gid::from_raw(want.gid));
+            rustix::fs::chownat(&fd, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+        } else if u32::from(stat.stx_mode) & 0o7777 == want.mode {
+            return Ok(());
+        }
+        if is_link {
+            return Ok(());
+        }
+        // chmod goes through /proc: descriptors opened with O_PATH have no fchmod.
+        rustix::fs::chmod(proc_path(&fd), Mode::from_raw_mode(want.mode))
+    }
+
+    /// An empty directory in the work directory.
+    pub(crate) fn temporary_dir(&self) -> Res<(Vec<u8>, OwnedFd)> {
+        let name = self.temporary();
+        rustix::fs::mkdirat(self.work(), &name, Mode::RWXU)?;
+        let fd = self.open_dir(self.work(), &name)?;
+        Ok((name, fd))
+    }
+
+    /// Removes `name` with all it holds. The tree is at most as deep as the job made it.
+    pub(super) fn remove_tree(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<()> {
+        match self.remove_at(dir, name) {
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(Errno::NOENT) => return Ok(()),
+            result => return result,
+        }
+        match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+            Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+            result => return result,
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let inner = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+        for (child, _) in self.list(&inner)? {
+            self.remove_tree(inner.as_fd(), &child)?;
+        }
+        rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)
+    }
+}
+
+impl UpperDir {
+    /// Removes a file that is in the upper alone.
+    pub(crate) fn remove_file(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<()> {
+        self.remove_at(dir, name)
+    }
+
+    /// Takes back an entry that couldn't be finished.
+    pub(crate) fn remove_made(&self, dir: BorrowedFd<'_>, name: &[u8], is_dir: bool) {
+        let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        if let Err(error) = rustix::fs::unlinkat(dir, name, flags) {
+            tracing::warn!(%error, "cannot take back an entry that could not be made");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Marks in the upper: whiteouts, opaque directories, redirects.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, Mode, Statx, XattrFlags};
+use rustix::io::Errno;
+
+use super::{Res, UpperDir, proc_path, statx_at};
+use crate::kind::Kind;
+use crate::overlay::Marks;
+
+/// Which attributes carry the marks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MarkSpace {
+    /// `trusted.overlay.*`: only root sees them.
+    Trusted,
+    /// `user.overlay.*`, the form of an overlayfs mounted with `userxattr`.
+    User,
+}
+
+impl MarkSpace {
+    fn opaque(self) -> &'static str {
+        match self {
+            MarkSpace::Trusted => "trusted.overlay.opaque",
+            MarkSpace::User => "user.overlay.opaque",
+        }
+    }
+    fn redirect(self) -> &'static str {
+        match self {
+            MarkSpace::Trusted => "trusted.overlay.redirect",
+            MarkSpace::User => "user.overlay.redirect",
+        }
+    }
+    fn whiteout(self) -> &'static str {
+        match self {
+            MarkSpace::Trusted => "trusted.overlay.whiteout",
+            MarkSpace::User => "user.overlay.whiteout",
+        }
+    }
+}
+
+/// Whether an attribute belongs to the overlay, and is neither shown nor set through the mount.
+pub(crate) fn is_private(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
+}
+
+/// An attribute of the inode at `path`; `None` if there is none.
+fn attribute(path: &[u8], name: &str) -> Res<Option<Vec<u8>>> {
+    let mut value = vec![0; 4096];
+    match rustix::fs::lgetxattr(path, name, &mut value) {
+        Ok(len) => {
+            value.truncate(len);
+            Ok(Some(value))
+        }
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn path_at(dir: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
+    let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name);
+    path
+}
+
+impl UpperDir {
+    pub(super) fn is_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8], stat: &Statx) -> Res<bool> {
+        let mode = u32::from(stat.stx_mode) & libc::S_IFMT;
+        if mode == libc::S_IFCHR {
+            return Ok(stat.stx_rdev_major == 0 && stat.stx_rdev_minor == 0);
+        }
+        // Where mknod isn't allowed a whiteout is an empty file with an attribute; such files have mode 0.
+        if mode != libc::S_IFREG || stat.stx_size != 0 || stat.stx_mode & 0o7777 != 0 {
+            return Ok(false);
+        }
+        Ok(attribute(&path_at(dir, name), self.marks.whiteout())?.is_some())
+    }
+
+    /// Whether a listed entry is a whiteout.
+    pub(crate) fn hides(&self, dir: impl AsFd, name: &[u8], kind: Option<Kind>) -> Res<bool> {
+        if kind == Some(Kind::File) && !self.has_attribute_whiteouts(&dir)? {
+            return Ok(false);
+        }
+        match statx_at(&dir, name) {
+            Ok(stat) => self.is_whiteout(dir.as_fd(), name, &stat),
+            Err(Errno::NOENT) => Ok(true),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Whether a directory says that it holds whiteouts made of attributes.
+    fn has_attribute_whiteouts(&self, dir: impl AsFd) -> Res<bool> {
+        Ok(attribute(&path_at(dir.as_fd(), b"."), self.marks.opaque())?.is_some_and(|v| v == b"x"))
+    }
+
+    /// Puts a whiteout under a name that doesn't exist.
+    pub(crate) fn make_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<()> {
+        let kind = rustix::fs::FileType::CharacterDevice;
+        match rustix::fs::mknodat(dir, name, kind, Mode::empty(), 0) {
+            Err(Errno::PERM) => self.make_attribute_whiteout(dir, name),
+            result => result,
+        }
+    }
+
+    fn make_attribute_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<()> {
+        let temporary = self.temporary();
+        let kind = rustix::fs::FileType::RegularFile;
+        rustix::fs::mknodat(self.work(), &temporary, kind, Mode::empty(), 0)?;
+        let path = path_at(self.work(), &temporary);
+        let marked =
+            rustix::fs::lsetxattr(&*path, self.marks.whiteout(), b"y", XattrFlags::empty())
+                .and_then(|()| {
+                    // `x` tells overlayfs that the directory holds whiteouts of this form.
+                    let dir = proc_path(&dir);
+                    let space = self.marks.opaque();
+                    match rustix::fs::setxattr(&*dir, space, b"x", XattrFlags::CREATE) {
+                        Err(Errno::EXIST) => Ok(()),
+                        result => result,
+                    }
+                })
+                .and_then(|()| self.place(&temporary, dir, name));
+        if marked.is_err() {
+            self.discard(&temporary);
+        }
+        marked
+    }
+
+    /// The marks of the upper directory `name` in `dir`.
+    pub(crate) fn dir_marks(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<Marks> {
+        let path = path_at(dir, name);
+        let opaque = attribute(&path, self.marks.opaque())?.is_some_and(|value| value == b"y");
+        let redirect = attribute(&path, self.marks.redirect())?.map(Vec::into_boxed_slice);
+        Ok(Marks { opaque, redirect })
+    }
+
+    /// Hides everything below the directory.
+    pub(crate) fn set_opaque(&self, dir: impl AsFd) -> Res<()> {
+        rustix::fs::setxattr(proc_path(&dir), self.marks.opaque(), b"y", XattrFlags::empty())
+    }
+
+    /// Records where the layers below have the directory.
+    pub(crate) fn set_redirect(&self, dir: impl AsFd, path: &[u8]) -> Res<()> {
+        rustix::fs::setxattr(proc_path(&dir), self.marks.redirect(), path, XattrFlags::empty())
+    }
+
+    pub(super) fn remove_at(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<()> {
+        rustix::fs::unlinkat(dir, name, AtFlags::empty())
+    }
+}

@@ -1,0 +1,117 @@
+//! The upper: the writable directory above the layers, in overlayfs's own form on disk.
+//!
+//! ```text
+//! UPPER/…              files as they are seen; whiteouts; marks of directories as attributes
+//! WORK/mica.lock       held (flock) while mounted: two mounts on one upper are refused
+//! WORK/mica/#N         what is being made; complete when it is renamed into the upper, removed at the next mount
+//! ```
+//!
+//! Marks are `trusted.overlay.*` for root and `user.overlay.*` otherwise, as overlayfs's `userxattr` has it.
+//! A job must not be able to lead the server out of the upper: everything is reached from the two
+//! directory descriptors, directories by `openat2` with `RESOLVE_BENEATH | NO_SYMLINKS | NO_XDEV`, the last
+//! name of a path always without following it.
+
+mod make;
+mod marks;
+mod open;
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicU64;
+
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+
+pub(crate) use make::Owner;
+pub(crate) use marks::{MarkSpace, is_private};
+pub use open::UpperError;
+
+use crate::kind::Kind;
+
+pub(crate) type Res<T> = Result<T, Errno>;
+
+/// An open upper.
+pub(crate) struct UpperDir {
+    pub(crate) root: OwnedFd,
+    work: OwnedFd,
+    /// Holds the lock; released by the kernel however the server ends.
+    _lock: OwnedFd,
+    pub(crate) marks: MarkSpace,
+    /// Copied-up files are not synced: the upper is thrown away after a crash.
+    pub(crate) volatile: bool,
+    next_temporary: AtomicU64,
+}
+
+/// What the upper holds under a name.
+pub(crate) enum Under {
+    Nothing,
+    Whiteout,
+    Entry(Box<Statx>),
+}
+
+pub(crate) fn kind(stat: &Statx) -> Kind {
+    Kind::from_mode(stat.stx_mode.into()).unwrap_or(Kind::Socket)
+}
+
+pub(crate) fn statx_at(dir: impl AsFd, name: &[u8]) -> Res<Statx> {
+    rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS)
+}
+
+pub(crate) fn statx_fd(fd: impl AsFd) -> Res<Statx> {
+    rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS)
+}
+
+/// A path that names an open file itself, for the calls that take no descriptor. Borrows the descriptor, which
+/// must stay open for as long as the path is used.
+pub(crate) fn proc_path(fd: &impl AsFd) -> String {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+}
+
+impl UpperDir {
+    /// What is under `name` in `dir`.
+    pub(crate) fn look(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<Under> {
+        let stat = match statx_at(dir, name) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Under::Nothing),
+            Err(errno) => return Err(errno),
+        };
+        Ok(if self.is_whiteout(dir, name, &stat)? {
+            Under::Whiteout
+        } else {
+            Under::Entry(Box::new(stat))
+        })
+    }
+
+    /// Opens a directory below `dir` by a path of names.
+    pub(crate) fn open_dir(&self, dir: impl AsFd, path: &[u8]) -> Res<OwnedFd> {
+        rustix::fs::openat2(
+            dir,
+            path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
+        )
+    }
+
+    /// Opens what is under `name` without opening it: to change or to keep the inode itself.
+    pub(crate) fn open_path(&self, dir: impl AsFd, name: &[u8]) -> Res<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(dir, name, flags, Mode::empty())
+    }
+
+    /// The names in `dir` with their kinds, whiteouts included, `.` and `..` not.
+    pub(crate) fn list(&self, dir: impl AsFd) -> Res<Vec<(Box<[u8]>, Option<Kind>)>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
+        let mut buffer = Vec::with_capacity(32 << 10);
+        let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+        let mut names = Vec::new();
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push((name.into(), Kind::from_mode(entry.file_type().as_raw_mode())));
+            }
+        }
+        Ok(names)
+    }
+}

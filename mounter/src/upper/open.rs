@@ -1,0 +1,123 @@
+//! Opening an upper: folders, lock, which marks it can carry.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::{MarkSpace, Res, UpperDir, proc_path, statx_fd};
+
+/// Why an upper can't be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpperError {
+    /// A folder of the upper can't be made or opened.
+    #[error("cannot use {} as upper", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Another mount holds the upper.
+    #[error("the upper {} is in use by another mount", path.display())]
+    InUse {
+        /// The work folder that is locked.
+        path: PathBuf,
+    },
+    /// Files could not be renamed from one to the other.
+    #[error("upper {} and work folder {} are on different file systems", upper.display(), work.display())]
+    TwoFileSystems {
+        /// The upper.
+        upper: PathBuf,
+        /// The work folder.
+        work: PathBuf,
+    },
+    /// Renamed and replaced directories could not be marked.
+    #[error("the file system of {} keeps no extended attributes for this user", path.display())]
+    NoAttributes {
+        /// The work folder.
+        path: PathBuf,
+    },
+}
+
+fn folder(path: &Path) -> Result<(OwnedFd, bool), UpperError> {
+    let error = |errno: Errno| UpperError::Folder { path: path.into(), source: errno.into() };
+    let made = match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Ok(()) => true,
+        Err(Errno::EXIST) => false,
+        Err(errno) => return Err(error(errno)),
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok((rustix::fs::open(path, flags, Mode::empty()).map_err(error)?, made))
+}
+
+impl UpperDir {
+    /// Opens an upper, making its folders where they are missing. Also says whether the upper is new.
+    pub(crate) fn open(
+        upper: &Path,
+        work: &Path,
+        marks: Option<MarkSpace>,
+        volatile: bool,
+    ) -> Result<(UpperDir, bool), UpperError> {
+        let (root, new) = folder(upper)?;
+        let (outer, _) = folder(work)?;
+        let error = |errno: Errno| UpperError::Folder { path: work.into(), source: errno.into() };
+        let device =
+            |fd: &OwnedFd| statx_fd(fd).map(|s| (s.stx_dev_major, s.stx_dev_minor)).map_err(error);
+        if device(&root)? != device(&outer)? {
+            return Err(UpperError::TwoFileSystems { upper: upper.into(), work: work.into() });
+        }
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let lock = rustix::fs::openat(&outer, c"mica.lock", flags, Mode::RUSR | Mode::WUSR)
+            .map_err(error)?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(UpperError::InUse { path: work.into() }),
+            result => result.map_err(error)?,
+        }
+        let inner = work_folder(&outer).map_err(error)?;
+        let mut dir = UpperDir {
+            root,
+            work: inner,
+            _lock: lock,
+            marks: MarkSpace::Trusted,
+            volatile,
+            next_temporary: AtomicU64::new(0),
+        };
+        for (name, _) in dir.list(&dir.work).map_err(error)? {
+            dir.discard(&name);
+        }
+        dir.marks = match marks {
+            Some(space) if dir.can_mark(space) => space,
+            None if dir.can_mark(MarkSpace::Trusted) => MarkSpace::Trusted,
+            None if dir.can_mark(MarkSpace::User) => MarkSpace::User,
+            _ => return Err(UpperError::NoAttributes { path: work.into() }),
+        };
+        Ok((dir, new))
+    }
+
+    fn can_mark(&self, space: MarkSpace) -> bool {
+        let (set, unset) = match space {
+            MarkSpace::Trusted => ("trusted.overlay.opaque", c"trusted.overlay.opaque"),
+            MarkSpace::User => ("user.overlay.opaque", c"user.overlay.opaque"),
+        };
+        let Ok((name, fd)) = self.temporary_dir() else { return false };
+        let marked = rustix::fs::setxattr(proc_path(&fd), set, b"y", XattrFlags::empty())
+            .and_then(|()| rustix::fs::removexattr(proc_path(&fd), unset));
+        self.discard(&name);
+        marked.is_ok()
+    }
+}
+
+fn work_folder(outer: &OwnedFd) -> Res<OwnedFd> {
+    match rustix::fs::mkdirat(outer, c"mica", Mode::RWXU) {
+        Err(Errno::EXIST) => {}
+        result => result?,
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(outer, c"mica", flags, Mode::empty())?;
+    rustix::fs::accessat(&fd, c".", rustix::fs::Access::WRITE_OK, AtFlags::EACCESS)?;
+    Ok(fd)
+}
