@@ -5,6 +5,7 @@
 //! otherwise, the others answer their own action for their own calls. A last, handwritten program answers "not implemented"
 //! for calls that are newer than the table of the usual profile, because programs take "not permitted" for the final word.
 
+mod always;
 mod numbers;
 mod profile;
 mod usual;
@@ -34,7 +35,7 @@ pub(crate) fn programs(
         Seccomp::Unconfined => Ok(Vec::new()),
         Seccomp::Default => {
             let mut programs = compile(&usual::profile(capabilities))?;
-            programs.push(not_implemented());
+            programs.push(not_implemented(capabilities));
             Ok(programs)
         }
         Seccomp::Profile(text) => compile(&Profile::parse(text, capabilities)?),
@@ -71,9 +72,17 @@ fn compile(profile: &Profile) -> Result<Vec<BpfProgram>, ProfileError> {
     }
     // Last, because it may forbid installing another.
     if profile.default != Action::Allow {
-        programs.push(program(mentioned, profile.default, Action::Allow)?);
+        programs.push(base(mentioned, profile.default)?);
     }
     Ok(programs)
+}
+
+/// Lets through what is mentioned, and answers the default otherwise.
+fn base(mentioned: Calls, default: Action) -> Result<BpfProgram, ProfileError> {
+    let (always, conditional): (Calls, Calls) =
+        mentioned.into_iter().partition(|(_, rules)| rules.is_empty());
+    let conditional = program(conditional, default, Action::Allow)?;
+    Ok(always::allow_first(always.into_keys(), conditional))
 }
 
 /// Adds a rule's calls. A call without conditions has an empty list, which stands for "always" and absorbs the others.
@@ -121,22 +130,26 @@ fn program(calls: Calls, otherwise: Action, matching: Action) -> Result<BpfProgr
     filter.and_then(TryInto::try_into).map_err(ProfileError::compile)
 }
 
-/// Answers ENOSYS for calls newer than [`usual::NEWEST`], but for the few that the usual profile allows.
-fn not_implemented() -> BpfProgram {
+/// Answers ENOSYS for calls newer than [`usual::NEWEST`], but for the few that the usual profile allows, and for those that
+/// the kernel may well have but whose arguments no filter can judge.
+fn not_implemented(capabilities: CapabilitySet) -> BpfProgram {
     const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
     const EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
     const GREATER: u16 = 0x25; // BPF_JMP | BPF_JGT | BPF_K
-    const RETURN: u16 = 0x06;
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
     const ALLOW: u32 = 0x7fff_0000;
     const ERRNO: u32 = 0x0005_0000;
     // The x32 calls have this bit; they are none of the newer ones and are refused by the main program.
     const X32: u32 = 0x4000_0000;
     let op = |code, jt, jf, k| sock_filter { code, jt, jf, k };
+    // Its flags lie in memory: programs fall back to clone. Who may do anything may do this as well.
+    let clone3 = if capabilities.has("SYS_ADMIN") { u32::MAX } else { libc::SYS_clone3 as u32 };
     vec![
         op(LOAD, 0, 0, 0),
-        op(GREATER, 3, 0, X32 - 1),
-        op(EQUAL, 2, 0, libc::SYS_fchmodat2 as u32),
-        op(EQUAL, 1, 0, libc::SYS_mseal as u32),
+        op(GREATER, 4, 0, X32 - 1),
+        op(EQUAL, 3, 0, libc::SYS_fchmodat2 as u32),
+        op(EQUAL, 2, 0, libc::SYS_mseal as u32),
+        op(EQUAL, 2, 0, clone3),
         op(GREATER, 1, 0, usual::NEWEST as u32),
         op(RETURN, 0, 0, ALLOW),
         op(RETURN, 0, 0, ERRNO | libc::ENOSYS as u32),

@@ -370,16 +370,8 @@ pub(super) fn profile(capabilities: CapabilitySet) -> Profile {
             rules.push(allow(names, Vec::new()));
         }
     }
-    let mut unknown = vec!["cachestat".to_owned()];
     if !capabilities.has("SYS_ADMIN") {
         rules.push(allow(&["clone"], vec![condition(Comparison::Masked(NAMESPACES), 0)]));
-        // Its flags lie in memory, where a filter can't look: programs fall back to clone.
-        unknown.push("clone3".to_owned());
     }
-    rules.push(Rule {
-        names: unknown,
-        action: Action::Errno(libc::ENOSYS as u32),
-        conditions: Vec::new(),
-    });
     Profile { default: Action::Errno(libc::EPERM as u32), rules }
 }
