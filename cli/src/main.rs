@@ -1,2 +1,16 @@
 //! The command `mica`.
-fn main() {}
+
+mod app;
+mod args;
+mod context;
+mod error;
+mod git;
+mod hints;
+mod output;
+mod places;
+mod signals;
+mod verbs;
+
+fn main() -> std::process::ExitCode {
+    app::run()
+}

@@ -1,0 +1,273 @@
+//! What jobs print: JSON lines with stream and time, in two files of bounded size.
+//!
+//! `log.jsonl` grows to [`ROTATE_AT`] and then becomes `log.1.jsonl`, in place of the one before. A line is
+//! written with one `write(2)`, so a reader sees whole lines or the beginning of the last one, never a mixture.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+use crate::files::{FileError, at};
+
+/// Size at which the log is set aside, in bytes.
+pub const ROTATE_AT: u64 = 16 << 20;
+
+/// Longest entry; longer lines are cut into several.
+const MAX_LINE: usize = 64 << 10;
+
+/// Where a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// One line of a job's output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// When it was read from the job, RFC 3339.
+    pub time: jiff::Timestamp,
+    /// Where it came from.
+    pub stream: Stream,
+    /// The text, with its line feed if it had one.
+    #[serde(flatten)]
+    pub line: Line,
+}
+
+/// A line's bytes: as text where they are UTF-8, else as base64.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Line {
+    /// UTF-8.
+    Log(String),
+    /// Anything else.
+    Base64(String),
+}
+
+impl Line {
+    fn new(bytes: &[u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Self::Log(text.to_owned()),
+            Err(_) => Self::Base64(STANDARD.encode(bytes)),
+        }
+    }
+
+    /// The bytes the job wrote.
+    pub fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Log(text) => text.clone().into_bytes(),
+            Self::Base64(text) => STANDARD.decode(text).unwrap_or_default(),
+        }
+    }
+}
+
+fn current(dir: &Path) -> PathBuf {
+    dir.join("log.jsonl")
+}
+
+fn previous(dir: &Path) -> PathBuf {
+    dir.join("log.1.jsonl")
+}
+
+/// The writing end, in the supervisor.
+#[derive(Debug)]
+pub(crate) struct LogWriter {
+    dir: PathBuf,
+    file: File,
+    size: u64,
+}
+
+impl LogWriter {
+    pub(crate) fn open(dir: &Path) -> Result<Self, FileError> {
+        let path = current(dir);
+        let file = append(&path).map_err(at("open", &path))?;
+        let size = file.metadata().map_err(at("stat", &path))?.len();
+        Ok(Self { dir: dir.to_owned(), file, size })
+    }
+
+    fn write(&mut self, stream: Stream, line: &[u8]) -> io::Result<()> {
+        let entry = Entry { time: jiff::Timestamp::now(), stream, line: Line::new(line) };
+        let mut text = serde_json::to_vec(&entry)?;
+        text.push(b'\n');
+        if self.size > 0 && self.size + text.len() as u64 > ROTATE_AT {
+            fs::rename(current(&self.dir), previous(&self.dir))?;
+            self.file = append(&current(&self.dir))?;
+            self.size = 0;
+        }
+        self.file.write_all(&text)?;
+        self.size += text.len() as u64;
+        Ok(())
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+}
+
+/// Cuts what arrives into lines.
+#[derive(Debug, Default)]
+pub(crate) struct LineSplitter {
+    partial: Vec<u8>,
+}
+
+impl LineSplitter {
+    /// Takes the next bytes and writes the lines they complete.
+    pub(crate) fn push(&mut self, bytes: &[u8], stream: Stream, log: &mut LogWriter) -> io::Result<()> {
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.partial.extend_from_slice(piece);
+            if piece.ends_with(b"\n") || self.partial.len() >= MAX_LINE {
+                log.write(stream, &self.partial)?;
+                self.partial.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is left when the stream ends without a line feed.
+    pub(crate) fn finish(&mut self, stream: Stream, log: &mut LogWriter) -> io::Result<()> {
+        if !self.partial.is_empty() {
+            log.write(stream, &self.partial)?;
+            self.partial.clear();
+        }
+        Ok(())
+    }
+}
+
+/// Reads a job's log from the beginning, and goes on where it stopped when called again.
+#[derive(Debug)]
+pub struct LogReader {
+    dir: PathBuf,
+    open: Option<(BufReader<File>, u64)>,
+    pending: String,
+    started: bool,
+}
+
+impl LogReader {
+    /// A reader of the log in the job's folder `dir`.
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), open: None, pending: String::new(), started: false }
+    }
+
+    /// The entries written since the last call; empty when there is nothing new.
+    pub fn read_new(&mut self) -> Result<Vec<Entry>, FileError> {
+        let mut entries = Vec::new();
+        if !self.started {
+            self.started = true;
+            self.open_file(&previous(&self.dir))?;
+            self.drain(&mut entries)?;
+            self.open = None;
+        }
+        loop {
+            if self.open.is_none() {
+                self.open_file(&current(&self.dir))?;
+            }
+            self.drain(&mut entries)?;
+            // Was the file set aside while it was read? Then what followed is in a new one.
+            let now = fs::metadata(current(&self.dir)).ok().map(|meta| meta.ino());
+            match (&self.open, now) {
+                (Some((_, ino)), Some(now)) if *ino != now => {
+                    self.drain(&mut entries)?;
+                    self.open = None;
+                }
+                _ => return Ok(entries),
+            }
+        }
+    }
+
+    fn open_file(&mut self, path: &Path) -> Result<(), FileError> {
+        match File::open(path) {
+            Ok(file) => {
+                let ino = file.metadata().map_err(at("stat", path))?.ino();
+                self.open = Some((BufReader::new(file), ino));
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(at("open", path)(error)),
+        }
+    }
+
+    fn drain(&mut self, entries: &mut Vec<Entry>) -> Result<(), FileError> {
+        let Some((file, _)) = &mut self.open else { return Ok(()) };
+        let path = current(&self.dir);
+        loop {
+            let read = file.read_line(&mut self.pending).map_err(at("read", &path))?;
+            if !self.pending.ends_with('\n') {
+                return Ok(()); // end of file, or the first half of a line that is being written
+            }
+            // A line cut short by a crash of the machine is not worth failing over.
+            if let Ok(entry) = serde_json::from_str(&self.pending) {
+                entries.push(entry);
+            }
+            self.pending.clear();
+            if read == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(entries: &[Entry]) -> Vec<Vec<u8>> {
+        entries.iter().map(|entry| entry.line.bytes()).collect()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = LogWriter::open(dir.path()).unwrap();
+        let mut splitter = LineSplitter::default();
+        let mut reader = LogReader::new(dir.path());
+        splitter.push(b"one\ntw", Stream::Stdout, &mut log).unwrap();
+        assert_eq!(texts(&reader.read_new().unwrap()), [b"one\n".to_vec()]);
+        splitter.push(b"o\n\xff\n", Stream::Stdout, &mut log).unwrap();
+        splitter.push(b"end", Stream::Stdout, &mut log).unwrap();
+        splitter.finish(Stream::Stdout, &mut log).unwrap();
+        assert_eq!(
+            texts(&reader.read_new().unwrap()),
+            [b"two\n".to_vec(), b"\xff\n".to_vec(), b"end".to_vec()]
+        );
+        assert!(reader.read_new().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_reader_follows_the_log_over_its_rotation() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = LogWriter::open(dir.path()).unwrap();
+        let mut reader = LogReader::new(dir.path());
+        log.write(Stream::Stdout, b"first\n").unwrap();
+        assert_eq!(reader.read_new().unwrap().len(), 1);
+        log.write(Stream::Stdout, b"second\n").unwrap();
+        log.size = ROTATE_AT;
+        log.write(Stream::Stderr, b"third\n").unwrap();
+        assert_eq!(
+            texts(&reader.read_new().unwrap()),
+            [b"second\n".to_vec(), b"third\n".to_vec()]
+        );
+        assert_eq!(LogReader::new(dir.path()).read_new().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn long_lines_are_cut_and_nothing_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = LogWriter::open(dir.path()).unwrap();
+        let long = vec![b'x'; MAX_LINE * 2 + 10];
+        let mut splitter = LineSplitter::default();
+        for chunk in long.chunks(1000) {
+            splitter.push(chunk, Stream::Stdout, &mut log).unwrap();
+        }
+        splitter.finish(Stream::Stdout, &mut log).unwrap();
+        let entries = LogReader::new(dir.path()).read_new().unwrap();
+        assert_eq!(texts(&entries).concat(), long);
+    }
+}

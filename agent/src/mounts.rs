@@ -1,0 +1,315 @@
+//! `mica mount`: mounts on the host, each served by a process of its own.
+//!
+//! ```text
+//! mounts/<id>/config.json   what is mounted where
+//!             lock          held (flock) while the server lives
+//!             server.log    what it had to say
+//!             tree/         the mount point, where none was given
+//! ```
+//!
+//! A mount whose lock is free lost its server: [`Mounts::reconcile`] takes it down. It cannot be said of these mounts
+//! that they end with their namespace, because they are the host's.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use mica_fetcher::CacheError;
+use mica_mounter::{MountError, UnmountError as KernelError};
+use serde::{Deserialize, Serialize};
+use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::client::{StartError, inheritable};
+use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
+use crate::handover::Handover;
+use crate::report::{MountReport, Reporter, Reports};
+use crate::stack::{self, StackError};
+use crate::state::{Failure, JobLayer, UpperDirs, new_id};
+
+/// The word that makes the binary a mount's server; the command line hands it to [`serve_mount`].
+pub const SERVE_MOUNT: &str = "serve-mount";
+
+/// What is mounted, and where.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MountConfig {
+    /// As people write it.
+    pub source: String,
+    /// Topmost first.
+    pub layers: Vec<JobLayer>,
+    /// Where; `None` is the mount's own folder.
+    pub mountpoint: Option<PathBuf>,
+    /// The writable layer; without one the mount is read-only.
+    pub upper: Option<UpperDirs>,
+    /// Unmount when nothing was asked for so many seconds and nothing is in use.
+    pub idle_timeout: Option<u64>,
+    /// The cache whose images must not be removed while the mount lives.
+    pub cache: Option<PathBuf>,
+}
+
+/// Why a mount is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeMountError {
+    /// Its folder cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The cache has not what it needs.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// An image cannot be opened.
+    #[error(transparent)]
+    Stack(#[from] StackError),
+    /// It cannot be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// Signals cannot be caught.
+    #[error("cannot catch signals")]
+    Signals(#[source] std::io::Error),
+}
+
+/// A mount that cannot be taken down.
+#[derive(Debug, thiserror::Error)]
+pub enum UmountError {
+    /// Nothing of ours.
+    #[error("{} is not a mount of mica's", .0.display())]
+    Unknown(PathBuf),
+    /// The kernel refuses.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Its folder cannot be read or removed.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// All mounts of one user.
+#[derive(Clone, Debug)]
+pub struct Mounts {
+    root: PathBuf,
+}
+
+/// One mount's folder.
+#[derive(Clone, Debug)]
+pub struct MountDir {
+    path: PathBuf,
+}
+
+impl Mounts {
+    /// The mounts below `root`, which is made if need be.
+    pub fn open(root: &Path) -> Result<Self, FileError> {
+        let root = root.join("mounts");
+        create_private_dir(&root)?;
+        Ok(Self { root })
+    }
+
+    /// All of them.
+    pub fn list(&self) -> Result<Vec<MountDir>, FileError> {
+        let mut mounts = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(at("list", &self.root))? {
+            let path = entry.map_err(at("list", &self.root))?.path();
+            if path.is_dir() {
+                mounts.push(MountDir { path });
+            }
+        }
+        Ok(mounts)
+    }
+
+    /// Makes the folder of a new mount and takes its lock.
+    pub fn create(&self, config: &MountConfig) -> Result<(MountDir, Lock), FileError> {
+        let _making = Lock::wait(&self.making())?;
+        let mount = MountDir { path: self.root.join(new_id()) };
+        create_private_dir(&mount.path)?;
+        let lock = Lock::wait(&mount.lock_path())?;
+        if config.mountpoint.is_none() {
+            create_private_dir(&mount.tree())?;
+        }
+        write_json(&mount.path.join("config.json"), config)?;
+        Ok((mount, lock))
+    }
+
+    fn making(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// Takes down the mounts whose server died.
+    pub fn reconcile(&self) -> Result<(), FileError> {
+        let Some(_making) = Lock::try_new(&self.making())? else { return Ok(()) };
+        for mount in self.list()? {
+            let Ok(Some(lock)) = Lock::try_new(&mount.lock_path()) else { continue };
+            if let Err(error) = mount.take_down_dead() {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot clean up a dead mount");
+                continue;
+            }
+            mount.remove(&lock)?;
+        }
+        Ok(())
+    }
+
+    /// Takes down the mount at `mountpoint` and waits for its server's end.
+    pub fn unmount(&self, mountpoint: &Path) -> Result<(), UmountError> {
+        let unknown = || UmountError::Unknown(mountpoint.to_owned());
+        let wanted = std::path::absolute(mountpoint).map_err(|_| unknown())?;
+        // A dead server's mount point can't be looked at, so it is not resolved unless need be.
+        let resolved = fs::canonicalize(mountpoint).ok();
+        let is_it = |mount: &MountDir| {
+            mount.mountpoint().is_ok_and(|point| point == wanted || Some(&point) == resolved.as_ref())
+        };
+        let mount = self.list()?.into_iter().find(is_it).ok_or_else(unknown)?;
+        mica_mounter::unmount_at(&mount.mountpoint()?)?;
+        let lock = Lock::wait(&mount.lock_path());
+        match lock {
+            Ok(lock) => Ok(mount.remove(&lock)?),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl MountDir {
+    fn lock_path(&self) -> PathBuf {
+        self.path.join("lock")
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.path.join("tree")
+    }
+
+    /// What is mounted.
+    pub fn config(&self) -> Result<MountConfig, FileError> {
+        read_json(&self.path.join("config.json"))
+    }
+
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> Result<PathBuf, FileError> {
+        Ok(self.config()?.mountpoint.unwrap_or_else(|| self.tree()))
+    }
+
+    /// Unmounts what a dead server left, if it is still there.
+    fn take_down_dead(&self) -> Result<(), UmountError> {
+        let Ok(mountpoint) = self.mountpoint() else { return Ok(()) };
+        if is_our_mount(&mountpoint) {
+            mica_mounter::unmount_at(&mountpoint)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the folder; the caller holds the lock.
+    pub fn remove(&self, _lock: &Lock) -> Result<(), FileError> {
+        match fs::remove_dir_all(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(at("remove", &self.path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether the topmost mount there is of our kind: something else may have been mounted there since.
+fn is_our_mount(mountpoint: &Path) -> bool {
+    let Ok(mountinfo) = fs::read_to_string("/proc/self/mountinfo") else { return false };
+    let wanted = mountpoint.to_string_lossy();
+    let last = mountinfo.lines().rev().find(|line| {
+        let field = line.split(' ').nth(4).unwrap_or_default();
+        unescape(field) == wanted
+    });
+    last.is_some_and(|line| line.contains(" - fuse.mica "))
+}
+
+/// mountinfo writes space, tab, line feed and backslash as octal (proc(5)).
+fn unescape(field: &str) -> String {
+    let pairs = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+    pairs.iter().fold(field.to_owned(), |text, (code, character)| text.replace(code, character))
+}
+
+/// Starts a mount's server and returns when the mount can be used.
+pub fn start_mount(program: &Path, mount: &MountDir, lock: Lock) -> Result<MountReport, StartError> {
+    let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|error| StartError::Spawn(error.into()))?;
+    let pipe = inheritable(&theirs).map_err(StartError::Spawn)?;
+    let lock_copy = inheritable(lock.file()).map_err(StartError::Spawn)?;
+    Command::new(program)
+        .arg(SERVE_MOUNT)
+        .arg(&mount.path)
+        .arg(std::os::fd::AsRawFd::as_raw_fd(&lock_copy).to_string())
+        .arg(std::os::fd::AsRawFd::as_raw_fd(&pipe).to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(StartError::Spawn)?;
+    drop((theirs, pipe, lock_copy, lock));
+    match Reports::new(ours).next().map_err(StartError::Report)? {
+        Some(report) => Ok(report),
+        None => Err(StartError::MountDied),
+    }
+}
+
+/// The command line of a mount's server, written by [`start_mount`].
+#[derive(Debug)]
+pub struct MountInvocation {
+    mount: MountDir,
+    handover: Handover,
+}
+
+impl MountInvocation {
+    /// Takes over what the starting command left open; `None` if a person typed the word.
+    pub fn parse(words: &[OsString]) -> Option<Self> {
+        let [dir, lock, pipe] = words else { return None };
+        Some(Self { mount: MountDir { path: dir.into() }, handover: Handover::adopt(lock, pipe)? })
+    }
+
+    /// Where the server's own log belongs.
+    pub fn log_path(&self) -> PathBuf {
+        self.mount.path.join("server.log")
+    }
+}
+
+/// Serves a mount until it is taken down, by somebody or by SIGTERM. `hint` says what to do about an error.
+pub fn serve_mount(invocation: MountInvocation, hint: impl Fn(&ServeMountError) -> Option<String>) {
+    let MountInvocation { mount, handover: Handover { lock, pipe } } = invocation;
+    // The mount survives the terminal it was made from.
+    let _ = rustix::process::setsid();
+    let mut reporter = Reporter::new(pipe);
+    if let Err(error) = serve(&mount, &mut reporter) {
+        reporter.send(&MountReport::Failed(Failure::new(&error, hint(&error), 1)));
+    }
+    if let Err(error) = mount.remove(&lock) {
+        tracing::error!(%error, "cannot remove the mount's folder");
+    }
+}
+
+fn serve(dir: &MountDir, reporter: &mut Reporter) -> Result<(), ServeMountError> {
+    serve_config(&dir.config()?, &dir.mountpoint()?, |mountpoint| {
+        reporter.send(&MountReport::Ready(mountpoint.to_owned()));
+    })
+}
+
+/// Mounts and serves in this process; `ready` is called when the mount can be used.
+pub fn serve_config(
+    config: &MountConfig,
+    mountpoint: &Path,
+    ready: impl FnOnce(&Path),
+) -> Result<(), ServeMountError> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(ServeMountError::Signals)?;
+    let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
+    let mut options = stack::options(config.upper.as_ref(), false);
+    options.idle_timeout = config.idle_timeout.map(Duration::from_secs);
+    let mount = mica_mounter::mount(stack::open(&config.layers)?, mountpoint, &options)?;
+    let point = mount.path().to_owned();
+    ready(&point);
+    let handle = signals.handle();
+    let unmounter = std::thread::spawn(move || {
+        if signals.forever().next().is_some()
+            && let Err(error) = mica_mounter::unmount_at(&point)
+        {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount");
+        }
+    });
+    mount.wait();
+    handle.close();
+    if unmounter.join().is_err() {
+        tracing::error!("the thread that waits for signals has panicked");
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! Cleaning up after a supervisor that was killed: what every command does first.
+//!
+//! The job's mount is gone with the supervisor's namespace, and the job's init dies with the supervisor
+//! (PR_SET_PDEATHSIG), which takes its pid namespace down. Left are control groups, the record, and the folder
+//! of a job that was to be removed.
+
+use crate::files::{FileError, Lock};
+use crate::state::{Failure, JobDir, Phase, StateDir, Status, now_ms};
+
+/// Ends the jobs whose supervisor died and returns their ids.
+pub fn reconcile(state: &StateDir) -> Result<Vec<String>, FileError> {
+    let mut ended = Vec::new();
+    for job in state.jobs()? {
+        let Some(lock) = job.try_lock()? else { continue };
+        if end(state, &job, &lock)? {
+            ended.push(job.id().to_owned());
+        }
+    }
+    Ok(ended)
+}
+
+/// Ends one job that nobody owns; says whether there was anything to end.
+fn end(state: &StateDir, job: &JobDir, lock: &Lock) -> Result<bool, FileError> {
+    let Ok(config) = job.config() else {
+        // A command is making this folder right now, or was killed when it did: only one of them holds the names.
+        let Some(_names) = state.try_names()? else { return Ok(false) };
+        if job.config().is_err() {
+            job.remove(lock)?;
+        }
+        return Ok(false);
+    };
+    // An unreadable status (a power failure in the middle) says as little as none.
+    let status = job.status().ok().flatten();
+    match status {
+        Some(status) if status.is_final() => {
+            if config.remove {
+                job.remove(lock)?;
+            }
+            Ok(false)
+        }
+        None => job.remove(lock).map(|()| false),
+        Some(status) => {
+            let cleaned = status.cgroup.as_ref().is_none_or(mica_launcher::cleanup);
+            job.write_status(&orphaned(status, cleaned))?;
+            if config.remove && cleaned {
+                job.remove(lock)?;
+            }
+            Ok(true)
+        }
+    }
+}
+
+fn orphaned(status: Status, cleaned: bool) -> Status {
+    let mut chain = vec!["the job's supervisor was killed, and the job with it".to_owned()];
+    if !cleaned {
+        chain.push("its control group could not be removed".to_owned());
+    }
+    Status {
+        phase: Phase::Failed,
+        exit_code: Some(128 + 9),
+        finished_ms: Some(now_ms()),
+        error: Some(Failure { chain, hint: None, exit_code: 128 + 9 }),
+        ..status
+    }
+}

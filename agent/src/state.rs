@@ -1,0 +1,414 @@
+//! The state directory: one folder a job, plain files that every command reads, no daemon.
+//!
+//! ```text
+//! jobs/<id>/config.json    what was asked for; written once, before the supervisor starts
+//!           lock           held (flock) from before `config.json` exists until the supervisor ends
+//!           status.json    what became of it; replaced as a whole by the supervisor
+//!           log.jsonl      what the job printed (see [`crate::logs`])
+//!           supervisor.log what the supervisor and its mount had to say
+//!           tree/          where the stack is mounted, inside the supervisor's own mount namespace
+//!           upper/ work/   the job's private writable layer
+//! ```
+//!
+//! A job is *owned* while its lock is held. A job that is not owned and has not ended lost its supervisor:
+//! [`crate::reconcile()`] ends it. The lock is an open file's, not a process id's, so a process id that
+//! comes round again deceives nobody, and nothing survives a reboot.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use mica_graph::Digest;
+use mica_launcher::{Cgroup, Spec, Usage};
+use serde::{Deserialize, Serialize};
+
+use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
+
+/// What a job runs on and how.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobConfig {
+    /// The name given by the user, unique among the jobs.
+    pub name: Option<String>,
+    /// What was asked for, as people write it: `A@953bc…` or the image file.
+    pub source: String,
+    /// The stack, topmost first.
+    pub layers: Vec<JobLayer>,
+    /// The writable layer; `None` mounts the stack read-only.
+    pub upper: Option<UpperDirs>,
+    /// The confined process; its root is filled in by the supervisor once the stack is mounted.
+    pub spec: Spec,
+    /// The cache whose images must not be removed while the job lives.
+    pub cache: Option<PathBuf>,
+    /// Remove the job's folder when it ends.
+    pub remove: bool,
+    /// Signal that asks the job to end.
+    pub stop_signal: i32,
+    /// Seconds it then has.
+    pub stop_timeout: u64,
+    /// Free-form notes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: i64,
+}
+
+/// One image of a job's stack.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobLayer {
+    /// The module's label or the file's name, for messages.
+    pub name: String,
+    /// The image file.
+    pub path: PathBuf,
+    /// Its digest, where it came from a registry.
+    pub digest: Option<Digest>,
+}
+
+/// Where a writable layer lives.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpperDirs {
+    /// What was written.
+    pub upper: PathBuf,
+    /// Scratch on the same file system.
+    pub work: PathBuf,
+}
+
+/// How far a job has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// The supervisor mounts the stack or prepares the namespaces.
+    Starting,
+    /// The program runs.
+    Running,
+    /// The program ended.
+    Exited,
+    /// The program could not be started, or its supervisor died.
+    Failed,
+}
+
+/// What became of a job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// How far it has come.
+    pub phase: Phase,
+    /// Process id of the supervisor.
+    pub supervisor: i32,
+    /// Process id of the job's init, as the host sees it.
+    pub pid: Option<i32>,
+    /// The job's control group, to be emptied and removed if the supervisor can't.
+    pub cgroup: Option<Cgroup>,
+    /// The exit code a shell would show; 125-127 if it never ran.
+    pub exit_code: Option<i32>,
+    /// Killed for its memory limit.
+    #[serde(default)]
+    pub oom_killed: bool,
+    /// What the job used, once it has ended.
+    #[serde(default)]
+    pub usage: Option<Usage>,
+    /// Why it could not be started.
+    pub error: Option<Failure>,
+    /// What was asked for and could not be had.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// When the program started, in milliseconds since 1970.
+    pub started_ms: Option<i64>,
+    /// When it ended.
+    pub finished_ms: Option<i64>,
+    /// How long each part of the start took.
+    #[serde(default)]
+    pub timings: Timings,
+}
+
+impl Status {
+    pub(crate) fn starting() -> Self {
+        Self {
+            phase: Phase::Starting,
+            supervisor: rustix::process::getpid().as_raw_nonzero().get(),
+            pid: None,
+            cgroup: None,
+            exit_code: None,
+            oom_killed: false,
+            usage: None,
+            error: None,
+            warnings: Vec::new(),
+            started_ms: None,
+            finished_ms: None,
+            timings: Timings::default(),
+        }
+    }
+
+    /// Whether the job has ended, one way or the other.
+    pub fn is_final(&self) -> bool {
+        matches!(self.phase, Phase::Exited | Phase::Failed)
+    }
+}
+
+/// Microseconds since the supervisor started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timings {
+    /// Until the stack was mounted.
+    pub mounted_us: Option<u64>,
+    /// Until the program was started.
+    pub started_us: Option<u64>,
+    /// Until the program's first output.
+    pub first_output_us: Option<u64>,
+}
+
+/// An error, in the form it crosses a process boundary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The error and its causes, outermost first.
+    pub chain: Vec<String>,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// The exit code it deserves: 125, 126 or 127.
+    pub exit_code: i32,
+}
+
+impl Failure {
+    /// The error with its causes.
+    pub(crate) fn new(error: &dyn std::error::Error, hint: Option<String>, exit_code: i32) -> Self {
+        let mut chain: Vec<String> =
+            std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect();
+        chain.dedup(); // a transparent wrapper says the same as what it wraps
+        Self { chain, hint, exit_code }
+    }
+}
+
+/// All jobs of one user.
+#[derive(Clone, Debug)]
+pub struct StateDir {
+    root: PathBuf,
+}
+
+/// One job's folder.
+#[derive(Clone, Debug)]
+pub struct JobDir {
+    id: String,
+    path: PathBuf,
+}
+
+/// A job that cannot be found.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// No id or name starts like that.
+    #[error("no job has the name or id `{0}`")]
+    Unknown(String),
+    /// Several ids start like that.
+    #[error("`{prefix}` is the beginning of {} jobs: {}", ids.len(), ids.join(", "))]
+    Ambiguous {
+        /// What was asked for.
+        prefix: String,
+        /// The candidates.
+        ids: Vec<String>,
+    },
+    /// The state directory cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// A job that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// Names are unique.
+    #[error("the name `{name}` is in use by job {id}")]
+    NameInUse {
+        /// The name.
+        name: String,
+        /// Who has it.
+        id: String,
+    },
+    /// The state directory cannot be written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl StateDir {
+    /// The jobs below `root`, which is made if need be.
+    pub fn open(root: &Path) -> Result<Self, FileError> {
+        create_private_dir(&root.join("jobs"))?;
+        Ok(Self { root: root.to_owned() })
+    }
+
+    fn jobs_dir(&self) -> PathBuf {
+        self.root.join("jobs")
+    }
+
+    fn names_lock(&self) -> PathBuf {
+        self.root.join("names.lock")
+    }
+
+    /// Takes the lock under which folders are made, if no command is making one.
+    pub(crate) fn try_names(&self) -> Result<Option<Lock>, FileError> {
+        Lock::try_new(&self.names_lock())
+    }
+
+    /// Makes the folder of a new job, with the configuration that `make` writes for it, and takes its lock,
+    /// to be handed to the supervisor.
+    pub fn create<E: From<CreateError>>(
+        &self,
+        make: impl FnOnce(&JobDir) -> Result<JobConfig, E>,
+    ) -> Result<(JobDir, Lock), E> {
+        let file = |error: FileError| E::from(error.into());
+        let id = new_id();
+        let job = JobDir { path: self.jobs_dir().join(&id), id };
+        let config = make(&job)?;
+        // Two commands that give one name at one time meet here.
+        let _names = Lock::wait(&self.names_lock()).map_err(file)?;
+        if let Some(name) = &config.name
+            && let Some(other) = self.jobs().map_err(file)?.into_iter().find(|job| job.has_name(name))
+        {
+            return Err(CreateError::NameInUse { name: name.clone(), id: other.id }.into());
+        }
+        create_private_dir(&job.path).map_err(file)?;
+        let lock = Lock::wait(&job.path.join("lock")).map_err(file)?;
+        create_private_dir(&job.tree()).map_err(file)?;
+        write_json(&job.path.join("config.json"), &config).map_err(file)?;
+        Ok((job, lock))
+    }
+
+    /// All jobs, oldest first.
+    pub fn jobs(&self) -> Result<Vec<JobDir>, FileError> {
+        let dir = self.jobs_dir();
+        let mut jobs = Vec::new();
+        for entry in fs::read_dir(&dir).map_err(at("list", &dir))? {
+            let entry = entry.map_err(at("list", &dir))?;
+            if let Ok(id) = entry.file_name().into_string() {
+                let created = entry.metadata().and_then(|meta| meta.created().or(meta.modified())).ok();
+                jobs.push((created, JobDir { id, path: entry.path() }));
+            }
+        }
+        jobs.sort_by(|a, b| (a.0, &a.1.id).cmp(&(b.0, &b.1.id)));
+        Ok(jobs.into_iter().map(|(_, job)| job).collect())
+    }
+
+    /// The job with this name, or whose id starts so.
+    pub fn find(&self, word: &str) -> Result<JobDir, FindError> {
+        let jobs = self.jobs()?;
+        if let Some(job) = jobs.iter().find(|job| job.id == word || job.has_name(word)) {
+            return Ok(job.clone());
+        }
+        let mut found: Vec<JobDir> =
+            jobs.into_iter().filter(|job| !word.is_empty() && job.id.starts_with(word)).collect();
+        match found.len() {
+            1 => Ok(found.remove(0)),
+            0 => Err(FindError::Unknown(word.to_owned())),
+            _ => Err(FindError::Ambiguous {
+                prefix: word.to_owned(),
+                ids: found.into_iter().map(|job| job.id).collect(),
+            }),
+        }
+    }
+}
+
+impl JobDir {
+    /// Opens the folder a supervisor was told.
+    pub(crate) fn at(path: PathBuf) -> Self {
+        let id = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Self { id, path }
+    }
+
+    /// Twelve hex digits.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The job's folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the stack is mounted.
+    pub fn tree(&self) -> PathBuf {
+        self.path.join("tree")
+    }
+
+    /// The private writable layer.
+    pub fn private_upper(&self) -> UpperDirs {
+        UpperDirs { upper: self.path.join("upper"), work: self.path.join("work") }
+    }
+
+    /// What was asked for.
+    pub fn config(&self) -> Result<JobConfig, FileError> {
+        read_json(&self.path.join("config.json"))
+    }
+
+    /// What became of it; `None` before the supervisor has said anything.
+    pub fn status(&self) -> Result<Option<Status>, FileError> {
+        match read_json(&self.path.join("status.json")) {
+            Ok(status) => Ok(Some(status)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn write_status(&self, status: &Status) -> Result<(), FileError> {
+        write_json(&self.path.join("status.json"), status)
+    }
+
+    fn has_name(&self, name: &str) -> bool {
+        self.config().is_ok_and(|config| config.name.as_deref() == Some(name))
+    }
+
+    /// Takes the job's lock if no supervisor has it.
+    pub(crate) fn try_lock(&self) -> Result<Option<Lock>, FileError> {
+        match Lock::try_new(&self.path.join("lock")) {
+            // The folder was removed between the listing and now.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            other => other,
+        }
+    }
+
+    /// Whether a supervisor (or the command that is starting one) owns the job.
+    pub fn is_owned(&self) -> bool {
+        matches!(self.try_lock(), Ok(None))
+    }
+
+    /// Waits until no supervisor owns the job any more.
+    pub fn wait_until_released(&self) -> Result<(), FileError> {
+        match Lock::wait(&self.path.join("lock")) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes the folder; the caller holds the lock.
+    pub(crate) fn remove(&self, _lock: &Lock) -> Result<(), FileError> {
+        let mut removed = fs::remove_dir_all(&self.path);
+        if removed.as_ref().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied) {
+            make_dirs_writable(&self.path);
+            removed = fs::remove_dir_all(&self.path);
+        }
+        match removed {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(at("remove", &self.path)(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A job may leave folders in its upper that even their owner can't list or change.
+fn make_dirs_writable(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    // What can't be changed here shows up as the error of the removal that follows.
+    let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            make_dirs_writable(&entry.path());
+        }
+    }
+}
+
+/// Twelve hex digits from the kernel's random numbers, as docker shows them.
+pub(crate) fn new_id() -> String {
+    let mut bytes = [0_u8; 6];
+    // getrandom(2) can't fail for so few bytes once the kernel is up; a clash would only repeat the call.
+    while rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()) != Ok(bytes.len()) {}
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}

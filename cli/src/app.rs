@@ -1,0 +1,73 @@
+//! From words to verbs, from errors to exit codes.
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Cli, Verb};
+use crate::context::Context;
+use crate::{error, verbs};
+
+/// Runs the command line.
+pub(crate) fn run() -> ExitCode {
+    mica_launcher::init_main(); // a job's init is this binary, too
+    let args: Vec<OsString> = std::env::args_os().collect();
+    // Words that mica says to itself, before anything else is set up: they never come back here.
+    match args.get(1).and_then(|word| word.to_str()) {
+        Some(mica_agent::SUPERVISE) => return verbs::run::supervise(&args[2..]),
+        Some(mica_agent::SERVE_MOUNT) => return verbs::mount::serve(&args[2..]),
+        _ => {}
+    }
+    let cli = Cli::parse_from(args);
+    log_to_stderr(cli.log.as_deref());
+    let usual = match cli.verb {
+        Verb::Run(_) => error::MICA_FAILED,
+        _ => 1,
+    };
+    dispatch(&cli.verb).unwrap_or_else(|error| error::report(&error, usual))
+}
+
+fn log_to_stderr(level: Option<&str>) {
+    let filter = EnvFilter::new(level.unwrap_or("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).compact().init();
+}
+
+/// The log of a process without a terminal. Without a place for it there is none.
+pub(crate) fn log_to_file(path: &Path) {
+    let filter = EnvFilter::new(std::env::var("MICA_LOG").unwrap_or_else(|_| "warn".into()));
+    if let Ok(file) = OpenOptions::new().append(true).create(true).open(path) {
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(file).with_ansi(false).compact().init();
+    }
+}
+
+/// Somebody typed a word that mica says to itself.
+pub(crate) fn not_for_people() -> ExitCode {
+    crate::output::note("error: this word is for mica's own use; `mica --help` lists the others");
+    ExitCode::from(2)
+}
+
+fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Demo(args) => verbs::demo::run(args),
+        Verb::Pack(args) => verbs::pack::run(args, &Context::new(args.registry.as_deref())?),
+        Verb::Plan(args) => verbs::plan::run(args),
+        Verb::Image(args) => verbs::image::run(args),
+        Verb::Serve(args) => verbs::serve::run(args, &Context::new(None)?),
+        Verb::Pull(args) => verbs::pull::run(args, &Context::new(args.registry.as_deref())?),
+        Verb::Images(args) => verbs::images::run(args, &Context::new(None)?),
+        Verb::Inspect(args) => verbs::inspect::run(args, &Context::new(None)?),
+        Verb::Mount(args) => verbs::mount::run(args, &Context::new(args.registry.as_deref())?),
+        Verb::Umount(args) => verbs::umount::run(args, &Context::new(None)?),
+        Verb::Run(args) => verbs::run::run(args, &Context::new(args.registry.as_deref())?),
+        Verb::Ps(args) => verbs::ps::run(args, &Context::new(None)?),
+        Verb::Logs(args) => verbs::logs::run(args, &Context::new(None)?),
+        Verb::Stop(args) => verbs::stop::run(args, &Context::new(None)?),
+        Verb::Kill(args) => verbs::kill::run(args, &Context::new(None)?),
+        Verb::Wait(args) => verbs::wait::run(args, &Context::new(None)?),
+        Verb::Rm(args) => verbs::rm::run(args, &Context::new(None)?),
+    }
+}

@@ -1,0 +1,56 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+
+use crate::verbs;
+
+/// Package build outputs in layers, ship what changed, run them without root.
+#[derive(Debug, Parser)]
+#[command(name = "mica", version, propagate_version = true, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// Say more of what happens: error, warn, info, debug or trace, as in RUST_LOG
+    #[arg(long, global = true, value_name = "LEVEL", env = "MICA_LOG", hide_env_values = true)]
+    pub(crate) log: Option<String>,
+
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Build, publish, fetch, mount and run the example monorepo, then change one module
+    Demo(verbs::demo::Args),
+    /// Build a target, pack its modules into layers and publish the package
+    Pack(verbs::pack::Args),
+    /// Show a target's layers in stack order
+    Plan(verbs::plan::Args),
+    /// Pack, list and read single images
+    Image(verbs::image::Args),
+    /// Serve a registry folder over HTTP
+    Serve(verbs::serve::Args),
+    /// Fetch a package into the cache
+    Pull(verbs::pull::Args),
+    /// List the packages in the cache
+    Images(verbs::images::Args),
+    /// Show the manifest of a package, or the record of a job
+    Inspect(verbs::inspect::Args),
+    /// Mount a package, or image files, as one directory tree
+    Mount(verbs::mount::Args),
+    /// Unmount what `mica mount` mounted
+    #[command(alias = "unmount")]
+    Umount(verbs::umount::Args),
+    /// Run a package, or image files, as a confined job
+    Run(verbs::run::Args),
+    /// List jobs
+    Ps(verbs::ps::Args),
+    /// Show what a job printed
+    Logs(verbs::logs::Args),
+    /// Ask jobs to end, and make them after a while
+    Stop(verbs::stop::Args),
+    /// Send a signal to jobs
+    Kill(verbs::kill::Args),
+    /// Wait for jobs to end and print their exit codes
+    Wait(verbs::wait::Args),
+    /// Remove ended jobs
+    Rm(verbs::rm::Args),
+}

@@ -1,0 +1,88 @@
+//! What to do about an error, by its kind: the crates know, this asks the right one.
+
+use std::error::Error;
+
+use mica_agent::NamespaceError;
+use mica_fetcher::registry::RegistryError;
+use mica_fetcher::{CacheError, PullError, PushError, ServeError};
+use mica_launcher::LaunchError;
+use mica_mounter::{MountError, OpenError};
+
+/// The hint of the first of an error's causes that has one.
+pub(crate) fn for_chain(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let hint = for_cause(cause);
+        if hint.is_some() {
+            return hint;
+        }
+        next = cause.source();
+    }
+    None
+}
+
+/// The hint of this one cause, if it has one.
+pub(crate) fn for_cause(cause: &(dyn Error + 'static)) -> Option<String> {
+    /// Asks the first type that the cause is of.
+    macro_rules! ask {
+        ($($kind:ty),* $(,)?) => {
+            None$(.or_else(|| cause.downcast_ref::<$kind>().and_then(Hint::hint)))*
+        };
+    }
+    ask!(
+        RegistryError,
+        PullError,
+        PushError,
+        CacheError,
+        ServeError,
+        NamespaceError,
+        LaunchError,
+        MountError,
+        OpenError,
+    )
+}
+
+/// The different shapes in which the crates give their hints.
+trait Hint {
+    fn hint(&self) -> Option<String>;
+}
+
+macro_rules! hint {
+    ($($kind:ty),* $(,)?) => {
+        $(impl Hint for $kind {
+            fn hint(&self) -> Option<String> {
+                <$kind>::hint(self).map(Into::into)
+            }
+        })*
+    };
+}
+
+hint!(RegistryError, PullError, PushError, CacheError, ServeError, LaunchError);
+
+impl Hint for NamespaceError {
+    fn hint(&self) -> Option<String> {
+        Some(self.hint())
+    }
+}
+
+impl Hint for MountError {
+    fn hint(&self) -> Option<String> {
+        use std::io::ErrorKind;
+        Some(match self {
+            Self::Device(error) => match error.kind() {
+                ErrorKind::NotFound => "load the kernel's FUSE module; as root: modprobe fuse".into(),
+                _ => "let this user open it; as root: chmod 666 /dev/fuse, as every distribution with udev does".into(),
+            },
+            Self::NotPermitted { .. } => {
+                "install fusermount3 (apt install fuse3), or use `mica run`, which needs no helper".into()
+            }
+            _ => return None,
+        })
+    }
+}
+
+impl Hint for OpenError {
+    fn hint(&self) -> Option<String> {
+        Some("the file is damaged, cut short, or no squashfs image at all; `mica image info` looks at it".into())
+    }
+}

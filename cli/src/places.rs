@@ -1,0 +1,132 @@
+//! Where things are kept, and the settings: flag > `MICA_*` > the workspace's `mica.toml` > the user's > the host's.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use serde::Deserialize;
+
+/// One layer of settings; what is `None` is left to the next.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Settings {
+    registry: Option<String>,
+    cache: Option<PathBuf>,
+    state: Option<PathBuf>,
+    runtime: Option<PathBuf>,
+}
+
+impl Settings {
+    fn or(self, next: Self) -> Self {
+        Self {
+            registry: self.registry.or(next.registry),
+            cache: self.cache.or(next.cache),
+            state: self.state.or(next.state),
+            runtime: self.runtime.or(next.runtime),
+        }
+    }
+
+    fn from_env() -> Self {
+        let var = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+        Self {
+            registry: var("MICA_REGISTRY").map(|value| value.to_string_lossy().into_owned()),
+            cache: var("MICA_CACHE").map(PathBuf::from),
+            state: var("MICA_STATE").map(PathBuf::from),
+            runtime: var("MICA_RUNTIME").map(PathBuf::from),
+        }
+    }
+
+    /// A file that isn't there sets nothing. Relative paths in it start at its folder.
+    fn from_file(path: &Path) -> anyhow::Result<Self> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
+        };
+        let mut settings: Self = toml::from_str(&text)
+            .with_context(|| format!("cannot understand {}", path.display()))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        for dir in [&mut settings.cache, &mut settings.state, &mut settings.runtime] {
+            *dir = dir.take().map(|dir| folder.join(dir));
+        }
+        settings.registry =
+            settings.registry.map(|location| relative_to(folder, location));
+        Ok(settings)
+    }
+}
+
+fn relative_to(folder: &Path, location: String) -> String {
+    if location.contains("://") || Path::new(&location).is_absolute() {
+        return location;
+    }
+    folder.join(location).to_string_lossy().into_owned()
+}
+
+/// The folders and the registry a command works with.
+#[derive(Clone, Debug)]
+pub(crate) struct Places {
+    /// The registry packages are published to and pulled from: a folder or a URL.
+    pub(crate) registry: String,
+    /// The node's images.
+    pub(crate) cache: PathBuf,
+    /// The jobs.
+    pub(crate) state: PathBuf,
+    /// Mounts, gone after a reboot.
+    pub(crate) runtime: PathBuf,
+}
+
+impl Places {
+    /// Reads the settings as seen from the folder `cwd`; `registry` is the flag's value.
+    pub(crate) fn find(cwd: &Path, registry: Option<&str>) -> anyhow::Result<Self> {
+        let root = rustix::process::geteuid().is_root();
+        let mut settings = Settings { registry: registry.map(str::to_owned), ..Settings::default() }
+            .or(Settings::from_env());
+        if let Some(workspace) = find_workspace(cwd) {
+            settings = settings.or(Settings::from_file(&workspace.join("mica.toml"))?);
+        }
+        if let Some(dir) = xdg("XDG_CONFIG_HOME", ".config") {
+            settings = settings.or(Settings::from_file(&dir.join("mica/config.toml"))?);
+        }
+        settings = settings.or(Settings::from_file(Path::new("/etc/mica/config.toml"))?);
+        let place = |set: Option<PathBuf>, var, home, for_root: &str| -> anyhow::Result<PathBuf> {
+            if let Some(dir) = set {
+                return Ok(std::path::absolute(dir)?);
+            }
+            if root && env::var_os(var).is_none_or(|value| value.is_empty()) {
+                return Ok(for_root.into());
+            }
+            match xdg(var, home) {
+                Some(dir) => Ok(dir.join("mica")),
+                None => bail!("neither {var} nor HOME is set; set one of them to an absolute path"),
+            }
+        };
+        let cache = place(settings.cache, "XDG_CACHE_HOME", ".cache", "/var/cache/mica")?;
+        let state = place(settings.state, "XDG_STATE_HOME", ".local/state", "/var/lib/mica")?;
+        // Without a session there is no XDG_RUNTIME_DIR; mounts are then kept track of beside the jobs.
+        let runtime = match env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
+            None if settings.runtime.is_none() && !root => state.join("run"),
+            _ => place(settings.runtime, "XDG_RUNTIME_DIR", "", "/run/mica")?,
+        };
+        let registry =
+            settings.registry.unwrap_or_else(|| state.join("registry").to_string_lossy().into_owned());
+        Ok(Self { registry, cache, state, runtime })
+    }
+}
+
+/// `$var`, or `$HOME/below`; relative values are to be ignored (XDG Base Directory Specification).
+fn xdg(var: &str, below: &str) -> Option<PathBuf> {
+    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    absolute(var).or_else(|| Some(absolute("HOME")?.join(below)))
+}
+
+/// The nearest folder, from `cwd` upwards, that is the root of a workspace.
+pub(crate) fn find_workspace(cwd: &Path) -> Option<PathBuf> {
+    const MARKS: [&str; 6] =
+        ["mica.toml", "WORKSPACE", "WORKSPACE.bazel", "MODULE.bazel", ".buckconfig", ".git"];
+    cwd.ancestors()
+        .find(|dir| MARKS.iter().any(|mark| dir.join(mark).exists()))
+        .map(Path::to_owned)
+}

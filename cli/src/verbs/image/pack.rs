@@ -1,0 +1,104 @@
+//! `mica image pack`: a directory into an image.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use mica_packer::{Header, PackOptions, pack_dir};
+use mica_squashfs::codec::Compression;
+
+use crate::output::{self, note};
+use crate::verbs::run::parse_size;
+
+/// Pack a directory into an image
+///
+/// The same content gives the same bytes, whatever the folder, the time or the machine: owners become 0:0 and
+/// times 0 (or SOURCE_DATE_EPOCH) unless told otherwise. Prints the image's digest.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The directory that becomes the image's root
+    dir: PathBuf,
+    /// The image to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Compression
+    #[arg(long, value_enum, default_value_t = Comp::Zstd)]
+    comp: Comp,
+    /// Compression level [default: 3 for zstd]
+    #[arg(long, value_name = "N")]
+    level: Option<u32>,
+    /// Size of a data block, a power of two from 4k to 1m
+    #[arg(long, value_name = "SIZE", default_value = "128k", value_parser = parse_block_size)]
+    block_size: u32,
+    /// Threads [default: one per processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: Option<u16>,
+    /// Program that stock `xarexec_fuse` runs, relative to the directory
+    #[arg(long, value_name = "PATH", conflicts_with = "no_header")]
+    xar_target: Option<String>,
+    /// Write a plain squashfs image without a XAR header
+    #[arg(long)]
+    no_header: bool,
+    /// Owner and group of everything in the image
+    #[arg(long, value_name = "UID:GID", default_value = "0:0", value_parser = parse_owner, conflicts_with = "keep_owner")]
+    owner: (u32, u32),
+    /// Keep the owners of the files
+    #[arg(long)]
+    keep_owner: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Comp {
+    Zstd,
+    Gzip,
+    Lz4,
+    Xz,
+    None,
+}
+
+impl From<Comp> for Compression {
+    fn from(comp: Comp) -> Self {
+        match comp {
+            Comp::Zstd => Self::Zstd,
+            Comp::Gzip => Self::Gzip,
+            Comp::Lz4 => Self::Lz4,
+            Comp::Xz => Self::Xz,
+            Comp::None => Self::None,
+        }
+    }
+}
+
+fn parse_block_size(text: &str) -> Result<u32, String> {
+    let size = parse_size(text)?;
+    match u32::try_from(size) {
+        Ok(size) if size.is_power_of_two() && (4096..=1 << 20).contains(&size) => Ok(size),
+        _ => Err(format!("`{text}` is not a power of two from 4k to 1m")),
+    }
+}
+
+fn parse_owner(text: &str) -> Result<(u32, u32), String> {
+    let parsed = text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
+    parsed.ok_or_else(|| format!("`{text}` is not of the form UID:GID"))
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let options = PackOptions {
+        compression: args.comp.into(),
+        level: args.level,
+        block_size: args.block_size,
+        jobs: args.jobs.map(usize::from),
+        owner: (!args.keep_owner).then_some(args.owner),
+        mtime: super::source_date_epoch()?,
+        header: (!args.no_header).then(|| Header { target: args.xar_target.clone() }),
+    };
+    let packed = pack_dir(&args.dir, &args.output, &options)?;
+    packed.notices.iter().for_each(note);
+    note(format_args!(
+        "packed {} files, {} into {} in {}",
+        packed.files,
+        output::bytes(packed.bytes_in),
+        output::bytes(packed.size),
+        output::duration(packed.elapsed),
+    ));
+    output::lines([packed.digest.to_string().as_str()])?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,41 @@
+//! `mica inspect`: the manifest of a package, or the record of a job.
+
+use std::process::ExitCode;
+
+use mica_agent::FindError;
+use mica_fetcher::LookupError;
+use mica_graph::PackageRef;
+use serde_json::json;
+
+use crate::context::Context;
+use crate::error::Advise;
+use crate::output;
+
+/// Show the manifest of a package, or the record of a job
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A package in the cache, or the id or name of a job
+    #[arg(value_name = "REF|JOB")]
+    word: String,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    // A job's name or id has no `@`; without one the job is meant first, as with docker.
+    match context.jobs()?.find(&args.word) {
+        Ok(job) => {
+            output::json(&json!({ "id": job.id(), "config": job.config()?, "status": job.status()? }))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Err(FindError::Unknown(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let reference: PackageRef = args.word.parse()?;
+    let manifest = match context.cache()?.lookup(&reference) {
+        Err(error @ LookupError::UnknownPackage(_)) => {
+            Err(error).hint("`mica images` lists what is in the cache, `mica ps -a` the jobs")?
+        }
+        other => other?,
+    };
+    output::json(&json!({ "digest": manifest.digest(), "manifest": manifest }))?;
+    Ok(ExitCode::SUCCESS)
+}

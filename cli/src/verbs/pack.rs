@@ -1,0 +1,249 @@
+//! `mica pack`: build a target, pack its modules into layers and publish the package.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use mica_fetcher::PushOptions;
+use mica_fetcher::registry::{self, Published, WriteRegistry};
+use mica_graph::{Digest, Layer, Manifest, PackageName, Version};
+use mica_packer::{PackOptions, pack_scan};
+
+use super::plan::{Built, PlannedLayer, Target, scan_layers};
+use crate::context::Context;
+use crate::output::{self, note};
+use crate::git;
+
+/// Build a target, pack its modules into layers and publish the package
+///
+/// A layer whose inputs were packed before is not packed again. The last line on standard output is the
+/// package's reference.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    target: Target,
+    /// The package's version [default: the git commit]
+    #[arg(long, value_name = "V")]
+    version: Option<Version>,
+    /// The package's name [default: the target's name]
+    #[arg(long, value_name = "NAME")]
+    name: Option<PackageName>,
+    /// Registry to publish to: a folder or the URL of a `mica serve`
+    #[arg(long, value_name = "R")]
+    pub(crate) registry: Option<String>,
+    /// Tags to move to this version, besides `latest`
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<Version>,
+    /// Compression level
+    #[arg(long, value_name = "N")]
+    level: Option<u32>,
+    /// Say what would be packed, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Say nothing but the reference
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// What packing did, for whoever prints it.
+pub(crate) struct PackedPackage {
+    pub(crate) manifest: Manifest,
+    pub(crate) layers: Vec<PackedLayer>,
+    /// Time for building the outputs.
+    pub(crate) build: Duration,
+    /// Time for all that came after.
+    pub(crate) elapsed: Duration,
+}
+
+impl PackedPackage {
+    /// Number of layers that were packed, not reused.
+    pub(crate) fn packed(&self) -> usize {
+        self.layers.iter().filter(|layer| layer.packed).count()
+    }
+
+    /// Bytes of their images.
+    pub(crate) fn packed_bytes(&self) -> u64 {
+        self.layers.iter().filter(|layer| layer.packed).map(|layer| layer.layer.size).sum()
+    }
+}
+
+/// One layer of it.
+pub(crate) struct PackedLayer {
+    pub(crate) layer: Layer,
+    /// Packed now, or reused.
+    pub(crate) packed: bool,
+    pub(crate) elapsed: Duration,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    let options = PackOptions {
+        level: args.level,
+        jobs: args.target.jobs.map(usize::from),
+        mtime: super::image::source_date_epoch()?,
+        ..PackOptions::default()
+    };
+    let built = args.target.build()?;
+    if args.dry_run {
+        return dry_run(args, context, &built, &options);
+    }
+    let registry = registry::open_writable(&context.places.registry, &super::pull::registry_options()?)?;
+    let request = Request { args, built: &built, options: &options, registry: &*registry };
+    let package = request.pack()?;
+    if !args.quiet {
+        package.layers.iter().for_each(|layer| note(layer.line()));
+    }
+    output::lines([format!("{}@{}", package.manifest.name, package.manifest.version).as_str()])?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Builds and packs `target` of a workspace into `registry` under the workspace's commit.
+pub(crate) fn pack_workspace(
+    workspace: &Path,
+    target: &mica_graph::Label,
+    registry: &str,
+) -> anyhow::Result<PackedPackage> {
+    let args = Args {
+        target: Target {
+            target: target.clone(),
+            graph: None,
+            workspace: Some(workspace.to_owned()),
+            jobs: None,
+        },
+        version: None,
+        name: None,
+        registry: None,
+        tags: Vec::new(),
+        level: None,
+        dry_run: false,
+        quiet: true,
+    };
+    let built = args.target.build()?;
+    let registry = registry::open_writable(registry, &super::pull::registry_options()?)?;
+    Request { args: &args, built: &built, options: &PackOptions::default(), registry: &*registry }.pack()
+}
+
+struct Request<'a> {
+    args: &'a Args,
+    built: &'a Built,
+    options: &'a PackOptions,
+    registry: &'a dyn WriteRegistry,
+}
+
+impl Request<'_> {
+    fn pack(&self) -> anyhow::Result<PackedPackage> {
+        let started = Instant::now();
+        self.registry.check_writable()?;
+        let target = &self.args.target.target;
+        let planned = scan_layers(&self.built.graph, target, self.options)?;
+        let version = self.version(&planned)?;
+        let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
+        // Files of the layers packed here; the registry has the others.
+        let mut images = HashMap::new();
+        let mut layers = Vec::with_capacity(planned.len());
+        for layer in planned {
+            let image = scratch.path().join(format!("{}.xar", layers.len()));
+            let packed = self.layer(layer, &version, &image)?;
+            if packed.packed {
+                images.insert(packed.layer.digest, image);
+            }
+            layers.push(packed);
+        }
+        let manifest = self.manifest(version, layers.iter().map(|packed| packed.layer.clone()).collect())?;
+        self.push(&manifest, &images)?;
+        Ok(PackedPackage { manifest, layers, build: self.built.elapsed, elapsed: started.elapsed() })
+    }
+
+    fn version(&self, layers: &[PlannedLayer<'_>]) -> anyhow::Result<Version> {
+        if let Some(version) = &self.args.version {
+            return Ok(version.clone());
+        }
+        let inputs: Vec<u8> = layers.iter().flat_map(|layer| *layer.inputs.as_bytes()).collect();
+        git::version_of(&self.built.workspace, &Digest::of(&inputs))
+    }
+
+    /// The layer the registry has for these inputs, or a new one.
+    fn layer(
+        &self,
+        planned: PlannedLayer<'_>,
+        version: &Version,
+        image: &Path,
+    ) -> anyhow::Result<PackedLayer> {
+        let started = Instant::now();
+        let PlannedLayer { module, scan, inputs } = planned;
+        if let Some(known) = self.registry.layer_by_inputs(&inputs)? {
+            // Another module may have had the same outputs: bytes and version are shared, the name is ours.
+            let layer = Layer { module: module.label.clone(), root: module.root, ..known };
+            return Ok(PackedLayer { layer, packed: false, elapsed: started.elapsed() });
+        }
+        let packed = pack_scan(scan, image, self.options)
+            .with_context(|| format!("cannot pack the layer of {}", module.label))?;
+        if !self.args.quiet {
+            packed.notices.iter().for_each(|notice| note(format_args!("{}: {notice}", module.label)));
+        }
+        let layer = Layer {
+            module: module.label.clone(),
+            version: version.clone(),
+            digest: packed.digest,
+            size: packed.size,
+            inputs,
+            chunks: None,
+            root: module.root,
+        };
+        Ok(PackedLayer { layer, packed: true, elapsed: started.elapsed() })
+    }
+
+    fn manifest(&self, version: Version, layers: Vec<Layer>) -> anyhow::Result<Manifest> {
+        let target = &self.args.target.target;
+        let module = self.built.graph.plan(target)?.target;
+        let name = match &self.args.name {
+            Some(name) => name.clone(),
+            None => target.name().parse().context("give the package a name with --name")?,
+        };
+        Ok(Manifest {
+            schema: Manifest::SCHEMA,
+            name,
+            version,
+            target: target.clone(),
+            layers,
+            process: module.process.clone(),
+            labels: module.labels.clone(),
+            limits: module.limits.clone(),
+        })
+    }
+
+    fn push(&self, manifest: &Manifest, images: &HashMap<Digest, PathBuf>) -> anyhow::Result<()> {
+        let options = PushOptions { tags: self.args.tags.clone(), ..PushOptions::default() };
+        let file = |digest: &Digest| images.get(digest).cloned();
+        let pushed = mica_fetcher::push(self.registry, manifest, &file, &options, &())?;
+        if pushed.published == Published::Unchanged && !self.args.quiet {
+            note("nothing changed: this version was published before");
+        }
+        Ok(())
+    }
+}
+
+impl PackedLayer {
+    pub(crate) fn line(&self) -> String {
+        let done = if self.packed { "packed" } else { "reused" };
+        let size = output::bytes(self.layer.size);
+        let module = self.layer.module.to_string();
+        format!("{done}  {size:>10}  {:>8}  {module}", output::duration(self.elapsed))
+    }
+}
+
+/// Asks the registry, where there is one, and changes nothing in it.
+fn dry_run(args: &Args, context: &Context, built: &Built, options: &PackOptions) -> anyhow::Result<ExitCode> {
+    let layers = scan_layers(&built.graph, &args.target.target, options)?;
+    let registry = registry::open(&context.places.registry, &super::pull::registry_options()?).ok();
+    for layer in &layers {
+        let known = match &registry {
+            Some(registry) => registry.layer_by_inputs(&layer.inputs)?,
+            None => None,
+        };
+        let does = if known.is_some() { "would reuse" } else { "would pack " };
+        note(format_args!("{does}  {:>10}  {}", output::bytes(layer.scan.bytes), layer.module.label));
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,229 @@
+//! From flags and a package's defaults to what the launcher and the supervisor are told.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use mica_agent::{JobConfig, JobDir, JobLayer};
+use mica_graph::{Manifest, Process};
+use mica_launcher::{Capabilities, GeneratedFile, Limits, Namespaces, Network, Root, Spec};
+
+use super::flags::{Args, NetworkMode};
+
+/// The search path of a job, as docker sets it.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a job is made from: a package of the cache, or image files.
+pub(super) struct Source {
+    /// As people write it.
+    pub(super) name: String,
+    /// Below `/packages`.
+    pub(super) folder: String,
+    /// Topmost first.
+    pub(super) layers: Vec<JobLayer>,
+    /// Whether the stack is a whole system.
+    pub(super) is_root: bool,
+    /// How it wants to be started.
+    pub(super) process: Process,
+    /// Limits it wants.
+    pub(super) limits: mica_graph::Limits,
+    /// The cache that holds its images.
+    pub(super) cache: Option<PathBuf>,
+}
+
+impl Source {
+    pub(super) fn of_package(manifest: &Manifest, layers: Vec<JobLayer>, cache: &Path) -> Self {
+        Self {
+            name: format!("{}@{}", manifest.name, manifest.version),
+            folder: format!("{}-{}", manifest.name, manifest.version),
+            layers,
+            is_root: manifest.has_root(),
+            process: manifest.process.clone(),
+            limits: manifest.limits.clone(),
+            cache: Some(cache.to_owned()),
+        }
+    }
+
+    /// Where the job sees the stack.
+    fn mount_point(&self, args: &Args) -> PathBuf {
+        match self.is_root || args.rootfs {
+            true => PathBuf::from("/"),
+            false => Path::new("/packages").join(&self.folder),
+        }
+    }
+}
+
+/// The job's configuration, for the folder it has been given.
+pub(super) fn job_config(
+    args: &Args,
+    source: &Source,
+    command: &[OsString],
+    job: &JobDir,
+) -> anyhow::Result<JobConfig> {
+    let upper = (!args.storage.read_only).then(|| job.private_upper());
+    Ok(JobConfig {
+        name: args.life.name.clone(),
+        source: source.name.clone(),
+        layers: source.layers.clone(),
+        upper,
+        spec: spec(args, source, command, job.id(), &job.tree())?,
+        cache: source.cache.clone(),
+        remove: args.life.rm,
+        stop_signal: args.life.stop_signal,
+        stop_timeout: args.life.stop_timeout,
+        labels: args.life.labels.iter().cloned().collect(),
+        created_ms: mica_agent::now_ms(),
+    })
+}
+
+/// The confined process, its stack being mounted at `tree`.
+pub(super) fn spec(
+    args: &Args,
+    source: &Source,
+    command: &[OsString],
+    id: &str,
+    tree: &Path,
+) -> anyhow::Result<Spec> {
+    let at = source.mount_point(args);
+    let root = match at == Path::new("/") {
+        true => Root::Tree(tree.to_owned()),
+        false => Root::Host { tree: tree.to_owned(), at: at.clone() },
+    };
+    let mut spec = Spec::new(id, root, argv(args, source, command, &at)?);
+    let hostname = args.process.hostname.clone().unwrap_or_else(|| id.to_owned());
+    spec.env = environment(args, source, &at, &hostname)?;
+    let workdir = args.process.workdir.clone().or(source.process.workdir.clone().map(PathBuf::from));
+    spec.cwd = at.join(workdir.unwrap_or_default());
+    spec.user = args.process.user.clone().or(source.process.user.clone());
+    if at == Path::new("/") {
+        spec.files = name_service_files(&hostname);
+    }
+    spec.hostname = Some(hostname);
+    spec.read_only = args.storage.read_only;
+    spec.mounts = args.storage.tmpfs.iter().chain(&args.storage.volumes).cloned().collect();
+    spec.devices = args.storage.devices.clone();
+    spec.shm_size = args.storage.shm_size.unwrap_or(spec.shm_size);
+    confine(&mut spec, args, source);
+    Ok(spec)
+}
+
+fn confine(spec: &mut Spec, args: &Args, source: &Source) {
+    let flags = &args.confinement;
+    let network = match flags.network {
+        NetworkMode::Host => Network::Host,
+        NetworkMode::None => Network::None,
+    };
+    spec.namespaces = Namespaces { network, ..Namespaces::default() };
+    spec.limits = Limits {
+        memory: flags.memory.or(source.limits.memory),
+        memory_swap: flags.memory_swap,
+        pids: flags.pids_limit.or(source.limits.pids),
+        cpus: flags.cpus.or(source.limits.cpus),
+        cpuset_cpus: flags.cpuset_cpus.clone(),
+        ..Limits::default()
+    };
+    spec.best_effort_limits = flags.best_effort_limits;
+    spec.rlimits = flags.ulimits.clone();
+    spec.capabilities = Capabilities { add: flags.cap_add.clone(), drop: flags.cap_drop.clone() };
+}
+
+/// The program and its arguments: `--entrypoint` or the package's, then those given or the package's own.
+fn argv(args: &Args, source: &Source, command: &[OsString], at: &Path) -> anyhow::Result<Vec<OsString>> {
+    let entrypoint: Vec<OsString> = match &args.process.entrypoint {
+        Some(program) => vec![program.clone()],
+        None => source.process.entrypoint.iter().map(Into::into).collect(),
+    };
+    let arguments: Vec<OsString> = match command.is_empty() && args.process.entrypoint.is_none() {
+        true => source.process.cmd.iter().map(Into::into).collect(),
+        false => command.to_vec(),
+    };
+    let mut argv: Vec<OsString> = entrypoint.into_iter().chain(arguments).collect();
+    let Some(program) = argv.first_mut() else {
+        bail!("{} does not say what to run; give a command after --", source.name);
+    };
+    // `app/A` is a path in the stack wherever the working directory is; `A` is looked up in PATH.
+    if program.as_bytes().contains(&b'/') {
+        *program = at.join(&program).into_os_string();
+    }
+    Ok(argv)
+}
+
+/// Later ones win: mica's own, the host's if asked for, the package's, files, flags.
+fn environment(
+    args: &Args,
+    source: &Source,
+    at: &Path,
+    hostname: &str,
+) -> anyhow::Result<Vec<(OsString, OsString)>> {
+    let mut env: BTreeMap<OsString, OsString> = BTreeMap::new();
+    env.insert("PATH".into(), search_path(at));
+    env.insert("HOME".into(), "/root".into());
+    env.insert("HOSTNAME".into(), hostname.into());
+    if args.process.env_host {
+        env.extend(std::env::vars_os());
+    }
+    env.extend(source.process.env.iter().map(|(name, value)| (name.into(), value.into())));
+    for file in &args.process.env_file {
+        let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        for line in text.split(|&byte| byte == b'\n') {
+            let line = line.trim_ascii_start();
+            if !(line.is_empty() || line.starts_with(b"#")) {
+                set_variable(&mut env, OsStr::from_bytes(line));
+            }
+        }
+    }
+    for variable in &args.process.env {
+        set_variable(&mut env, variable);
+    }
+    Ok(env.into_iter().collect())
+}
+
+/// `NAME=VALUE`, or `NAME` for the host's value (and nothing if the host has none), as docker has it.
+fn set_variable(env: &mut BTreeMap<OsString, OsString>, text: &OsStr) {
+    let bytes = text.as_bytes();
+    match bytes.iter().position(|&byte| byte == b'=') {
+        Some(at) => {
+            let part = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+            env.insert(part(&bytes[..at]), part(&bytes[at + 1..]));
+        }
+        None => {
+            if let Some(value) = std::env::var_os(text) {
+                env.insert(text.to_owned(), value);
+            }
+        }
+    }
+}
+
+/// A stack without a root of its own is looked up before the host's programs.
+fn search_path(at: &Path) -> OsString {
+    if at == Path::new("/") {
+        return PATH.into();
+    }
+    let mut path = OsString::new();
+    for folder in [at.join("usr/local/bin"), at.join("usr/bin"), at.join("bin"), at.to_owned()] {
+        path.push(folder);
+        path.push(":");
+    }
+    path.push(PATH);
+    path
+}
+
+/// `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a job with a root of its own.
+fn name_service_files(hostname: &str) -> Vec<GeneratedFile> {
+    let file = |target: &str, content: String| GeneratedFile { target: target.into(), content, mode: 0o644 };
+    let mut files = vec![
+        file("/etc/hostname", format!("{hostname}\n")),
+        file(
+            "/etc/hosts",
+            format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"),
+        ),
+    ];
+    // A host that resolves no names has none to hand on.
+    if let Ok(content) = fs::read_to_string("/etc/resolv.conf") {
+        files.push(file("/etc/resolv.conf", content));
+    }
+    files
+}

@@ -1,0 +1,58 @@
+//! `mica serve`: a registry folder over HTTP.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use mica_fetcher::{ServeOptions, Writers};
+
+use crate::context::Context;
+use crate::output;
+
+/// Serve a registry folder over HTTP
+///
+/// Prints the URL when connections are accepted, and serves until SIGINT or SIGTERM. Everybody who reaches the
+/// port may read; publishing needs the token, or --writable.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The registry's folder, made if need be [default: the configured registry]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Address to listen on; port 0 means any free one
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:5080")]
+    listen: String,
+    /// File with the token that publishers must send (they set MICA_TOKEN)
+    #[arg(long, value_name = "FILE", conflicts_with = "writable")]
+    token_file: Option<PathBuf>,
+    /// Let everybody who reaches the port publish
+    #[arg(long)]
+    writable: bool,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    let root = match &args.root {
+        Some(root) => root.clone(),
+        None if context.places.registry.contains("://") => {
+            anyhow::bail!("the configured registry {} is not a folder; name one with --root", context.places.registry)
+        }
+        None => PathBuf::from(&context.places.registry),
+    };
+    let writers = match &args.token_file {
+        Some(file) => {
+            let token = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            match token.trim() {
+                "" => anyhow::bail!("{} holds no token", file.display()),
+                token => Writers::Token(token.to_owned()),
+            }
+        }
+        None if args.writable => Writers::Everybody,
+        None => Writers::Nobody,
+    };
+    let listener = mica_fetcher::listen(&args.listen)?;
+    let options = ServeOptions { writers, ..ServeOptions::default() };
+    mica_fetcher::serve_until_signal(listener, &root, options, |address| {
+        // Whoever started us may have gone; that is no reason not to serve.
+        let _ = output::lines([format!("http://{address}").as_str()]);
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,215 @@
+//! Running the real `mica` as root and as an ordinary user, each in a world of its own.
+#![allow(dead_code)] // every test file uses its own part of this
+
+use std::ffi::OsStr;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+/// Who runs mica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum User {
+    /// Whoever runs the tests.
+    Me,
+    /// Somebody without privilege: an id without an account if the tests run as root, else the same as `Me`.
+    Ordinary,
+}
+
+/// Both kinds of user, for tests that hold for each.
+pub const USERS: [User; 2] = [User::Me, User::Ordinary];
+
+/// An id that no account has.
+const ORDINARY: u32 = 12_345;
+
+/// Folders for one test: cache, state, runtime, registry, home.
+pub struct World {
+    pub dir: TempDir,
+    pub user: User,
+}
+
+/// The binary, copied to where every user can reach it.
+fn mica() -> &'static Path {
+    static COPY: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    &COPY
+        .get_or_init(|| {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+            let copy = dir.path().join("mica");
+            std::fs::copy(env!("CARGO_BIN_EXE_mica"), &copy).unwrap();
+            (dir, copy)
+        })
+        .1
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+impl World {
+    pub fn new(user: User) -> Self {
+        let world = Self { dir: tempfile::tempdir().unwrap(), user };
+        if world.is_dropped() {
+            chown(world.dir.path(), Some(ORDINARY), Some(ORDINARY)).unwrap();
+        }
+        world
+    }
+
+    fn is_dropped(&self) -> bool {
+        self.user == User::Ordinary && is_root()
+    }
+
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.dir.path().join(below)
+    }
+
+    /// Lets this world's user own what the test has put into it.
+    pub fn hand_over(&self) {
+        if self.is_dropped() {
+            let status = Command::new("chown")
+                .args(["-R", "-h", &format!("{ORDINARY}:{ORDINARY}")])
+                .arg(self.dir.path())
+                .status()
+                .unwrap();
+            assert!(status.success());
+        }
+    }
+
+    /// A program run as this world's user.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = match self.is_dropped() {
+            false => Command::new(program),
+            true => {
+                let id = ORDINARY.to_string();
+                let mut command = Command::new("setpriv");
+                command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]).arg(program);
+                command
+            }
+        };
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.path("home"))
+            .env("MICA_CACHE", self.path("cache"))
+            .env("MICA_STATE", self.path("state"))
+            .env("MICA_RUNTIME", self.path("runtime"))
+            .env("MICA_REGISTRY", self.path("registry"))
+            .env("TMPDIR", self.dir.path())
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// `mica` with these arguments, not yet started.
+    pub fn mica<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+        let mut command = self.command(mica());
+        command.args(args);
+        command
+    }
+
+    /// Runs `mica` and expects success.
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> Ran {
+        let ran = self.run(args);
+        assert_eq!(ran.code, Some(0), "mica {args:?} as {:?}\n{ran:#?}", self.user);
+        ran
+    }
+
+    /// Runs `mica` and expects it to fail with this exit code; returns what it said.
+    #[track_caller]
+    pub fn fails(&self, code: i32, args: &[&str]) -> String {
+        let ran = self.run(args);
+        assert_eq!(ran.code, Some(code), "mica {args:?} as {:?}\n{ran:#?}", self.user);
+        ran.stderr
+    }
+
+    pub fn run(&self, args: &[&str]) -> Ran {
+        self.mica(args).output().unwrap().into()
+    }
+
+    /// Writes a small file, with the folders above it.
+    pub fn write(&self, path: &str, text: &str) {
+        let path = self.path(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    /// Copies a workspace of `testdata` and makes it a git repository.
+    pub fn workspace(&self, name: &str) -> PathBuf {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(name);
+        let to = self.path(name);
+        let copied = Command::new("cp").arg("-r").arg(from).arg(&to).status().unwrap();
+        assert!(copied.success());
+        self.git(&to, &["init", "--quiet"]);
+        self.commit(&to, "first");
+        self.hand_over();
+        to
+    }
+
+    /// Commits everything in a workspace and returns the hash.
+    pub fn commit(&self, workspace: &Path, message: &str) -> String {
+        self.git(workspace, &["add", "--all"]);
+        self.git(workspace, &["commit", "--quiet", "--message", message]);
+        let hash = self.git(workspace, &["rev-parse", "HEAD"]);
+        self.hand_over();
+        hash
+    }
+
+    fn git(&self, workspace: &Path, args: &[&str]) -> String {
+        let output = Command::new("git")
+            .args(["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "safe.directory=*", "-C"])
+            .arg(workspace)
+            .args(args)
+            .output()
+            .expect("git is needed by the tests");
+        assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Whatever of this world's jobs and mounts is visible on the host: should be nothing after each command.
+    pub fn leftovers(&self) -> Vec<String> {
+        let here = self.dir.path().to_string_lossy().into_owned();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mut found: Vec<String> =
+            mounts.lines().filter(|line| line.contains(&here)).map(str::to_owned).collect();
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(command) = std::fs::read(entry.path().join("cmdline")) else { continue };
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            if command.contains(&here) {
+                found.push(format!("process {}: {command}", entry.file_name().display()));
+            }
+        }
+        found
+    }
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Fails with the reason if jobs cannot run here, as the tests never skip.
+#[track_caller]
+pub fn need_fuse() {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::metadata("/dev/fuse").expect("this test needs /dev/fuse (as root: modprobe fuse)");
+    assert!(
+        meta.mode() & 0o006 == 0o006,
+        "this test needs a /dev/fuse that everybody may open (as root: chmod 666 /dev/fuse); scripts/test sees to it"
+    );
+}
