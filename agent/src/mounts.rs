@@ -69,6 +69,19 @@ pub enum ServeMountError {
     Signals(#[source] std::io::Error),
 }
 
+impl ServeMountError {
+    /// The error that this one passes on as it is.
+    pub fn inner(&self) -> &(dyn std::error::Error + 'static) {
+        match self {
+            Self::File(error) => error,
+            Self::Cache(error) => error,
+            Self::Stack(error) => error,
+            Self::Mount(error) => error,
+            Self::Signals(_) => self,
+        }
+    }
+}
+
 /// A mount that cannot be taken down.
 #[derive(Debug, thiserror::Error)]
 pub enum UmountError {

@@ -56,6 +56,21 @@ pub enum SuperviseError {
     Streams(#[source] io::Error),
 }
 
+impl SuperviseError {
+    /// The error that this one passes on as it is.
+    pub fn inner(&self) -> &(dyn std::error::Error + 'static) {
+        match self {
+            Self::File(error) => error,
+            Self::Namespace(error) => error,
+            Self::Cache(error) => error,
+            Self::Stack(error) => error,
+            Self::Mount(error) => error,
+            Self::Launch(error) => error,
+            Self::Streams(_) => self,
+        }
+    }
+}
+
 /// The command line of a supervisor, written by [`crate::start`]; `None` if a person typed the word.
 #[derive(Debug)]
 pub struct Invocation {

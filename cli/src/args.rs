@@ -6,7 +6,7 @@ use crate::verbs;
 
 /// Package build outputs in layers, ship what changed, run them without root.
 #[derive(Debug, Parser)]
-#[command(name = "mica", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(name = "mica", version, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     /// Say more of what happens: error, warn, info, debug or trace, as in RUST_LOG
     #[arg(long, global = true, value_name = "LEVEL", env = "MICA_LOG", hide_env_values = true)]
@@ -53,4 +53,14 @@ pub(crate) enum Verb {
     Wait(verbs::wait::Args),
     /// Remove ended jobs
     Rm(verbs::rm::Args),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
 }

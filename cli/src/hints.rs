@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use mica_agent::NamespaceError;
+use mica_agent::{NamespaceError, ServeMountError};
 use mica_fetcher::registry::RegistryError;
 use mica_fetcher::{CacheError, PullError, PushError, ServeError};
 use mica_launcher::LaunchError;
@@ -39,6 +39,7 @@ pub(crate) fn for_cause(cause: &(dyn Error + 'static)) -> Option<String> {
         LaunchError,
         MountError,
         OpenError,
+        ServeMountError,
     )
 }
 
@@ -84,5 +85,11 @@ impl Hint for MountError {
 impl Hint for OpenError {
     fn hint(&self) -> Option<String> {
         Some("the file is damaged, cut short, or no squashfs image at all; `mica image info` looks at it".into())
+    }
+}
+
+impl Hint for ServeMountError {
+    fn hint(&self) -> Option<String> {
+        for_chain(self.inner()) // its own chain leaves that one out
     }
 }

@@ -35,12 +35,17 @@ pub(crate) fn lines<'a>(items: impl IntoIterator<Item = &'a str>) -> anyhow::Res
 
 /// How long ago a moment was, given in milliseconds since 1970.
 pub(crate) fn ago(ms: i64) -> String {
+    format!("{} ago", since(ms))
+}
+
+/// How much time has passed since a moment, given in milliseconds since 1970.
+pub(crate) fn since(ms: i64) -> String {
     let seconds = (mica_agent::now_ms() - ms).max(0) / 1000;
     match seconds {
-        0..=119 => format!("{seconds} seconds ago"),
-        120..=7_199 => format!("{} minutes ago", seconds / 60),
-        7_200..=172_799 => format!("{} hours ago", seconds / 3600),
-        _ => format!("{} days ago", seconds / 86_400),
+        0..=119 => format!("{seconds} seconds"),
+        120..=7_199 => format!("{} minutes", seconds / 60),
+        7_200..=172_799 => format!("{} hours", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
     }
 }
 

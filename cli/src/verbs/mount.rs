@@ -114,6 +114,6 @@ fn upper(dir: &Path) -> anyhow::Result<UpperDirs> {
 pub(crate) fn serve(words: &[OsString]) -> ExitCode {
     let Some(invocation) = MountInvocation::parse(words) else { return app::not_for_people() };
     app::log_to_file(&invocation.log_path());
-    mica_agent::serve_mount(invocation, |error| hints::for_chain(error));
+    mica_agent::serve_mount(invocation, |error| hints::for_chain(error.inner()));
     ExitCode::SUCCESS
 }

@@ -16,7 +16,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     image: ImageFile,
     /// The files
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
 }
 

@@ -17,8 +17,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     image: ImageFile,
     /// List only what is at or below this path
-    #[arg(default_value = "/")]
-    path: PathBuf,
+    #[arg(default_value = "/", value_name = "PATH")]
+    below: PathBuf,
     /// Mode, links, owner, size, time and symlink targets too
     #[arg(short, long)]
     long: bool,
@@ -50,11 +50,11 @@ struct Row {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let image = args.image.open()?;
-    let start = super::find(&image, &args.path)?;
+    let start = super::find(&image, &args.below)?;
     let mut out = output::stdout();
     let mut rows = Vec::new();
     // Depth first, with a stack of our own: images may be 500 folders deep, or claim to be.
-    let mut stack = vec![(Path::new("/").join(&args.path), start)];
+    let mut stack = vec![(Path::new("/").join(&args.below), start)];
     while let Some((path, inode)) = stack.pop() {
         if args.json {
             rows.push(row(&image, &path, &inode)?);

@@ -181,7 +181,7 @@ pub(crate) fn image_layers(images: &[PathBuf]) -> anyhow::Result<Vec<JobLayer>> 
 pub(crate) fn supervise(words: &[OsString]) -> ExitCode {
     let Some(invocation) = Invocation::parse(words) else { return app::not_for_people() };
     app::log_to_file(&invocation.log_path());
-    mica_agent::supervise(invocation, |error| hints::for_chain(error));
+    mica_agent::supervise(invocation, |error| hints::for_chain(error.inner()));
     ExitCode::SUCCESS
 }
 

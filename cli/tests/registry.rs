@@ -1,0 +1,210 @@
+//! Packing, publishing, serving and pulling: what moves, and what people are told when something is wrong.
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use common::{User, World};
+
+/// `mica serve` on a free port; killed when dropped.
+struct Served {
+    child: Child,
+    url: String,
+}
+
+impl Served {
+    fn new(world: &World, more: &[&str]) -> Self {
+        let mut args = vec!["serve", "--root", "registry", "--listen", "127.0.0.1:0"];
+        args.extend(more);
+        let mut child = world.mica(&args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut url = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
+        assert!(url.starts_with("http://"), "{url}");
+        Self { child, url: url.trim().to_owned() }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+fn packed_monorepo() -> (World, PathBuf, String) {
+    let world = World::new(User::Me);
+    let workspace = world.workspace("monorepo");
+    let packed = pack(&world);
+    (world, workspace, packed.stdout.trim().to_owned())
+}
+
+fn pack(world: &World) -> common::Ran {
+    world.ok(&["pack", "--workspace", "monorepo", "--target", "//app:A"])
+}
+
+fn images(registry: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for dir in std::fs::read_dir(registry.join("blobs/blake3")).unwrap().flatten() {
+        found.extend(std::fs::read_dir(dir.path()).unwrap().flatten().map(|entry| entry.path()));
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn a_changed_line_moves_one_layer() {
+    let (world, workspace, first) = packed_monorepo();
+    assert_eq!(first.len(), "A@".len() + 40, "the version is the commit: {first}");
+    let before = images(&world.path("registry")).len();
+    let served = Served::new(&world, &[]);
+    let pulled = world.ok(&["pull", &first, "--registry", &served.url]);
+    assert_eq!(pulled.stderr.matches("fetched").count(), 6, "{pulled:?}");
+    assert!(pulled.stdout.starts_with("blake3:"), "{pulled:?}");
+
+    let source = workspace.join("lib/e/E.c");
+    let text = std::fs::read_to_string(&source).unwrap();
+    std::fs::write(&source, text + "\nint e_added(void) { return 1; }\n").unwrap();
+    let commit = world.commit(&workspace, "E grows");
+    let packed = pack(&world);
+    assert_eq!(packed.stderr.matches("packed").count(), 1, "{packed:?}");
+    assert_eq!(packed.stdout.trim(), format!("A@{commit}"));
+    assert_eq!(images(&world.path("registry")).len(), before + 2, "one image and one manifest");
+
+    let pulled = world.ok(&["pull", &format!("A@{}", &commit[..7]), "--registry", &served.url]);
+    assert_eq!(pulled.stderr.matches("fetched").count(), 1, "{pulled:?}");
+    assert_eq!(pulled.stderr.matches("cached").count(), 5, "{pulled:?}");
+    assert!(world.ok(&["pull", "A", "--registry", &served.url]).stderr.matches("fetched").count() == 0);
+    assert_eq!(world.ok(&["images", "-q"]).stdout.lines().count(), 2);
+}
+
+#[test]
+fn packing_again_writes_nothing_and_needs_a_new_version_for_new_content() {
+    let (world, workspace, first) = packed_monorepo();
+    let before = images(&world.path("registry"));
+    let again = pack(&world);
+    assert_eq!(again.stdout.trim(), first);
+    assert_eq!(images(&world.path("registry")), before);
+
+    let script = workspace.join("app/A.sh");
+    let text = std::fs::read_to_string(&script).unwrap();
+    std::fs::write(&script, text + "# changed\n").unwrap();
+    let dirty = pack(&world).stdout;
+    assert!(dirty.starts_with(&format!("{first}-dirty.")), "{dirty}");
+    let commit = first.strip_prefix("A@").unwrap();
+    let args = ["pack", "--workspace", "monorepo", "--target", "//app:A", "--version", commit];
+    let said = world.fails(1, &args);
+    assert!(said.contains(commit) && said.contains("blake3:"), "the digest that holds it is named: {said}");
+    let dry = world.ok(&["pack", "--workspace", "monorepo", "--target", "//app:A", "--dry-run"]);
+    assert!(dry.stdout.is_empty() && dry.stderr.matches("would reuse").count() == 6, "{dry:?}");
+}
+
+#[test]
+fn a_target_is_published_to_a_server_that_lets_us() {
+    let world = World::new(User::Me);
+    world.workspace("monorepo");
+    world.write("token", "s3cret\n");
+    let served = Served::new(&world, &["--token-file", "token"]);
+    let args = ["pack", "--workspace", "monorepo", "--target", "//app:A", "--registry", &served.url];
+    let said = world.fails(1, &args);
+    assert!(said.contains("token"), "{said}");
+    let output = world.mica(&args).env("MICA_TOKEN", "s3cret").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let reference = String::from_utf8(output.stdout).unwrap();
+    world.ok(&["pull", reference.trim(), "--registry", &served.url]);
+}
+
+#[test]
+fn a_plain_file_server_is_a_registry() {
+    let (world, _, reference) = packed_monorepo();
+    let mut child = world
+        .command("python3")
+        .args(["-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", "registry"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("this test needs python3");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let port = line.split(" port ").nth(1).unwrap().split(' ').next().unwrap();
+    let pulled = world.run(&["pull", &reference, "--registry", &format!("http://127.0.0.1:{port}")]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(pulled.code, Some(0), "{pulled:?}");
+    assert_eq!(pulled.stderr.matches("fetched").count(), 6, "{pulled:?}");
+}
+
+#[test]
+fn unknown_and_ambiguous_versions_are_explained() {
+    let world = World::new(User::Me);
+    world.workspace("monorepo");
+    for version in ["abc1", "abc2"] {
+        world.ok(&["pack", "--workspace", "monorepo", "--target", "//app:A", "--version", version]);
+    }
+    let said = world.fails(1, &["pull", "A@abc"]);
+    assert!(said.contains("abc1") && said.contains("abc2"), "candidates are listed: {said}");
+    let said = world.fails(1, &["pull", "A@zzz"]);
+    assert!(said.contains("zzz") && said.contains("abc2"), "versions are listed: {said}");
+    let said = world.fails(1, &["pull", "B"]);
+    assert!(said.contains("no package B"), "{said}");
+    world.fails(125, &["run", "A@zzz"]);
+}
+
+#[test]
+fn a_registry_that_is_down_is_named() {
+    let world = World::new(User::Me);
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let said = world.fails(1, &["pull", "A@v1", "--registry", &format!("http://127.0.0.1:{port}")]);
+    assert!(said.contains(&format!("127.0.0.1:{port}")) && said.contains("hint:"), "{said}");
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let world = World::new(User::Me);
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = held.local_addr().unwrap().to_string();
+    let said = world.fails(1, &["serve", "--root", "registry", "--listen", &address]);
+    assert!(said.contains(&address) && said.contains("in use"), "{said}");
+}
+
+#[test]
+fn altered_and_truncated_images_never_count_as_cached() {
+    for truncate in [false, true] {
+        let (world, _, reference) = packed_monorepo();
+        let image = images(&world.path("registry"))
+            .into_iter()
+            .find(|path| std::fs::read(path).unwrap().starts_with(b"#!/usr/bin/env xarexec_fuse"))
+            .unwrap();
+        let mut bytes = std::fs::read(&image).unwrap();
+        match truncate {
+            true => bytes.truncate(bytes.len() - 100),
+            false => bytes[5000] ^= 1,
+        }
+        std::fs::remove_file(&image).unwrap();
+        std::fs::write(&image, bytes).unwrap();
+        let served = Served::new(&world, &[]);
+        let said = world.fails(1, &["pull", &reference, "--registry", &served.url]);
+        let digest = image.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(said.contains(&digest[..12]), "the layer is named: {said}");
+        assert!(!world.path("cache/blobs").join(&digest).exists());
+        world.fails(125, &["run", &reference]);
+    }
+}
+
+#[test]
+fn plan_and_inspect_agree_on_the_stack() {
+    let (world, _, reference) = packed_monorepo();
+    let plan = world.ok(&["plan", "--workspace", "monorepo", "--target", "//app:A", "--json"]).stdout;
+    world.ok(&["pull", &reference]);
+    let inspect = world.ok(&["inspect", &reference]).stdout;
+    let modules = |text: &str| -> Vec<String> {
+        let label = |line: &str| Some(line.trim().strip_prefix("\"module\": \"")?.split('"').next()?.to_owned());
+        text.lines().filter_map(label).collect()
+    };
+    let stack = modules(&inspect);
+    assert_eq!(stack.len(), 6);
+    assert_eq!(stack[0], "//app:A");
+    assert_eq!(modules(&plan), stack);
+}
