@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 /// Who runs mica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum User {
+pub(crate) enum User {
     /// Whoever runs the tests.
     Me,
     /// Somebody without privilege: an id without an account if the tests run as root, else the same as `Me`.
@@ -19,13 +19,13 @@ pub enum User {
 }
 
 /// Both kinds of user, for tests that hold for each.
-pub const USERS: [User; 2] = [User::Me, User::Ordinary];
+pub(crate) const USERS: [User; 2] = [User::Me, User::Ordinary];
 
 /// An id that no account has.
 const ORDINARY: u32 = 12_345;
 
 /// Folders for one test: cache, state, runtime, registry, home.
-pub struct World {
+pub(crate) struct World {
     pub dir: TempDir,
     pub user: User,
 }
@@ -49,7 +49,7 @@ fn is_root() -> bool {
 }
 
 impl World {
-    pub fn new(user: User) -> Self {
+    pub(crate) fn new(user: User) -> Self {
         let world = Self { dir: tempfile::tempdir().unwrap(), user };
         if world.is_dropped() {
             chown(world.dir.path(), Some(ORDINARY), Some(ORDINARY)).unwrap();
@@ -61,12 +61,12 @@ impl World {
         self.user == User::Ordinary && is_root()
     }
 
-    pub fn path(&self, below: &str) -> PathBuf {
+    pub(crate) fn path(&self, below: &str) -> PathBuf {
         self.dir.path().join(below)
     }
 
     /// Lets this world's user own what the test has put into it.
-    pub fn hand_over(&self) {
+    pub(crate) fn hand_over(&self) {
         if self.is_dropped() {
             let status = Command::new("chown")
                 .args(["-R", "-h", &format!("{ORDINARY}:{ORDINARY}")])
@@ -78,7 +78,7 @@ impl World {
     }
 
     /// A program run as this world's user.
-    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = match self.is_dropped() {
             false => Command::new(program),
             true => {
@@ -103,7 +103,7 @@ impl World {
     }
 
     /// `mica` with these arguments, not yet started.
-    pub fn mica<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
+    pub(crate) fn mica<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
         let mut command = self.command(mica());
         command.args(args);
         command
@@ -111,7 +111,7 @@ impl World {
 
     /// Runs `mica` and expects success.
     #[track_caller]
-    pub fn ok(&self, args: &[&str]) -> Ran {
+    pub(crate) fn ok(&self, args: &[&str]) -> Ran {
         let ran = self.run(args);
         assert_eq!(ran.code, Some(0), "mica {args:?} as {:?}\n{ran:#?}", self.user);
         ran
@@ -119,25 +119,25 @@ impl World {
 
     /// Runs `mica` and expects it to fail with this exit code; returns what it said.
     #[track_caller]
-    pub fn fails(&self, code: i32, args: &[&str]) -> String {
+    pub(crate) fn fails(&self, code: i32, args: &[&str]) -> String {
         let ran = self.run(args);
         assert_eq!(ran.code, Some(code), "mica {args:?} as {:?}\n{ran:#?}", self.user);
         ran.stderr
     }
 
-    pub fn run(&self, args: &[&str]) -> Ran {
+    pub(crate) fn run(&self, args: &[&str]) -> Ran {
         self.mica(args).output().unwrap().into()
     }
 
     /// Writes a small file, with the folders above it.
-    pub fn write(&self, path: &str, text: &str) {
+    pub(crate) fn write(&self, path: &str, text: &str) {
         let path = self.path(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     }
 
     /// Copies a workspace of `testdata` and makes it a git repository.
-    pub fn workspace(&self, name: &str) -> PathBuf {
+    pub(crate) fn workspace(&self, name: &str) -> PathBuf {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(name);
         let to = self.path(name);
         let copied = Command::new("cp").arg("-r").arg(from).arg(&to).status().unwrap();
@@ -149,7 +149,7 @@ impl World {
     }
 
     /// Commits everything in a workspace and returns the hash.
-    pub fn commit(&self, workspace: &Path, message: &str) -> String {
+    pub(crate) fn commit(&self, workspace: &Path, message: &str) -> String {
         self.git(workspace, &["add", "--all"]);
         self.git(workspace, &["commit", "--quiet", "--message", message]);
         let hash = self.git(workspace, &["rev-parse", "HEAD"]);
@@ -169,7 +169,7 @@ impl World {
     }
 
     /// Whatever of this world's jobs and mounts is visible on the host: should be nothing after each command.
-    pub fn leftovers(&self) -> Vec<String> {
+    pub(crate) fn leftovers(&self) -> Vec<String> {
         let here = self.dir.path().to_string_lossy().into_owned();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let mut found: Vec<String> =
@@ -187,7 +187,7 @@ impl World {
 
 /// What a command did.
 #[derive(Debug)]
-pub struct Ran {
+pub(crate) struct Ran {
     pub code: Option<i32>,
     pub stdout: String,
     pub stderr: String,
@@ -205,7 +205,7 @@ impl From<Output> for Ran {
 
 /// Fails with the reason if jobs cannot run here, as the tests never skip.
 #[track_caller]
-pub fn need_fuse() {
+pub(crate) fn need_fuse() {
     use std::os::unix::fs::MetadataExt;
     let meta = std::fs::metadata("/dev/fuse").expect("this test needs /dev/fuse (as root: modprobe fuse)");
     assert!(
