@@ -1,4 +1,5 @@
 //! Builds the example workspaces with the machine's own compiler.
+#![allow(clippy::unwrap_used)] // helpers of tests, outside of test functions
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -257,18 +258,21 @@ fn outputs_of_genrules() {
     let of = |cmd: &str| {
         error(&[("BUILD", &format!("genrule(name = 'x', outs = ['o'], cmd = '{cmd}')\n"))])
     };
-    assert_eq!(of("true"), "cannot genrule //:x: its output `o` was not made");
+    assert_eq!(of("true"), "cannot generate //:x: its output `o` was not made");
     assert_eq!(
         of("mkfifo $@"),
-        "cannot genrule //:x: its output `o` is neither a file nor a folder"
+        "cannot generate //:x: its output `o` is neither a file nor a folder"
     );
     let link = "ln -s $$PWD/x $@ && touch x";
     assert_eq!(
         of(link),
-        "cannot genrule //:x: its output `o` is a symlink into the folder it was made in"
+        "cannot generate //:x: its output `o` is a symlink into the folder it was made in"
     );
     let failed = of("echo to stdout; echo to stderr >&2; exit 3");
-    assert_eq!(failed, "cannot genrule //:x: bash ended with exit status: 3\nto stderr\nto stdout");
+    assert_eq!(
+        failed,
+        "cannot generate //:x: bash ended with exit status: 3\nto stderr\nto stdout"
+    );
     assert!(of("false | true").contains("exit status: 1"));
 }
 
