@@ -28,9 +28,9 @@ impl BodyReader {
 
     fn next_piece(&mut self) -> io::Result<bool> {
         let since = Instant::now();
-        let next = tokio::time::timeout(self.idle, self.response.chunk());
-        // The timer must be made inside the runtime.
-        let next = self.runtime.block_on(async { next.await });
+        // The timer is made inside the runtime.
+        let next = async { tokio::time::timeout(self.idle, self.response.chunk()).await };
+        let next = self.runtime.block_on(next);
         let Ok(next) = next else {
             let reason = format!("nothing came for {} s", self.idle.as_secs_f32());
             return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
@@ -39,7 +39,8 @@ impl BodyReader {
         self.waited += since.elapsed();
         self.came += piece.len() as u64;
         if self.waited > self.idle {
-            if self.came < TRICKLE.saturating_mul(self.waited.as_secs()) {
+            let least = u128::from(TRICKLE) * self.waited.as_millis() / 1000;
+            if u128::from(self.came) < least {
                 let reason = format!("less than {TRICKLE} bytes per second came");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
             }
