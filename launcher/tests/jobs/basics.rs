@@ -307,6 +307,9 @@ fn further_programs() {
     let sleep = ExecSpec { argv: vec!["sleep".into(), "1000".into()], ..ExecSpec::default() };
     let mut program = job.exec(&sleep, Stdio::null().unwrap()).unwrap();
     assert_eq!(program.try_wait().unwrap(), None);
+    let mut stopped = job.exec(&sleep, Stdio::null().unwrap()).unwrap();
+    stopped.signal(libc::SIGINT).unwrap();
+    assert_eq!(stopped.wait().unwrap(), Ending::Killed(libc::SIGINT));
     job.kill().unwrap();
     job.wait().unwrap();
     assert_eq!(program.wait().unwrap(), Ending::Killed(libc::SIGKILL));
