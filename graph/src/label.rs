@@ -11,9 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Neither part ever holds an empty, `.` or `..` component, so both are safe as relative paths.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Label {
-    repository: String,
-    package: String,
-    name: String,
+    repository: Box<str>,
+    package: Box<str>,
+    name: Box<str>,
 }
 
 /// A text that is not a label.

@@ -43,7 +43,7 @@ fn run() -> Result<i32, Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);
     let tree = PathBuf::from(arguments.next().ok_or("usage: launch TREE|/ PROGRAM [ARGUMENT …]")?);
     let scratch = std::env::temp_dir();
-    let root = if tree == PathBuf::from("/") {
+    let root = if tree.as_os_str() == "/" {
         Root::Host { tree: scratch, at: "/packages/none".into() }
     } else {
         Root::Tree(tree)

@@ -7,7 +7,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, Usage};
@@ -16,6 +18,7 @@ use crate::facts::read_in;
 use crate::launch::{Stdio, early_error};
 use crate::process::{ExecSpec, Process};
 use crate::spec::Root;
+use crate::sys;
 use crate::wire::{self, Command, Report};
 
 /// How a program ended.
@@ -61,6 +64,8 @@ impl Exit {
 pub struct Program {
     report: OwnedFd,
     pid: Option<Pid>,
+    /// Opened when its pid became known, so that a signal can't reach another process by accident.
+    pidfd: Option<OwnedFd>,
     terminal: Option<OwnedFd>,
     warnings: Vec<String>,
     ending: Option<Ending>,
@@ -68,12 +73,21 @@ pub struct Program {
 
 impl Program {
     pub(crate) fn new(report: OwnedFd) -> Self {
-        Self { report, pid: None, terminal: None, warnings: Vec::new(), ending: None }
+        Self { report, pid: None, pidfd: None, terminal: None, warnings: Vec::new(), ending: None }
     }
 
     /// Its process id, as the launcher sees it.
     pub fn pid(&self) -> Option<Pid> {
         self.pid
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It has ended, or there is no such signal.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        let pidfd = self.pidfd.as_ref().ok_or(Errno::SRCH)?;
+        sys::pidfd_send_signal(pidfd.as_fd(), signal)
     }
 
     /// The other end of its terminal, if it was started with one; once.
@@ -91,7 +105,11 @@ impl Program {
                 return Err(error);
             }
             match decode(&message.bytes)? {
-                Report::Born => self.pid = message.sender,
+                Report::Born => {
+                    self.pid = message.sender;
+                    // One that is gone already will be reported as such.
+                    self.pidfd = self.pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+                }
                 Report::Terminal => self.terminal = message.descriptors.pop(),
                 Report::Warning(text) => self.warnings.push(text),
                 Report::Started => return Ok(()),

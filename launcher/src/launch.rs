@@ -86,6 +86,19 @@ impl Stdio {
         Ok(Self::Streams { stdin: open(false)?, stdout: open(true)?, stderr: open(true)? })
     }
 
+    /// The same with descriptors that are in nobody's way in the init.
+    fn above_two(self) -> io::Result<Self> {
+        let move_up = |fd: OwnedFd| if fd.as_raw_fd() < 3 { fd.try_clone() } else { Ok(fd) };
+        Ok(match self {
+            Self::Streams { stdin, stdout, stderr } => Self::Streams {
+                stdin: move_up(stdin)?,
+                stdout: move_up(stdout)?,
+                stderr: move_up(stderr)?,
+            },
+            terminal => terminal,
+        })
+    }
+
     pub(crate) fn parts(&self) -> (Streams, Vec<BorrowedFd<'_>>) {
         match self {
             Self::Streams { stdin, stdout, stderr } => {
@@ -160,6 +173,7 @@ fn limit_warning(error: &LimitError) -> String {
 
 fn start(spec: &Spec, plan: Plan, stdio: Stdio, cgroup: Cgroup) -> Result<Job, LaunchError> {
     let talk = LaunchError::Talk;
+    let stdio = stdio.above_two().map_err(talk)?;
     let (streams, descriptors) = stdio.parts();
     let start = Start {
         steps: plan.steps,

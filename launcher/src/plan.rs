@@ -272,7 +272,13 @@ fn kernel_filesystems(spec: &Spec, facts: &HostFacts, tty_group: bool, steps: &m
     if own(spec.namespaces.cgroup) {
         cgroup_filesystems(spec, facts, steps);
     }
-    steps.push(tmpfs("/dev", Flags { no_suid: true, ..Flags::default() }, Some(64 << 10), 0o755));
+    // The nodes are mounts of their own; a node that the job makes beside them has no effect.
+    steps.push(tmpfs(
+        "/dev",
+        Flags { no_suid: true, no_devices: !spec.privileged, ..Flags::default() },
+        Some(64 << 10),
+        0o755,
+    ));
     for node in ["null", "zero", "full", "random", "urandom", "tty"] {
         steps.push(host(
             &format!("/dev/{node}"),

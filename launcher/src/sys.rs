@@ -298,6 +298,15 @@ pub(crate) fn kill(pid: Pid, signal: i32) -> io::Result<()> {
     }
 }
 
+/// The same by pidfd.
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let info: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: no information is passed along, which the null pointer means.
+    let result =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Forks; `None` in the child.
 ///
 /// Only for a process with one thread: the init of a job, which never starts another.

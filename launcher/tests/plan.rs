@@ -59,7 +59,7 @@ take /mnt/tree as the root
 mount proc at /proc (rw,nosuid,nodev,noexec)
 mount the host's sysfs at /sys
 mount cgroup2 at /sys/fs/cgroup (ro,nosuid,nodev,noexec)
-mount tmpfs at /dev (rw,nosuid)
+mount tmpfs at /dev (rw,nosuid,nodev)
 bind /dev/null to /dev/null (rw,nosuid,noexec)
 bind /dev/zero to /dev/zero (rw,nosuid,noexec)
 bind /dev/full to /dev/full (rw,nosuid,noexec)

@@ -2,6 +2,8 @@
 //! `cargo run -p mica-mounter --example mount -- [--upper DIR] DIR TOP [BASE …]`.
 //! At the end it prints how often the kernel asked for what.
 
+#![allow(clippy::print_stderr)] // an example for people
+
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;

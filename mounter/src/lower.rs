@@ -158,10 +158,10 @@ impl Lower {
         if files.open.insert(key, Arc::clone(&file)).is_none() {
             files.queue.push_back(key);
         }
-        if files.queue.len() > OPEN_FILES {
-            if let Some(oldest) = files.queue.pop_front() {
-                files.open.remove(&oldest);
-            }
+        if files.queue.len() > OPEN_FILES
+            && let Some(oldest) = files.queue.pop_front()
+        {
+            files.open.remove(&oldest);
         }
         Ok(file)
     }

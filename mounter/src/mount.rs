@@ -319,11 +319,11 @@ fn finish(serving: JoinHandle<io::Result<()>>) {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if self.serving.as_ref().is_some_and(|serving| !serving.is_finished()) {
-            if let Err(error) = self.detach() {
-                let path = self.point.path.display();
-                tracing::warn!(%path, %error, "cannot unmount");
-            }
+        if self.is_serving()
+            && let Err(error) = self.detach()
+        {
+            let path = self.point.path.display();
+            tracing::warn!(%path, %error, "cannot unmount");
         }
     }
 }

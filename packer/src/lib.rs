@@ -26,11 +26,13 @@ mod options;
 mod pack;
 mod place;
 mod scan;
+mod verify;
 
 pub use conflict::{ConflictError, check_conflicts};
 pub use inputs::{InputsError, inputs_digest};
 pub use options::{Header, PackOptions};
 pub use pack::{PackError, Packed, pack_dir, pack_layer, pack_scan};
 pub use scan::{Change, Notice, Output, Scan, ScanError, ScanOptions, scan_dir, scan_outputs};
+pub use verify::{SecondOpinion, Verified, VerifyError, verify};
 
 pub mod build;

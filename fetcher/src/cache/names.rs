@@ -58,6 +58,8 @@ impl Cache {
         let json = manifest.to_json();
         let digest = Digest::of(&json);
         let size = json.len() as u64;
+        // No prune between the manifest and the name that keeps it.
+        let _gc = Lock::shared(&self.lock_path("gc"))?;
         self.staging.write(&self.manifest_path(&digest), &json)?;
         let time = UNIX_EPOCH.elapsed().map_or(0, |age| age.as_secs());
         let entry =

@@ -159,7 +159,7 @@ impl Cache {
                 let path = self.manifest_path(&entry.manifest.digest);
                 let age = file::stat(&path)?.and_then(|meta| meta.modified().ok()?.elapsed().ok());
                 let manifest = self.manifest(&entry.manifest.digest)?;
-                let in_use = manifest.is_some_and(|m| blobs(&m).iter().any(|d| leased.contains(d)));
+                let in_use = manifest.is_some_and(|m| blobs(&m).iter().all(|d| leased.contains(d)));
                 if !in_use && age.unwrap_or(Duration::MAX) >= options.unused_for {
                     unused.push(entry.version);
                 }

@@ -174,6 +174,7 @@ impl Cache {
 
     /// Makes the index of a package anew from its manifests, in the order in which they came.
     fn rebuild_index(&self, name: &PackageName) -> Result<(), CacheError> {
+        let _lock = Lock::exclusive(&self.lock_path(&format!("package-{name}")))?;
         let mut entries: Vec<(u64, Digest, Manifest)> = Vec::new();
         for file in file::names(&self.folder("manifests"))? {
             let Some(digest) = parse_hex(&file) else { continue };

@@ -91,7 +91,7 @@ impl Analyzer<'_> {
                         format!("{label} is a {rule}, not a library to link (is `data` meant?)");
                     return Err(target.error_at_label(label, message));
                 }
-                Dep::File(path) => {
+                Dep::File(path) | Dep::Output(_, path) => {
                     return Err(target.error(format!("`{path}` in deps is a file, not a library")));
                 }
             };

@@ -79,7 +79,9 @@ impl Analyzer<'_> {
         if target.lists_file(&path) {
             return Some(vec![Place::Source(path)]);
         }
-        // An alias is listed by what it stands for, and one's own output by its path.
+        if target.lists_output(&path) {
+            return Some(vec![Place::Built(path)]);
+        }
         let listed = target.all_targets().find(|listed| *listed == label);
         let provided = &self.provided.get(listed?)?;
         match &provided.executable {

@@ -40,7 +40,7 @@ impl Analyzer<'_> {
         for dep in target.deps("tools") {
             match dep {
                 Dep::File(path) => _ = inputs.insert(Place::Source(path.clone())),
-                Dep::Target(label) => inputs.extend(self.runfiles(label)),
+                Dep::Target(label) | Dep::Output(label, _) => inputs.extend(self.runfiles(label)),
             }
         }
         inputs.retain(|place| !matches!(place, Place::Host(_)));
@@ -54,7 +54,7 @@ impl Analyzer<'_> {
         let args = ["--noprofile", "--norc", "-e", "-o", "pipefail", "-c", &command];
         let action = Action {
             label: target.label.clone(),
-            verb: "genrule",
+            verb: "generate",
             inputs: inputs.into_iter().collect(),
             outputs: outs
                 .iter()

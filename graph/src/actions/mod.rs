@@ -49,7 +49,7 @@ impl Place {
 pub struct Action {
     /// The target it is done for.
     pub label: Label,
-    /// What it does, in a word: `compile`, `link`, `copy`, `write`, `genrule`.
+    /// What it does, in a word: `compile`, `link`, `copy`, `write`, `generate`.
     pub verb: &'static str,
     /// The files it may read, sorted.
     pub inputs: Vec<Place>,
@@ -268,6 +268,7 @@ impl Analyzer<'_> {
             match dep {
                 Dep::File(path) => files.push(Place::Source(path.clone())),
                 Dep::Target(label) => files.extend(self.provided[label].files.iter().cloned()),
+                Dep::Output(_, path) => files.push(Place::Built(path.clone())),
             }
         }
         files
@@ -285,10 +286,11 @@ impl Analyzer<'_> {
         let mut outputs: Vec<_> = files.into_iter().collect();
         for dep in target.deps_of(attrs) {
             match dep {
-                Dep::Target(label) if !module.deps.contains(label) => {
-                    module.deps.push(label.clone());
+                Dep::Target(label) | Dep::Output(label, _) => {
+                    if !module.deps.contains(label) {
+                        module.deps.push(label.clone());
+                    }
                 }
-                Dep::Target(_) => {}
                 Dep::File(path) => outputs.push(Place::Source(path.clone())),
             }
         }
@@ -305,7 +307,9 @@ impl Analyzer<'_> {
         module: &mut Module,
         program: &str,
     ) -> Result<(), BuildFileError> {
-        module.process.entrypoint = vec![program.to_owned()];
+        // A word without a slash would be looked up in PATH.
+        let program = if program.contains('/') { program.into() } else { format!("./{program}") };
+        module.process.entrypoint = vec![program];
         module.process.cmd = self.expand_all(target, target.strs("args"))?;
         for (name, value) in target.dict("env") {
             module.process.env.insert(name, self.expand(target, &value)?);

@@ -65,7 +65,7 @@ impl Analyzer<'_> {
                     }
                     imports.extend(self.provided[label].imports.iter().cloned());
                 }
-                Dep::File(path) => {
+                Dep::File(path) | Dep::Output(_, path) => {
                     return Err(target.error(format!("`{path}` in deps is a file, not a library")));
                 }
             }

@@ -24,7 +24,7 @@ pub enum BuildGraphError {
         /// What is missing.
         dep: Label,
         /// A label that exists and looks like it.
-        hint: Option<Label>,
+        hint: Option<String>,
     },
     /// Modules that need one another; the first label is repeated at the end.
     #[error("dependency cycle: {}", Arrows(.0))]
@@ -56,7 +56,7 @@ pub struct UnknownTargetError {
     /// What was asked for.
     pub target: Label,
     /// A label that exists and looks like it.
-    pub hint: Option<Label>,
+    pub hint: Option<String>,
 }
 
 /// ` (did you mean …?)`, or nothing.

@@ -234,13 +234,12 @@ pub(crate) fn find_cycle<'a>(
 pub(crate) fn nearest_label<'a>(
     wanted: &Label,
     known: impl IntoIterator<Item = &'a Label>,
-) -> Option<Label> {
+) -> Option<String> {
     let known: Vec<_> = known.into_iter().collect();
-    // Same name elsewhere, or same package: people forget one half more often than they mistype both.
-    let elsewhere = known.iter().find(|label| label.name() == wanted.name());
-    let text = wanted.to_string();
-    let near = nearest(&text, known.iter().map(|label| label.to_string()));
-    near.and_then(|text| text.parse().ok()).or_else(|| elsewhere.map(|&label| label.clone()))
+    let near = nearest(&wanted.to_string(), known.iter().map(|label| label.to_string()));
+    // The right name in the wrong package is a common slip too.
+    let elsewhere = || known.iter().find(|label| label.name() == wanted.name());
+    near.or_else(|| elsewhere().map(|label| label.to_string()))
 }
 
 /// The nearest of `known` to `wanted`, if one is near.

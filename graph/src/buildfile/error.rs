@@ -15,7 +15,7 @@ pub enum BuildFileError {
     #[error("{at}: {message}{}", Excerpt(.at, .calls))]
     At {
         /// Where.
-        at: Location,
+        at: Box<Location>,
         /// What is wrong.
         message: String,
         /// The calls that led there, outermost first, if it is inside a macro.
@@ -37,7 +37,7 @@ pub enum BuildFileError {
         /// The build file.
         file: String,
         /// A target that looks like it.
-        hint: Option<Label>,
+        hint: Option<String>,
     },
     /// Targets that need one another; the first label is repeated at the end.
     #[error("dependency cycle: {}", Arrows(.0))]
@@ -119,7 +119,11 @@ impl Location {
     }
 
     pub(crate) fn error(&self, message: impl Into<String>) -> BuildFileError {
-        BuildFileError::At { at: self.clone(), message: message.into(), calls: Vec::new() }
+        BuildFileError::At {
+            at: Box::new(self.clone()),
+            message: message.into(),
+            calls: Vec::new(),
+        }
     }
 }
 
@@ -151,7 +155,8 @@ impl fmt::Display for Excerpt<'_> {
                 text.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
             let width = (*width).min(shown.chars().count().saturating_sub(column - 1)).max(1);
             let gutter = line.to_string().len();
-            write!(f, "\n{line} | {shown}")?;
+            let space = if shown.is_empty() { "" } else { " " };
+            write!(f, "\n{line} |{space}{shown}")?;
             write!(f, "\n{:gutter$} | {margin}{}", "", "^".repeat(width))?;
         }
         for call in self.1 {

@@ -125,10 +125,12 @@ fn functions(builder: &mut GlobalsBuilder) {
             .map_or_else(|| Ok(Vec::new()), strings)
             .map_err(|why| other(format!("glob's exclude: {why}")))?;
         let found =
-            context.loader.glob(package, &include, &exclude).map_err(|error| match error {
-                Ok(message) => other(message),
-                Err(nested) => context.nested(nested),
-            })?;
+            context.loader.files.glob(package, &include, &exclude).map_err(
+                |error| match error {
+                    Ok(message) => other(message),
+                    Err(nested) => context.nested(nested),
+                },
+            )?;
         if found.is_empty() && !allow_empty {
             return Err(other("glob matches no file, and allow_empty is False"));
         }
@@ -326,4 +328,16 @@ fn dict(value: StarlarkValue<'_>) -> Result<BTreeMap<String, String>, String> {
             _ => Err(format!("its keys and values are strings, but it holds {key}: {value}")),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rules::RULES;
+    use super::RULE_FUNCTIONS;
+
+    #[test]
+    fn every_rule_can_be_called() {
+        let listed = RULES.map(|rule| rule.name);
+        assert_eq!(RULE_FUNCTIONS, listed);
+    }
 }

@@ -108,6 +108,7 @@ mod tests {
     fn hostile_patterns_end() {
         let pattern = format!("{}b", "*a".repeat(2000));
         assert!(!matches(&pattern, &"a".repeat(4000)));
-        assert!(!matches(&"**/".repeat(500).replace("**/", "**/a/"), &"a/".repeat(900)));
+        let pattern = format!("{}b", "**/a/".repeat(500));
+        assert!(!matches(&pattern, &format!("{}a", "a/".repeat(900))));
     }
 }

@@ -147,11 +147,11 @@ impl Lexer<'_> {
                 self.line += 1;
             }
             self.advance(c.len_utf8());
-            if c == '\\' {
-                if let Some(escaped) = self.rest.chars().next() {
-                    self.line += usize::from(escaped == '\n');
-                    self.advance(escaped.len_utf8());
-                }
+            if c == '\\'
+                && let Some(escaped) = self.rest.chars().next()
+            {
+                self.line += usize::from(escaped == '\n');
+                self.advance(escaped.len_utf8());
             }
         }
     }

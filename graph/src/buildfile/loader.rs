@@ -14,9 +14,10 @@ use super::config::Configuration;
 use super::context::Context;
 use super::error::{BuildFileError, Location};
 use super::eval::globals;
+use super::files::Files;
 use super::rules::RuleKind;
 use super::target::{Dep, Target, Value};
-use super::{BUILD_FILES, Entry, Workspace, glob, guard, join};
+use super::{Workspace, guard, join};
 use crate::Label;
 use crate::build::{find_cycle, nearest};
 
@@ -56,7 +57,7 @@ pub fn load(
 const BUILT_IN: [&str; 4] = ["@rules_cc//", "@rules_python//", "@rules_shell//", "@prelude//"];
 
 pub(super) struct Loader<'w> {
-    workspace: &'w dyn Workspace,
+    pub(super) files: Files<'w>,
     pub(super) config: &'w Configuration,
     globals: Globals,
     packages: RefCell<BTreeMap<String, Rc<Package>>>,
@@ -64,14 +65,15 @@ pub(super) struct Loader<'w> {
     modules: RefCell<HashMap<String, FrozenModule>>,
     /// The files being evaluated, each needed by the one before it.
     open: RefCell<Vec<String>>,
-    listings: RefCell<HashMap<String, Rc<Vec<Entry>>>>,
-    files: RefCell<Vec<String>>,
+    evaluated: RefCell<Vec<String>>,
     printed: Printed,
 }
 
 struct Package {
     file: String,
     targets: BTreeMap<String, Target>,
+    /// The names of files that genrules make, and the rule's name.
+    outputs: BTreeMap<String, String>,
 }
 
 #[derive(Default)]
@@ -91,20 +93,16 @@ impl PrintHandler for Printed {
     }
 }
 
-/// An error in `glob`: a message about the call, or an error that knows its own place.
-type GlobError = Result<String, BuildFileError>;
-
 impl<'w> Loader<'w> {
     fn new(workspace: &'w dyn Workspace, config: &'w Configuration) -> Self {
         Self {
-            workspace,
+            files: Files::new(workspace),
             config,
             globals: globals(),
             packages: RefCell::default(),
             modules: RefCell::default(),
             open: RefCell::default(),
-            listings: RefCell::default(),
-            files: RefCell::default(),
+            evaluated: RefCell::default(),
             printed: Printed::default(),
         }
     }
@@ -135,7 +133,7 @@ impl<'w> Loader<'w> {
         Ok(Loaded {
             target: root.label,
             targets,
-            files: self.files.take(),
+            files: self.evaluated.take(),
             printed: self.printed.lines.take(),
         })
     }
@@ -162,7 +160,13 @@ impl<'w> Loader<'w> {
             if cycle {
                 return Err(BuildFileError::Cycle(seen));
             }
-            target = self.dep_target(&target, &actual)?;
+            target = match self.find(&target, &actual)? {
+                Dep::Target(_) => self.declared(&actual)?,
+                Dep::File(path) | Dep::Output(_, path) => {
+                    let message = format!("`{path}` is a file, not a target");
+                    return Err(target.error_at_label(&actual, message));
+                }
+            };
         }
         Ok(target)
     }
@@ -180,7 +184,16 @@ impl<'w> Loader<'w> {
         Ok(target)
     }
 
+    /// What a label stands for, aliases followed.
     fn dep(&self, from: &Target, label: &Label) -> Result<Dep, BuildFileError> {
+        match self.find(from, label)? {
+            Dep::Target(label) => Ok(Dep::Target(self.actual(&label)?.label)),
+            dep => Ok(dep),
+        }
+    }
+
+    /// What a label stands for; it may be an alias.
+    fn find(&self, from: &Target, label: &Label) -> Result<Dep, BuildFileError> {
         if !label.repository().is_empty() {
             let message =
                 format!("{label} is in another repository, and mica builds one workspace");
@@ -191,35 +204,29 @@ impl<'w> Loader<'w> {
             return Err(from.error_at_label(label, message));
         };
         if package.targets.contains_key(label.name()) {
-            return Ok(Dep::Target(self.actual(label)?.label));
+            return Ok(Dep::Target(label.clone()));
         }
         let path = join(label.package(), label.name());
-        if let Some(owner) = self.owner(&path)?
+        if let Some(maker) = package.outputs.get(label.name()) {
+            return Ok(Dep::Output(package.targets[maker].label.clone(), path));
+        }
+        if let Some(owner) = self.files.owner(&path)?
             && owner != label.package()
         {
             let message = format!("`{path}` belongs to the package //{owner}: name it from there");
             return Err(from.error_at_label(label, message));
         }
-        if self.is_file(&path)? {
+        if self.files.is_file(&path)? {
             return Ok(Dep::File(path));
         }
         let message = self.no_dep(&package, label)?;
         Err(from.error_at_label(label, message))
     }
 
-    fn dep_target(&self, from: &Target, label: &Label) -> Result<Target, BuildFileError> {
-        match self.dep(from, label)? {
-            Dep::Target(_) => self.declared(label),
-            Dep::File(path) => {
-                Err(from.error_at_label(label, format!("`{path}` is a file, not a target")))
-            }
-        }
-    }
-
     fn no_dep(&self, package: &Package, label: &Label) -> Result<String, BuildFileError> {
-        let names = package.targets.keys().cloned();
+        let names = package.targets.keys().chain(package.outputs.keys()).cloned();
         let folder = label.name().rsplit_once('/').map_or("", |(folder, _)| folder);
-        let listing = self.list(&join(label.package(), folder))?;
+        let listing = self.files.list(&join(label.package(), folder))?;
         let files = listing.iter().map(|entry| join(folder, &entry.name));
         let hint = nearest(label.name(), names.chain(files));
         let hint = crate::build::Hint(&hint).to_string();
@@ -229,7 +236,7 @@ impl<'w> Loader<'w> {
     fn no_package(&self, label: &Label) -> BuildFileError {
         let package = label.package().to_owned();
         let (parent, name) = package.rsplit_once('/').unwrap_or(("", &package));
-        let siblings = self.list(parent).unwrap_or_default();
+        let siblings = self.files.list(parent).unwrap_or_default();
         let folders =
             siblings.iter().filter(|entry| entry.is_folder).map(|entry| entry.name.clone());
         let hint = nearest(name, folders.filter(|folder| *folder != name));
@@ -264,97 +271,19 @@ impl<'w> Loader<'w> {
         if let Some(package) = self.packages.borrow().get(name) {
             return Ok(Some(Rc::clone(package)));
         }
-        let Some(file) = self.build_file(name)? else { return Ok(None) };
+        let Some(file) = self.files.build_file(name)? else { return Ok(None) };
         let file = join(name, file);
-        let text = self.read(&file)?;
+        let text = self.files.read(&file)?;
         let Some(text) = text else { return Ok(None) };
         let (_, targets) = self.evaluate(&file, text, Some(name))?;
-        let package = Rc::new(Package { file, targets });
+        let mut outputs = BTreeMap::new();
+        for (name, target) in &targets {
+            let outs = target.strs("outs").iter().map(String::as_str).chain(target.str("out"));
+            outputs.extend(outs.map(|out| (out.to_owned(), name.clone())));
+        }
+        let package = Rc::new(Package { file, targets, outputs });
         self.packages.borrow_mut().insert(name.to_owned(), Rc::clone(&package));
         Ok(Some(package))
-    }
-
-    fn build_file(&self, folder: &str) -> Result<Option<&'static str>, BuildFileError> {
-        let entries = self.list(folder)?;
-        let has =
-            |name: &&str| entries.iter().any(|entry| !entry.is_folder && entry.name == **name);
-        Ok(BUILD_FILES.iter().find(|name| has(name)).copied())
-    }
-
-    /// The package that a path belongs to: that of the nearest folder above it with a build file.
-    fn owner(&self, path: &str) -> Result<Option<String>, BuildFileError> {
-        let mut folder = path;
-        while let Some((parent, _)) = folder.rsplit_once('/') {
-            if self.build_file(parent)?.is_some() {
-                return Ok(Some(parent.to_owned()));
-            }
-            folder = parent;
-        }
-        Ok(self.build_file("")?.map(|_| String::new()))
-    }
-
-    fn is_file(&self, path: &str) -> Result<bool, BuildFileError> {
-        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
-        let entries = self.list(folder)?;
-        Ok(entries.iter().any(|entry| !entry.is_folder && entry.name == name))
-    }
-
-    fn list(&self, folder: &str) -> Result<Rc<Vec<Entry>>, BuildFileError> {
-        if let Some(listing) = self.listings.borrow().get(folder) {
-            return Ok(Rc::clone(listing));
-        }
-        let mut entries = self
-            .workspace
-            .list(folder)
-            .map_err(|source| BuildFileError::Read { path: format!("//{folder}"), source })?;
-        entries.sort();
-        let listing = Rc::new(entries);
-        self.listings.borrow_mut().insert(folder.to_owned(), Rc::clone(&listing));
-        Ok(listing)
-    }
-
-    fn read(&self, path: &str) -> Result<Option<String>, BuildFileError> {
-        let text = self
-            .workspace
-            .read(path)
-            .map_err(|source| BuildFileError::Read { path: path.to_owned(), source })?;
-        if let Some(size) = text.as_ref().map(String::len).filter(|&size| size > guard::MAX_SIZE) {
-            return Err(BuildFileError::TooLarge { path: path.to_owned(), size });
-        }
-        Ok(text)
-    }
-
-    /// The files of `package` that match, sorted, relative to it.
-    pub(super) fn glob(
-        &self,
-        package: &str,
-        include: &[String],
-        exclude: &[String],
-    ) -> Result<Vec<String>, GlobError> {
-        for pattern in include.iter().chain(exclude) {
-            glob::check(pattern).map_err(|why| Ok(format!("bad pattern `{pattern}`: {why}")))?;
-        }
-        let deep = include.iter().any(|pattern| pattern.contains('/') || pattern == "**");
-        let mut found = Vec::new();
-        let mut folders = vec![String::new()];
-        while let Some(folder) = folders.pop() {
-            let listing = self.list(&join(package, &folder)).map_err(Err)?;
-            for entry in listing.iter() {
-                let path = join(&folder, &entry.name);
-                if !entry.is_folder {
-                    let any = |patterns: &[String]| {
-                        patterns.iter().any(|pattern| glob::matches(pattern, &path))
-                    };
-                    if any(include) && !any(exclude) {
-                        found.push(path);
-                    }
-                } else if deep && self.build_file(&join(package, &path)).map_err(Err)?.is_none() {
-                    folders.push(path);
-                }
-            }
-        }
-        found.sort();
-        Ok(found)
     }
 
     /// Evaluates one file: a build file of `package`, or a `.bzl` file.
@@ -372,7 +301,7 @@ impl<'w> Loader<'w> {
         self.open.borrow_mut().push(file.to_owned());
         let result = self.evaluate_open(file, text, package);
         self.open.borrow_mut().pop();
-        self.files.borrow_mut().push(file.to_owned());
+        self.evaluated.borrow_mut().push(file.to_owned());
         result
     }
 
@@ -450,7 +379,7 @@ impl<'w> Loader<'w> {
         if let Some(module) = self.modules.borrow().get(path) {
             return Ok(Some(module.clone()));
         }
-        let Some(text) = self.read(path)? else { return Ok(None) };
+        let Some(text) = self.files.read(path)? else { return Ok(None) };
         let (module, _) = self.evaluate(path, text, None)?;
         self.modules.borrow_mut().insert(path.to_owned(), module.clone());
         Ok(Some(module))
@@ -472,8 +401,8 @@ fn load_path(file: &str, module: &str) -> Result<String, String> {
 
 fn set_limits(eval: &mut Evaluator<'_, '_, '_>) -> starlark::Result<()> {
     const CALLS: usize = 100;
-    const HEAP: usize = 512 << 20;
-    const STEPS: u64 = 100_000_000;
+    const HEAP: usize = 256 << 20;
+    const STEPS: u64 = 5_000_000;
     eval.set_max_callstack_size(CALLS)
         .and_then(|()| eval.set_max_heap_size(HEAP))
         .and_then(|()| eval.set_max_tick_count(STEPS))
@@ -483,15 +412,28 @@ fn set_limits(eval: &mut Evaluator<'_, '_, '_>) -> starlark::Result<()> {
 /// The crate's error, with its place and the calls that led to it.
 fn at(file: &str, error: &starlark::Error) -> BuildFileError {
     let message = error.without_diagnostic().to_string();
-    let message = message.trim_end().trim_end_matches('.').to_owned();
+    let message = lower_case(message.trim_end().trim_end_matches('.'));
     let frames = error.call_stack().frames.iter();
     let calls: Vec<FileSpan> = frames.filter_map(|frame| frame.location.clone()).collect();
     let Some(span) = error.span().or(calls.last()) else {
         let text = String::new();
         let at = Location { file: file.to_owned(), line: 1, column: 1, width: 1, text };
-        return BuildFileError::At { at, message, calls: Vec::new() };
+        return at.error(message);
     };
     let at = Location::new(span);
     let calls = calls.iter().map(Location::new).filter(|call| *call != at).collect();
-    BuildFileError::At { at, message, calls }
+    BuildFileError::At { at: Box::new(at), message, calls }
+}
+
+/// The crate's messages begin with a capital letter, ours don't.
+fn lower_case(message: &str) -> String {
+    let mut chars = message.chars();
+    match (chars.next(), chars.clone().next()) {
+        (Some(first), Some(second))
+            if first.is_ascii_uppercase() && second.is_ascii_lowercase() =>
+        {
+            format!("{}{}", first.to_ascii_lowercase(), chars.as_str())
+        }
+        _ => message.to_owned(),
+    }
 }

@@ -17,12 +17,14 @@
 //!
 //! Only packages that the target needs are evaluated. Nothing does I/O: files come from a [`Workspace`].
 //!
-//! A build file may be hostile, or generated and huge: its size, the depth of its nesting, its calls, steps and memory are bounded.
+//! A build file may be wrong in any way, or generated and huge: its size, the depth of its nesting, its calls and its steps are bounded, its
+//! memory roughly (the evaluator looks every thousand steps). It is no enemy, though: a genrule may run anything.
 
 mod config;
 mod context;
 mod error;
 mod eval;
+mod files;
 mod glob;
 mod guard;
 mod loader;

@@ -27,6 +27,8 @@ pub enum Dep {
     File(String),
     /// A target.
     Target(Label),
+    /// One of the files that a target makes: the target, and the file's path.
+    Output(Label, String),
 }
 
 /// An attribute's value.
@@ -121,7 +123,7 @@ impl Target {
     /// The targets in any attribute.
     pub fn all_targets(&self) -> impl Iterator<Item = &Label> {
         self.deps.values().flatten().filter_map(|dep| match dep {
-            Dep::Target(label) => Some(label),
+            Dep::Target(label) | Dep::Output(label, _) => Some(label),
             Dep::File(_) => None,
         })
     }
@@ -129,6 +131,11 @@ impl Target {
     /// Whether any attribute lists this file.
     pub fn lists_file(&self, path: &str) -> bool {
         self.deps.values().flatten().any(|dep| matches!(dep, Dep::File(file) if file == path))
+    }
+
+    /// Whether any attribute lists this output of another target.
+    pub fn lists_output(&self, path: &str) -> bool {
+        self.deps.values().flatten().any(|dep| matches!(dep, Dep::Output(_, file) if file == path))
     }
 
     /// An error at a label in its declaration, in whichever way the label is written there.

@@ -12,12 +12,14 @@ mod settings;
 mod usage;
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::retry_on_intr;
 use serde::{Deserialize, Serialize};
 
 pub use layout::{Hierarchy, Layout};
@@ -113,6 +115,9 @@ pub struct Directory {
     pub controllers: Vec<String>,
 }
 
+/// Where a launcher moves itself if it has to make room in its own group.
+const LEAF: &str = "mica-supervisors";
+
 fn what(controller: &str) -> &'static str {
     match controller {
         "memory" => "memory",
@@ -135,7 +140,13 @@ impl Cgroup {
     ) -> Result<Self, LimitError> {
         let mut group = Self::default();
         let mut errors = Vec::new();
-        group.make(layout, &format!("mica-{id}"), limits, &mut errors);
+        let mut layout = layout.clone();
+        if let Some(own) = layout.v2.take() {
+            // Moved there by an earlier launch: the job belongs beside it.
+            let outer = own.parent().filter(|_| own.file_name().is_some_and(|name| name == LEAF));
+            layout.v2 = Some(outer.unwrap_or(&own).to_owned());
+        }
+        group.make(&layout, &format!("mica-{id}"), limits, &mut errors);
         match unmet {
             Some(unmet) => unmet.append(&mut errors),
             None if errors.is_empty() => {}
@@ -265,18 +276,22 @@ impl Cgroup {
     /// No cgroup of the job has a freezer.
     pub fn freeze(&self, frozen: bool) -> io::Result<()> {
         let directory = self.v2.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        let mut events = fs::File::open(directory.path.join("cgroup.events"))?;
         write(&directory.path.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
         let wanted = if frozen { "frozen 1" } else { "frozen 0" };
-        let events = directory.path.join("cgroup.events");
-        let deadline = Instant::now() + Duration::from_secs(10);
-        // The kernel offers a notification for this file, but a freeze takes microseconds: look again is enough.
-        while !fs::read_to_string(&events)?.lines().any(|line| line == wanted) {
-            if Instant::now() > deadline {
+        loop {
+            let mut text = String::new();
+            events.rewind()?;
+            events.read_to_string(&mut text)?;
+            if text.lines().any(|line| line == wanted) {
+                return Ok(());
+            }
+            // The kernel wakes us when the file has changed since we read it.
+            let mut fds = [PollFd::new(&events, PollFlags::PRI)];
+            if retry_on_intr(|| poll(&mut fds, Some(&Timespec { tv_sec: 10, tv_nsec: 0 })))? == 0 {
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            std::thread::sleep(Duration::from_micros(200));
         }
-        Ok(())
     }
 
     /// Kills every process in the group.
@@ -355,15 +370,15 @@ fn enable(own: &Path, controller: &str) -> io::Result<()> {
     }
 }
 
-/// A group with processes can't hand controllers down. If all its processes are ours, they move into a leaf; true if so.
+/// A group with processes can't hand controllers down. If all its processes are ours, they move into a leaf;
+/// true if so.
 fn make_room(own: &Path) -> io::Result<bool> {
     let processes = words(own, "cgroup.procs");
     let me = std::process::id().to_string();
-    let delegated = rustix::process::geteuid().as_raw() != 0;
-    if !delegated && processes.iter().any(|pid| *pid != me) {
+    if !delegated(own) && processes.iter().any(|pid| *pid != me) {
         return Ok(false);
     }
-    let leaf = own.join("mica-supervisors");
+    let leaf = own.join(LEAF);
     match fs::create_dir(&leaf) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
@@ -376,6 +391,20 @@ fn make_room(own: &Path) -> io::Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Is everything in this group ours to arrange? systemd marks the groups that it hands over. To an ordinary user, whatever
+/// that user may write was handed over; the machine's root may write everything.
+fn delegated(own: &Path) -> bool {
+    let marked = ["user.delegate", "trusted.delegate"].iter().any(|name| {
+        let mut value = [0u8; 1];
+        rustix::fs::getxattr(own, *name, &mut value)
+            .is_ok_and(|length| length == 1 && value == *b"1")
+    });
+    let host_root = rustix::process::geteuid().is_root()
+        && fs::read_to_string("/proc/self/uid_map")
+            .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
+    marked || !host_root
 }
 
 fn write_setting(directory: &Path, setting: &Setting) -> Result<(), LimitError> {

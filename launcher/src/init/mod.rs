@@ -23,6 +23,7 @@ use rustix::process::{
     DumpableBehavior, Pid, Signal, WaitOptions, set_child_subreaper, set_dumpable_behavior,
     set_parent_process_death_signal, setsid, wait,
 };
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use crate::process::Process;
 use crate::sys;
@@ -91,6 +92,9 @@ pub(crate) fn run(inherited: Inherited) -> i32 {
         (Some(streams), None) => Standard::Given(streams),
         (None, None) => return tell(&Trouble::new("find the standard streams", Errno::BADF)),
     };
+    if let Err(trouble) = give_up_rights(&start.process) {
+        return tell(&trouble);
+    }
     let mut init = Init { control, signals, running: Vec::new(), own_pids: start.own_pids };
     match Running::start(start.process, standard, report) {
         Ok(main) => init.running.push(main),
@@ -130,6 +134,23 @@ fn prepare(start: &Start) -> Result<OwnedFd, Trouble> {
             .map_err(|e| Trouble::new("detach the standard streams", e))?;
     }
     sys::signal_descriptor().map_err(|e| Trouble::new("watch signals", e))
+}
+
+/// Keeps only what starting the job's programs takes: their own rights, and to change user and to narrow what is held.
+fn give_up_rights(process: &Process) -> Result<(), Trouble> {
+    let held = capabilities(None).map_err(|e| Trouble::new("read capabilities", e))?.permitted;
+    let mut needed = CapabilitySet::SETUID
+        | CapabilitySet::SETGID
+        | CapabilitySet::SETPCAP
+        | CapabilitySet::KILL;
+    if !process.no_new_privileges {
+        // To install the filter.
+        needed |= CapabilitySet::SYS_ADMIN;
+    }
+    let kept = held & (needed | CapabilitySet::from_bits_retain(process.capabilities.0));
+    let sets =
+        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    set_capabilities(None, sets).map_err(|e| Trouble::new("give up capabilities", e))
 }
 
 /// The state of a running init.

@@ -18,14 +18,14 @@ pub(crate) struct Item<N> {
     pub(crate) top: Part<N>,
     pub(crate) is_dir: bool,
     /// Directories of this name in lower layers that may belong to it: see [`super::resolve`].
-    below: Option<Box<Vec<Part<N>>>>,
+    below: Vec<Part<N>>,
 }
 
 impl<N: Copy> Item<N> {
     /// The directories this one may be merged from, topmost first.
     pub(crate) fn candidates(&self) -> Vec<Part<N>> {
         let mut parts = vec![self.top];
-        parts.extend(self.below.iter().flat_map(|below| below.iter().copied()));
+        parts.extend_from_slice(&self.below);
         parts
     }
 }
@@ -69,8 +69,7 @@ impl<N: Copy> Merged<N> {
             .into_iter()
             .filter_map(|(name, slot)| {
                 let (top, is_dir) = slot.top?;
-                let below = (!slot.below.is_empty()).then(|| Box::new(slot.below));
-                Some(Item { name, top, is_dir, below })
+                Some(Item { name, top, is_dir, below: slot.below })
             })
             .collect();
         items.sort_unstable_by(|a, b| a.name.cmp(&b.name));

@@ -81,10 +81,10 @@ impl Server {
     fn listing(&self, key: u64, dir: &Arc<Node>, from_start: bool) -> Result<Arc<Listing>, Errno> {
         let lock = || self.listings.lock().unwrap_or_else(PoisonError::into_inner);
         let writable = self.tree().is_writable();
-        if !from_start || !writable {
-            if let Some((_, listing)) = lock().iter().find(|(k, _)| *k == key) {
-                return Ok(Arc::clone(listing));
-            }
+        if (!from_start || !writable)
+            && let Some((_, listing)) = lock().iter().find(|(k, _)| *k == key)
+        {
+            return Ok(Arc::clone(listing));
         }
         let listing = Arc::new(self.tree().list(dir)?);
         let mut listings = lock();

@@ -61,10 +61,10 @@ impl Tree {
 
     /// The upper's file; one for all who have the node open.
     fn upper_file(&self, node: &Arc<Node>, write: bool) -> Res<Arc<File>> {
-        if let Some(open) = &node.state().file {
-            if open.writable || !write {
-                return Ok(Arc::clone(&open.file));
-            }
+        if let Some(open) = &node.state().file
+            && (open.writable || !write)
+        {
+            return Ok(Arc::clone(&open.file));
         }
         let (file, writable) = match self.open_upper(node, OFlags::RDWR) {
             Ok(file) => (file, true),

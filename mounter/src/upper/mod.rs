@@ -48,6 +48,9 @@ pub(crate) enum Under {
     Entry(Box<Statx>),
 }
 
+/// A name in a directory, and its kind where the file system says it.
+pub(crate) type Name = (Box<[u8]>, Option<Kind>);
+
 pub(crate) fn kind(stat: &Statx) -> Kind {
     Kind::from_mode(stat.stx_mode.into()).unwrap_or(Kind::Socket)
 }
@@ -99,7 +102,7 @@ impl UpperDir {
     }
 
     /// The names in `dir` with their kinds, whiteouts included, `.` and `..` not.
-    pub(crate) fn list(&self, dir: impl AsFd) -> Res<Vec<(Box<[u8]>, Option<Kind>)>> {
+    pub(crate) fn list(&self, dir: impl AsFd) -> Res<Vec<Name>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
         let mut buffer = Vec::with_capacity(32 << 10);

@@ -38,7 +38,7 @@ impl Runner<'_> {
             Run::Command { tool, args, env } => {
                 let mut command = self.command(*tool, action, &sandbox)?;
                 command.args(args).envs(env);
-                finish(command, action)?;
+                self.finish(command, action)?;
             }
             Run::Copy => {
                 let from = self.locate(&action.inputs[0]);
@@ -142,6 +142,42 @@ impl Runner<'_> {
         lock().insert(place.clone(), digest);
         Ok(digest)
     }
+
+    /// Runs a tool to its end; what it printed is shown only if it fails.
+    fn finish(&self, mut command: Command, action: &Action) -> Result<(), BuildError> {
+        let program = PathBuf::from(command.get_program());
+        let output = command.output().map_err(|source| BuildError::Start {
+            program: program.clone(),
+            verb: action.verb,
+            label: action.label.clone(),
+            source,
+        })?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let text = [output.stderr, output.stdout].concat();
+        let mut text = String::from_utf8_lossy(&text).trim_end().to_owned();
+        if let Some(path) = self.undeclared(&text) {
+            let label = &action.label;
+            text.push_str(&format!("\n{path} is in the workspace, but {label} does not list it, nor does any of its deps"));
+        }
+        let program = program.file_name().unwrap_or(program.as_os_str());
+        Err(BuildError::Failed {
+            verb: action.verb,
+            label: action.label.clone(),
+            program: program.to_string_lossy().into_owned(),
+            status: output.status,
+            output: text,
+        })
+    }
+
+    /// The file that a compiler missed although it is in the workspace: `x.c:1:10: fatal error: lib/x.h: No such file or directory`.
+    fn undeclared<'t>(&self, text: &'t str) -> Option<&'t str> {
+        let line = text.lines().find(|line| line.ends_with(": No such file or directory"))?;
+        let path = line.rsplit(": ").nth(1)?;
+        let inside = !path.starts_with('/') && !path.split('/').any(|part| part == "..");
+        (inside && self.root.join(path).is_file()).then_some(path)
+    }
 }
 
 /// The digest of a file's content and executable bit, or of all that is in a folder.
@@ -176,26 +212,4 @@ fn digest_of(path: &Path) -> Result<Digest, BuildError> {
         hasher.update_reader(file).map_err(BuildError::when("read", path))?;
     }
     Ok(hasher.finalize().into())
-}
-
-/// Runs a tool to its end; what it printed is shown only if it fails.
-fn finish(mut command: Command, action: &Action) -> Result<(), BuildError> {
-    let program = PathBuf::from(command.get_program());
-    let output = command.output().map_err(|source| BuildError::Start {
-        program: program.clone(),
-        verb: action.verb,
-        label: action.label.clone(),
-        source,
-    })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = [output.stderr, output.stdout].concat();
-    Err(BuildError::Failed {
-        verb: action.verb,
-        label: action.label.clone(),
-        program: program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned(),
-        status: output.status,
-        output: String::from_utf8_lossy(&text).trim_end().to_owned(),
-    })
 }

@@ -39,7 +39,8 @@ impl BodyReader {
         self.waited += since.elapsed();
         self.came += piece.len() as u64;
         if self.waited > self.idle {
-            if self.came < TRICKLE.saturating_mul(self.waited.as_secs()) {
+            let least = u128::from(TRICKLE) * self.waited.as_millis() / 1000;
+            if u128::from(self.came) < least {
                 let reason = format!("less than {TRICKLE} bytes per second came");
                 return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
             }

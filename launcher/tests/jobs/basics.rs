@@ -1,42 +1,36 @@
 //! Starting jobs, their surroundings, their ends.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crate::support::*;
 use mica_launcher::{
     Ending, ExecSpec, GeneratedFile, Mount, Namespace, Network, Rlimit, Root, Spec, Stdio, launch,
 };
-use support::*;
 
-fn main() -> ExitCode {
-    run(&[
-        ("exit_codes", By::Both, exit_codes),
-        ("exec_failures", By::Both, exec_failures),
-        ("namespaces", By::Both, namespaces),
-        ("devices", By::Both, devices),
-        ("environment", By::Both, environment),
-        ("host_root", By::Both, host_root),
-        ("volumes", By::Both, volumes),
-        ("users_as_root", By::Root, users_as_root),
-        ("users_as_user", By::User, users_as_user),
-        ("signals", By::Both, signals),
-        ("orphans", By::Both, orphans),
-        ("further_programs", By::Both, further_programs),
-        ("terminal", By::Both, terminal),
-        ("network_none", By::Both, network_none),
-        ("rlimits", By::Both, rlimits),
-        ("dropping", By::Both, dropping),
-        ("generated_files", By::Both, generated_files),
-        ("host_pids", By::Both, host_pids),
-        ("killed_supervisor", By::Both, killed_supervisor),
-    ])
-}
+pub(crate) const TESTS: &[Test] = &[
+    ("basics::exit_codes", By::Both, exit_codes),
+    ("basics::exec_failures", By::Both, exec_failures),
+    ("basics::namespaces", By::Both, namespaces),
+    ("basics::devices", By::Both, devices),
+    ("basics::environment", By::Both, environment),
+    ("basics::host_root", By::Both, host_root),
+    ("basics::volumes", By::Both, volumes),
+    ("basics::users_as_root", By::Root, users_as_root),
+    ("basics::users_as_user", By::User, users_as_user),
+    ("basics::signals", By::Both, signals),
+    ("basics::orphans", By::Both, orphans),
+    ("basics::further_programs", By::Both, further_programs),
+    ("basics::terminal", By::Both, terminal),
+    ("basics::network_none", By::Both, network_none),
+    ("basics::rlimits", By::Both, rlimits),
+    ("basics::dropping", By::Both, dropping),
+    ("basics::generated_files", By::Both, generated_files),
+    ("basics::host_pids", By::Both, host_pids),
+    ("basics::killed_supervisor", By::Both, killed_supervisor),
+];
 
 fn exit_codes() {
     let tree = tree();
@@ -306,13 +300,16 @@ fn further_programs() {
     let mut program = job.exec(&exec, stdio).unwrap();
     assert!(program.pid().is_some());
     assert_eq!(program.wait().unwrap(), Ending::Exited(5));
-    assert_eq!(text(file), "same tree\njob x\n/usr\n1\n");
+    assert_eq!(printed(file), "same tree\njob x\n/usr\n1\n");
     let missing = ExecSpec { argv: vec!["missing".into()], ..ExecSpec::default() };
     assert_eq!(job.exec(&missing, Stdio::null().unwrap()).unwrap_err().exit_code(), 127);
     // One that is still running when the job ends.
     let sleep = ExecSpec { argv: vec!["sleep".into(), "1000".into()], ..ExecSpec::default() };
     let mut program = job.exec(&sleep, Stdio::null().unwrap()).unwrap();
     assert_eq!(program.try_wait().unwrap(), None);
+    let mut stopped = job.exec(&sleep, Stdio::null().unwrap()).unwrap();
+    stopped.signal(libc::SIGINT).unwrap();
+    assert_eq!(stopped.wait().unwrap(), Ending::Killed(libc::SIGINT));
     job.kill().unwrap();
     job.wait().unwrap();
     assert_eq!(program.wait().unwrap(), Ending::Killed(libc::SIGKILL));

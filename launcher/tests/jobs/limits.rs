@@ -1,29 +1,23 @@
 //! Limits, for real: what is asked for holds, what can't be had is refused, nothing is left behind.
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
-
-mod support;
 
 use std::fs;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crate::support::*;
 use mica_launcher::{Cgroup, LaunchError, Limits, Spec, Stdio, cleanup};
-use support::*;
 
-fn main() -> ExitCode {
-    run(&[
-        ("memory", By::Root, memory),
-        ("pids", By::Root, pids),
-        ("cpus", By::Root, cpus),
-        ("cpuset", By::Root, cpuset),
-        ("usage", By::Root, usage),
-        ("pausing", By::Root, pausing),
-        ("nothing_is_left", By::Root, nothing_is_left),
-        ("cleaning_up", By::Root, cleaning_up),
-        ("refused", By::User, refused),
-        ("nonsense", By::Both, nonsense),
-    ])
-}
+pub(crate) const TESTS: &[Test] = &[
+    ("limits::memory", By::Root, memory),
+    ("limits::pids", By::Root, pids),
+    ("limits::cpus", By::Root, cpus),
+    ("limits::cpuset", By::Root, cpuset),
+    ("limits::usage", By::Root, usage),
+    ("limits::pausing", By::Root, pausing),
+    ("limits::nothing_is_left", By::Root, nothing_is_left),
+    ("limits::cleaning_up", By::Root, cleaning_up),
+    ("limits::refused", By::User, refused),
+    ("limits::nonsense", By::Both, nonsense),
+];
 
 fn limited(tree: &std::path::Path, line: &str, limits: Limits) -> Spec {
     let mut spec = shell(tree, line);
@@ -131,7 +125,7 @@ fn nothing_is_left() {
         Stdio::null().unwrap(),
     );
     let made = directories(job.cgroup());
-    assert!(made.len() >= 3 && made.iter().all(|d| d.exists()), "{made:?}");
+    assert!(!made.is_empty() && made.iter().all(|d| d.exists()), "{made:?}");
     job.wait().unwrap();
     assert!(made.iter().all(|d| !d.exists()));
     // A launch that fails late cleans up as well.

@@ -1,0 +1,453 @@
+//! What a job might try in order to get out, or at something that isn't its own. None of it may succeed.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+
+use crate::support::*;
+use mica_launcher::{Device, ExecSpec, GeneratedFile, Mount, Network, Root, Seccomp, Spec, Stdio};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("escapes::links_in_the_tree", By::Both, links_in_the_tree),
+    ("escapes::own_executable", By::Both, own_executable),
+    ("escapes::own_executable_by_interpreter", By::Both, own_executable_by_interpreter),
+    ("escapes::init_is_out_of_reach", By::Both, init_is_out_of_reach),
+    ("escapes::supervisor_is_out_of_reach", By::Both, supervisor_is_out_of_reach),
+    ("escapes::leaked_descriptors", By::Both, leaked_descriptors),
+    ("escapes::hosts_cgroups", By::Both, hosts_cgroups),
+    ("escapes::mounting", By::Both, mounting),
+    ("escapes::mount_propagation", By::Root, mount_propagation),
+    ("escapes::set_user_id", By::Root, set_user_id),
+    ("escapes::device_nodes", By::Root, device_nodes),
+    ("escapes::making_device_nodes", By::Root, making_device_nodes),
+    ("escapes::terminal_input", By::Both, terminal_input),
+    ("escapes::abstract_sockets", By::Both, abstract_sockets),
+    ("escapes::read_only_volumes_all_the_way_down", By::Root, read_only_volumes_all_the_way_down),
+    ("escapes::hidden_and_read_only_paths", By::Both, hidden_and_read_only_paths),
+    ("escapes::host_is_read_only", By::Root, host_is_read_only),
+    ("escapes::forbidden_calls", By::Both, forbidden_calls),
+    ("escapes::profiles", By::Both, profiles),
+    ("escapes::capabilities", By::Root, capabilities),
+    ("escapes::privileged", By::Root, privileged),
+    ("escapes::devices", By::Root, devices),
+];
+
+/// A tree whose mount points are links to the host's, upwards or absolute.
+fn links_in_the_tree() {
+    // Not below /tmp, which the job gets afresh.
+    let outside = tempfile::tempdir_in("/var/tmp").unwrap();
+    let inside = |tree: &Path| tree.join(outside.path().strip_prefix("/").unwrap());
+    let up = format!("../../../../../..{}", outside.path().display());
+    let tree = tree();
+    fs::remove_dir(tree.path().join("sys")).unwrap();
+    symlink(format!("{up}/sys"), tree.path().join("sys")).unwrap();
+    symlink(format!("{up}/volume"), tree.path().join("volume")).unwrap();
+    symlink(outside.path().join("hosts"), tree.path().join("etc/hosts")).unwrap();
+    let mut spec = shell(tree.path(), "cat /etc/hosts; touch /volume/b; ls /sys | wc -l");
+    spec.mounts.push(Mount::Tmpfs {
+        target: "/volume".into(),
+        size: None,
+        mode: 0o777,
+        read_only: false,
+        exec: false,
+    });
+    spec.files.push(GeneratedFile {
+        target: "/etc/hosts".into(),
+        content: "from us\n".into(),
+        mode: 0o644,
+    });
+    // Links that lead nowhere in the tree: no directory is made for them.
+    assert!(chain(&refusal(&spec)).starts_with("cannot mount "));
+    fs::create_dir_all(inside(tree.path()).join("sys")).unwrap();
+    fs::create_dir_all(inside(tree.path()).join("volume")).unwrap();
+    let (exit, text) = output(&spec);
+    assert!(exit.code() == 0 && text.starts_with("from us\n"), "{text}");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    assert!(inside(tree.path()).join("hosts").exists());
+}
+
+fn my_executable() -> (std::path::PathBuf, u64, Vec<u8>) {
+    let path = fs::read_link("/proc/self/exe").unwrap();
+    let modified = fs::metadata(&path).unwrap().mtime_nsec() as u64;
+    let mut head = vec![0; 64];
+    std::io::Read::read_exact(&mut File::open(&path).unwrap(), &mut head).unwrap();
+    (path, modified, head)
+}
+
+/// Overwriting the launcher by way of `/proc/PID/exe` of what it leaves in the job.
+fn own_executable() {
+    let before = my_executable();
+    let tree = tree();
+    let line = "for p in /proc/[0-9]*; do readlink $p/exe; (echo x > $p/exe) 2>&1; (echo x >> $p/exe) 2>&1; done; \
+                dd if=/proc/1/exe of=/dev/null count=1 2>&1; ls -l /proc/1/map_files 2>&1";
+    for user in [None, Some("0:0")] {
+        let mut spec = shell(tree.path(), line);
+        spec.user = user.map(str::to_owned);
+        spec.capabilities.add.push("SYS_PTRACE".into());
+        spec.capabilities.add.push("DAC_READ_SEARCH".into());
+        output(&spec);
+        spec.privileged = true;
+        output(&spec);
+    }
+    assert_eq!(my_executable(), before);
+}
+
+pub(crate) const PRETEND: &str = "--pretend-to-overwrite";
+
+/// What [`own_executable_by_interpreter`] makes of us.
+pub(crate) fn pretend_overwrite() {
+    let flags = rustix::fs::statvfs("/proc/self/exe").unwrap().f_flag;
+    println!("read-only: {}", flags.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .open("/proc/self/exe")
+        .and_then(|mut file| file.write_all(b"x"));
+    println!("written: {}", written.is_ok());
+}
+
+/// A program that is `#!/proc/self/exe`: the kernel executes the init's binary for it, with an argument of the image's choice.
+fn own_executable_by_interpreter() {
+    let before = my_executable();
+    let tree = tree();
+    let script = tree.path().join("script");
+    fs::write(&script, format!("#!/proc/self/exe {PRETEND}\n")).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut spec = spec(tree.path(), &["/script"]);
+    spec.user = Some("0:0".into());
+    spec.privileged = true;
+    let (exit, text) = output(&spec);
+    assert_eq!(text, "read-only: true\nwritten: false\n", "{exit:?}");
+    assert_eq!(my_executable(), before);
+}
+
+fn init_is_out_of_reach() {
+    let tree = tree();
+    let line = "kill -KILL 1; kill -STOP 1; kill -TERM -1 2>/dev/null; cat /proc/1/environ /proc/1/maps 2>&1 | head -c 300; \
+                ls -l /proc/1/fd /proc/1/root/ 2>&1; trap '' TERM; sleep 0.1; echo alive";
+    let mut spec = shell(tree.path(), &format!("trap '' TERM; {line}"));
+    let (exit, text) = output(&spec);
+    assert!(exit.code() == 0 && text.ends_with("alive\n"), "{text}");
+    assert!(!text.contains("r-xp") && !text.contains("socket:"), "{text}");
+    spec.user = Some("0:0".into());
+    let (_, text) = output(&spec);
+    assert!(!text.contains("r-xp") && !text.contains("socket:"), "{text}");
+}
+
+fn supervisor_is_out_of_reach() {
+    let tree = tree();
+    let me = std::process::id();
+    let (_, text) = output(&shell(tree.path(), &format!("ls /proc; kill -0 {me} && echo reached")));
+    assert!(!text.contains("reached") && !text.lines().any(|l| l == me.to_string()), "{text}");
+}
+
+fn leaked_descriptors() {
+    let tree = tree();
+    let secret = File::open("/").unwrap();
+    rustix::io::fcntl_setfd(&secret, rustix::io::FdFlags::empty()).unwrap();
+    let (_, text) = output(&shell(
+        tree.path(),
+        "ls /proc/self/fd | tr '\\n' ' '; for f in 0 1 2 3 4 5 6 7 8; do readlink /proc/1/fd/$f; done",
+    ));
+    // The fourth is ls's own.
+    assert_eq!(text, "0 1 2 3 ");
+    let (stdio, _) = captured();
+    let job = start(&shell(tree.path(), "sleep 1000"), stdio);
+    let (stdio, file) = captured();
+    let argv = ["sh", "-c", "ls /proc/self/fd | tr '\\n' ' '"].map(Into::into).to_vec();
+    job.exec(&ExecSpec { argv, ..ExecSpec::default() }, stdio).unwrap().wait().unwrap();
+    assert_eq!(printed(file), "0 1 2 3 ");
+}
+
+fn hosts_cgroups() {
+    let tree = tree();
+    let line = "cat /proc/self/cgroup; find /sys/fs/cgroup -name cgroup.procs | while read f; do (echo $$ > $f) 2>/dev/null && echo wrote $f; done; \
+                mkdir /sys/fs/cgroup/x /sys/fs/cgroup/memory/x 2>/dev/null && echo made; exit 0";
+    let (_, text) = output(&shell(tree.path(), line));
+    assert!(!text.contains("wrote") && !text.contains("made"), "{text}");
+    assert!(text.lines().filter(|l| l.starts_with("0::")).all(|l| l == "0::/"), "{text}");
+}
+
+fn mounting() {
+    let tree = tree();
+    let mut spec = shell(
+        tree.path(),
+        "mount -t tmpfs x /tmp 2>&1; umount /proc 2>&1; mount -o remount,rw /sys 2>&1; unshare -U true 2>&1; unshare -m true 2>&1",
+    );
+    spec.user = Some("0:0".into());
+    let (_, text) = output(&spec);
+    let lines: Vec<_> = text.lines().filter(|line| !line.contains("dmesg")).collect();
+    let refused =
+        |line: &&str| ["denied", "permitted", "superuser"].iter().any(|word| line.contains(word));
+    assert!(lines.len() == 5 && lines.iter().all(refused), "{text}");
+    // With all rights in its namespace it still can't uncover what is covered, nor write what is read-only.
+    spec.privileged = true;
+    let volume = scratch();
+    spec.mounts.push(bind(volume.path(), "/volume", true));
+    spec.argv[2] = "mount -o remount,rw /usr 2>&1; touch /usr/x 2>&1; mount -o remount,bind,rw /volume; touch /volume/x; true".into();
+    let (_, text) = output(&spec);
+    assert!(!Path::new("/usr/x").exists(), "{text}");
+}
+
+fn mount_propagation() {
+    let tree = tree();
+    let shared = scratch();
+    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mut spec =
+        shell(tree.path(), "mount -t tmpfs x /volume && echo mounted; cat /proc/self/mountinfo");
+    spec.privileged = true;
+    spec.mounts.push(Mount::Bind {
+        source: shared.path().into(),
+        target: "/volume".into(),
+        read_only: false,
+        recursive: true,
+        follow: true,
+    });
+    let mut job = start(&spec, captured().0);
+    job.wait().unwrap();
+    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+}
+
+fn set_user_id() {
+    let tree = tree();
+    fs::copy("/usr/bin/id", tree.path().join("id")).unwrap();
+    fs::set_permissions(tree.path().join("id"), fs::Permissions::from_mode(0o4755)).unwrap();
+    let mut spec = shell(tree.path(), "/id -u; /id -ru");
+    spec.user = Some("web".into());
+    assert_eq!(output(&spec).1, "33\n33\n");
+}
+
+fn node(path: &Path, major: u32, minor: u32) {
+    let mode = rustix::fs::Mode::from_raw_mode(0o666);
+    let device = rustix::fs::makedev(major, minor);
+    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::CharacterDevice, mode, device)
+        .unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+}
+
+fn device_nodes() {
+    let tree = tree();
+    let volume = scratch();
+    node(&tree.path().join("zero"), 1, 5);
+    node(&volume.path().join("zero"), 1, 5);
+    let mut spec = shell(tree.path(), "head -c1 /zero 2>&1; head -c1 /volume/zero 2>&1");
+    spec.mounts.push(bind(volume.path(), "/volume", false));
+    let (_, text) = output(&spec);
+    assert_eq!(text.matches("Permission denied").count(), 2, "{text}");
+}
+
+fn making_device_nodes() {
+    let tree = tree();
+    for namespace in [mica_launcher::Namespace::New, mica_launcher::Namespace::Host] {
+        let mut spec = shell(
+            tree.path(),
+            "for d in / /dev /tmp /dev/shm; do mknod $d/made c 1 5 2>/dev/null && head -c1 $d/made >/dev/null 2>&1 && echo read $d; rm -f $d/made; done; exit 0",
+        );
+        spec.namespaces.user = namespace;
+        assert_eq!(output(&spec).1, "");
+    }
+}
+
+/// Pushing input into the caller's terminal, as the job's standard input without a terminal of its own.
+fn terminal_input() {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    let tree = tree();
+    let (Stdio::Streams { stdout, stderr, .. }, file) = captured() else { unreachable!() };
+    let stdio = Stdio::Streams { stdin: slave, stdout, stderr };
+    let mut spec =
+        perl(tree.path(), "my $c = 'x'; print(ioctl(STDIN, 0x5412, $c) ? 'pushed' : $!)");
+    spec.user = Some("0:0".into());
+    let mut job = start(&spec, stdio);
+    job.wait().unwrap();
+    let said = printed(file);
+    assert!(said == "Operation not permitted" || said == "Input/output error", "{said}");
+}
+
+fn abstract_sockets() {
+    let name = format!("mica-test-{}", std::process::id());
+    let listener = rustix::net::socket(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::STREAM,
+        None,
+    )
+    .unwrap();
+    let address = rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
+    rustix::net::bind(&listener, &address).unwrap();
+    rustix::net::listen(&listener, 1).unwrap();
+    let tree = tree();
+    let script = format!(
+        "use Socket; socket(S, AF_UNIX, SOCK_STREAM, 0); print(connect(S, pack_sockaddr_un(qq(\\0{name}))) ? 'reached' : $!)"
+    );
+    let mut spec = perl(tree.path(), &script);
+    // Without a network of its own the job shares them; that is what sharing the network means.
+    assert_eq!(output(&spec).1, "reached");
+    spec.namespaces.network = Network::None;
+    let (_, text) = output(&spec);
+    assert_eq!(text, "Connection refused");
+}
+
+fn read_only_volumes_all_the_way_down() {
+    let volume = scratch();
+    let inner = volume.path().join("inner");
+    fs::create_dir(&inner).unwrap();
+    rustix::mount::mount("inner", &inner, "tmpfs", rustix::mount::MountFlags::empty(), None)
+        .unwrap();
+    let tree = tree();
+    let mut spec = shell(
+        tree.path(),
+        "touch /volume/x 2>&1; touch /volume/inner/x 2>&1; ls /volume/inner | wc -l",
+    );
+    spec.mounts.push(bind(volume.path(), "/volume", true));
+    let (_, text) = output(&spec);
+    rustix::mount::unmount(&inner, rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert_eq!(text.matches("Read-only file system").count(), 2, "{text}");
+}
+
+fn hidden_and_read_only_paths() {
+    let tree = tree();
+    let mut spec = shell(
+        tree.path(),
+        "cat /proc/kcore /proc/keys /proc/timer_list 2>/dev/null | wc -c; ls /sys/firmware | wc -l; \
+         for f in /proc/sys/kernel/hostname /proc/sysrq-trigger /proc/irq/default_smp_affinity; do (echo x > $f) 2>&1; done",
+    );
+    spec.user = Some("0:0".into());
+    let (_, text) = output(&spec);
+    assert!(text.starts_with("0\n0\n"), "{text}");
+    assert_eq!(
+        text.matches("Read-only file system").count()
+            + text.matches("nonexistent").count()
+            + text.matches("Permission denied").count(),
+        3,
+        "{text}"
+    );
+}
+
+fn host_is_read_only() {
+    let tree = scratch();
+    let root = Root::Host { tree: tree.path().into(), at: "/packages/a-1".into() };
+    let line = "for d in / /* ; do touch $d/mica-was-here 2>/dev/null && echo $d; done; rm -f /tmp/mica-was-here /run/mica-was-here; \
+                ls -d /var/run/docker.sock /run/systemd 2>/dev/null; exit 0";
+    let mut spec = Spec::new(id(), root, ["/bin/sh", "-c", line]);
+    spec.privileged = true;
+    let (_, text) = output(&spec);
+    let writable: Vec<_> = text.lines().collect();
+    assert_eq!(writable, ["/dev", "/run", "/tmp"]);
+    for entry in fs::read_dir("/").unwrap() {
+        assert!(!entry.unwrap().path().join("mica-was-here").exists());
+    }
+}
+
+fn perl(tree: &Path, script: &str) -> Spec {
+    spec(tree, &["perl", "-e", script])
+}
+
+/// Calls system calls by number and prints how that went.
+fn calls(calls: &[(i64, u64)]) -> String {
+    let lines =
+        calls.iter().map(|(number, argument)| format!("call({number}, {argument}, 1, 0, 0, 0);"));
+    format!(
+        "use Errno; sub call {{ my $r = syscall($_[0], $_[1], 1, 0, 0, 0); \
+             print($r >= 0 ? 'ok' : (grep {{ $!{{$_}} }} keys(%!))[0], qq(\\n)) }} {}",
+        lines.collect::<String>()
+    )
+}
+
+fn forbidden_calls() {
+    let tree = tree();
+    let list = [
+        (libc::SYS_keyctl, 0, "EPERM"),
+        (libc::SYS_bpf, 0, "EPERM"),
+        (libc::SYS_mount, 0, "EPERM"),
+        (libc::SYS_unshare, 0x10000000, "EPERM"),
+        (libc::SYS_clone, 0x10000000, "EPERM"),
+        (libc::SYS_clone3, 0, "ENOSYS"),
+        (libc::SYS_io_uring_setup, 1, "EPERM"),
+        (libc::SYS_perf_event_open, 0, "EPERM"),
+        (libc::SYS_kexec_load, 0, "EPERM"),
+        (libc::SYS_personality, 0x0040000, "EPERM"),
+        (libc::SYS_personality, 0xffffffff, "ok"),
+        (libc::SYS_socket, 40, "EPERM"),
+        (libc::SYS_userfaultfd, 0, "EPERM"),
+        (457, 0, "ENOSYS"),
+        (9999, 0, "ENOSYS"),
+        (libc::SYS_getpid, 0, "ok"),
+    ];
+    let attempts: Vec<_> = list.iter().map(|(number, argument, _)| (*number, *argument)).collect();
+    let (_, text) = output(&perl(tree.path(), &calls(&attempts)));
+    let expected: Vec<_> = list.iter().map(|(_, _, expected)| *expected).collect();
+    assert_eq!(text.lines().collect::<Vec<_>>(), expected);
+}
+
+fn profiles() {
+    let tree = tree();
+    let attempts = [(libc::SYS_getppid, 0), (libc::SYS_getpgid, 0), (libc::SYS_getsid, 0)];
+    let mut spec = perl(tree.path(), &calls(&attempts));
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["getppid", "no_such_call"], "action": "SCMP_ACT_ERRNO", "errnoRet": 71},
+        {"names": ["getpgid"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_EQ"}]},
+        {"names": ["getsid"], "action": "SCMP_ACT_ERRNO", "includes": {"caps": ["CAP_SYS_TIME"]}}]}"#;
+    spec.seccomp = Seccomp::Profile(profile.into());
+    assert_eq!(output(&spec).1, "EPROTO\nEPERM\nok\n");
+    spec.seccomp = Seccomp::Unconfined;
+    assert_eq!(output(&spec).1, "ok\nok\nok\n");
+    spec.seccomp = Seccomp::Profile("{}".into());
+    assert!(chain(&refusal(&spec)).contains("cannot use the seccomp profile: not a profile"));
+    spec.seccomp = Seccomp::Profile(r#"{"defaultAction": "SCMP_ACT_NOTIFY"}"#.into());
+    assert!(chain(&refusal(&spec)).ends_with("the action SCMP_ACT_NOTIFY is not supported"));
+}
+
+fn capabilities() {
+    let tree = tree();
+    let mut spec = shell(tree.path(), "grep -h Cap /proc/self/status");
+    spec.capabilities.drop = vec!["ALL".into()];
+    spec.capabilities.add = vec!["CAP_NET_ADMIN".into()];
+    let (_, text) = output(&spec);
+    for line in
+        ["CapPrm:\t0000000000001000", "CapEff:\t0000000000001000", "CapBnd:\t0000000000001000"]
+    {
+        assert!(text.contains(line), "{text}");
+    }
+    // Further programs have the same, not the init's.
+    let (stdio, file) = captured();
+    spec.argv[2] = "sleep 1000".into();
+    let job = start(&spec, Stdio::null().unwrap());
+    let argv = ["grep", "CapPrm", "/proc/self/status"].map(Into::into).to_vec();
+    job.exec(&ExecSpec { argv, ..ExecSpec::default() }, stdio).unwrap().wait().unwrap();
+    assert_eq!(printed(file), "CapPrm:\t0000000000001000\n");
+}
+
+fn privileged() {
+    let tree = tree();
+    let mut spec = shell(
+        tree.path(),
+        "grep -h -e CapEff -e Seccomp: -e NoNew /proc/self/status; mount -t tmpfs x /tmp && echo mounted",
+    );
+    spec.privileged = true;
+    let (_, text) = output(&spec);
+    assert!(
+        text.contains("Seccomp:\t0")
+            && text.contains("NoNewPrivs:\t0")
+            && text.ends_with("mounted\n"),
+        "{text}"
+    );
+    let held = fs::read_to_string("/proc/self/status").unwrap();
+    let held = held.lines().find_map(|l| l.strip_prefix("CapEff:")).unwrap().trim().to_owned();
+    // In a user namespace of its own, all there are; they mean nothing outside of it.
+    assert!(text.contains("CapEff:\t000001ffffffffff") || text.contains(&held), "{text}");
+}
+
+fn devices() {
+    let tree = tree();
+    let mut spec =
+        shell(tree.path(), "head -c1 /dev/inside | wc -c; test -e /dev/kmsg || echo no kmsg");
+    spec.devices.push(Device {
+        source: "/dev/zero".into(),
+        target: "/dev/inside".into(),
+        writable: false,
+    });
+    assert_eq!(output(&spec).1, "1\nno kmsg\n");
+}

@@ -1,0 +1,129 @@
+//! What goes wrong stays where it is.
+
+mod support;
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mica_mounter::{MountError, MountOptions, Stack, Unmounted, Upper, UpperError, mount};
+use mica_squashfs::{Image, OpenOptions, Source};
+use support::{Layer, Scratch, image, names, stack};
+
+fn noise(len: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    })
+    .take(len)
+    .collect()
+}
+
+/// An image that reads as zeros once it is broken.
+struct Fragile {
+    bytes: Vec<u8>,
+    broken: Arc<AtomicBool>,
+}
+
+impl Source for Fragile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.bytes.len() as u64)
+    }
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the image was truncated"));
+        }
+        self.bytes.read_exact_at(buf, offset)
+    }
+}
+
+#[test]
+fn a_damaged_block_is_an_error_of_its_file_alone() {
+    let text = b"mica ".repeat(60_000);
+    let mut bytes = Layer::new().file("bad", text).file("good", "fine").bytes();
+    // The content of the first file comes right behind the superblock.
+    for byte in &mut bytes[120..160] {
+        *byte ^= 0x5a;
+    }
+    let scratch = Scratch::new(stack([image(bytes)]), false);
+    let error = fs::read(scratch.path("bad")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    assert_eq!(scratch.read("good"), "fine");
+    assert_eq!(names(scratch.root()), ["bad", "good"]);
+}
+
+#[test]
+fn an_image_that_goes_away_is_an_error_and_not_the_end() {
+    let broken = Arc::new(AtomicBool::new(false));
+    let bytes = Layer::new().file("f", noise(400_000)).bytes();
+    let source = Fragile { bytes, broken: Arc::clone(&broken) };
+    let fragile = Image::from_source(Box::new(source), &OpenOptions::default()).unwrap();
+    let whole = Layer::new().file("g", "fine").image();
+    let scratch = Scratch::new(stack([Arc::new(fragile), whole]), false);
+    assert_eq!(names(scratch.root()), ["f", "g"]);
+    broken.store(true, Ordering::Relaxed);
+    assert!(fs::read(scratch.path("f")).is_err());
+    assert_eq!(scratch.read("g"), "fine");
+    broken.store(false, Ordering::Relaxed);
+    assert_eq!(fs::read(scratch.path("f")).unwrap(), noise(400_000));
+}
+
+#[test]
+fn one_upper_serves_one_mount() {
+    let layer = Layer::new().file("f", "x").image();
+    let mut scratch = Scratch::new(stack([Arc::clone(&layer)]), true);
+    let second = tempfile::tempdir().unwrap();
+    let options =
+        MountOptions { upper: Some(Upper::new(scratch.upper())), ..MountOptions::default() };
+    let error = mount(stack([Arc::clone(&layer)]), second.path(), &options).unwrap_err();
+    assert!(matches!(error, MountError::Upper(UpperError::InUse { .. })), "{error:?}");
+    assert_eq!(scratch.unmount(), Unmounted::Clean);
+    mount(stack([layer]), second.path(), &options).unwrap().unmount().unwrap();
+}
+
+#[test]
+fn bad_mount_points_and_empty_stacks_are_refused() {
+    let layer = Layer::new().image();
+    let options = MountOptions::default();
+    let missing = mount(stack([Arc::clone(&layer)]), Path::new("/nowhere/at/all"), &options);
+    assert!(matches!(missing.unwrap_err(), MountError::MountPoint { .. }));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let error = mount(stack([layer]), file.path(), &options).unwrap_err();
+    assert!(matches!(error, MountError::MountPoint { .. }));
+    let error = mount(Stack::default(), Path::new("/"), &options).unwrap_err();
+    assert!(matches!(error, MountError::Empty));
+}
+
+#[test]
+fn a_busy_mount_goes_lazily_and_is_served_to_the_end() {
+    use std::io::Read;
+    let mut scratch = Scratch::new(stack([Layer::new().file("f", noise(300_000)).image()]), true);
+    let mut open = fs::File::open(scratch.path("f")).unwrap();
+    assert_eq!(scratch.unmount(), Unmounted::Lazy);
+    assert!(!scratch.path("f").exists());
+    let mut content = Vec::new();
+    open.read_to_end(&mut content).unwrap();
+    assert_eq!(content, noise(300_000));
+}
+
+#[test]
+fn a_mount_taken_down_by_others_is_noticed() {
+    let mut scratch = Scratch::new(stack([Layer::new().image()]), false);
+    rustix::mount::unmount(scratch.root(), rustix::mount::UnmountFlags::empty()).unwrap();
+    scratch.mount.take().unwrap().wait();
+}
+
+#[test]
+fn an_idle_mount_takes_itself_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let idle_timeout = Some(std::time::Duration::from_millis(50));
+    let options = MountOptions { idle_timeout, ..MountOptions::default() };
+    let layer = Layer::new().file("f", "x").image();
+    let mounted = mount(stack([layer]), dir.path(), &options).unwrap();
+    fs::read(dir.path().join("f")).unwrap();
+    mounted.wait();
+    assert!(!dir.path().join("f").exists());
+}

@@ -1,0 +1,145 @@
+//! What a read-only mount shows, and how often the kernel has to ask.
+
+mod support;
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+
+use mica_squashfs::write::NodeKind;
+use support::{Layer, Scratch, names, stack};
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i / 7 * 31 % 251) as u8).collect()
+}
+
+#[test]
+fn layers_merge_and_marks_hide() {
+    let top = Layer::new().file("d/a", "top").whiteout("gone").file(".wh.oci", "").dir("cut");
+    let top = top.file("cut/.wh..wh..opq", "").file("cut/new", "").file("was-dir", "file");
+    let base = Layer::new().file("d/a", "base").file("d/b", "base").file("gone", "x");
+    let base = base.file("oci", "x").file("cut/old", "x").file("was-dir/x", "x");
+    let scratch = Scratch::new(stack([top.image(), base.image()]), false);
+    assert_eq!(names(scratch.root()), ["cut", "d", "was-dir"]);
+    assert_eq!(names(scratch.path("cut")), ["new"]);
+    assert_eq!((scratch.read("d/a"), scratch.read("d/b")), ("top".into(), "base".into()));
+    assert_eq!(scratch.read("was-dir"), "file");
+    for hidden in ["gone", "oci", ".wh.oci", "cut/old", "cut/.wh..wh..opq", "was-dir/x"] {
+        assert!(fs::symlink_metadata(scratch.path(hidden)).is_err(), "{hidden}");
+    }
+}
+
+#[test]
+fn attributes_are_those_of_the_image() {
+    let layer = Layer::new()
+        .add("s", 0o4755, NodeKind::File(Box::new(pattern(5000))))
+        .hard_link("t", "s")
+        .symlink("l", "s")
+        .add("fifo", 0o600, NodeKind::Fifo)
+        .add("null", 0o666, NodeKind::CharDevice(0x103))
+        .owner("s", 12, 34)
+        .xattr("s", "user.note", "hello")
+        .xattr("s", "trusted.overlay.opaque", "y");
+    let scratch = Scratch::new(stack([layer.image()]), false);
+    let s = fs::metadata(scratch.path("s")).unwrap();
+    assert_eq!((s.mode() & 0o7777, s.uid(), s.gid(), s.nlink()), (0o4755, 12, 34, 2));
+    assert_eq!((s.len(), s.mtime(), s.blocks()), (5000, 1_000_000_000, 10));
+    assert_eq!(fs::metadata(scratch.path("t")).unwrap().ino(), s.ino());
+    assert_eq!(fs::read_link(scratch.path("l")).unwrap().to_str(), Some("s"));
+    assert!(fs::metadata(scratch.path("fifo")).unwrap().file_type().is_fifo());
+    let null = fs::metadata(scratch.path("null")).unwrap();
+    assert!(null.file_type().is_char_device());
+    assert_eq!(null.rdev(), rustix::fs::makedev(1, 3));
+    assert_eq!(fs::metadata(scratch.root()).unwrap().permissions().mode() & 0o7777, 0o755);
+    let mut list = [0; 100];
+    let len = rustix::fs::listxattr(scratch.path("s"), &mut list).unwrap();
+    assert_eq!(&list[..len], b"user.note\0", "the overlay's own marks are not shown");
+    let mut value = [0; 10];
+    assert_eq!(rustix::fs::getxattr(scratch.path("s"), "user.note", &mut value), Ok(5));
+    assert_eq!(
+        fs::write(scratch.path("s"), "x").unwrap_err().kind(),
+        ErrorKind::ReadOnlyFilesystem
+    );
+}
+
+#[test]
+fn content_is_read_at_any_position() {
+    use std::os::unix::fs::FileExt;
+    let big = pattern(700_001);
+    let mut holes = vec![0; 600_000];
+    holes[300_000..300_100].copy_from_slice(&[9; 100]);
+    let layer =
+        Layer::new().file("big", big.clone()).file("holes", holes.clone()).file("empty", "");
+    let scratch = Scratch::new(stack([layer.image()]), false);
+    assert_eq!(fs::read(scratch.path("big")).unwrap(), big);
+    assert_eq!(fs::read(scratch.path("holes")).unwrap(), holes);
+    assert_eq!(fs::read(scratch.path("empty")).unwrap(), b"");
+    let file = fs::File::open(scratch.path("big")).unwrap();
+    for (offset, len) in [(0, 1), (131_071, 2), (262_143, 200_000), (700_000, 1), (700_001, 0)] {
+        let mut buffer = vec![0; len + 10];
+        let read = file.read_at(&mut buffer, offset).unwrap();
+        let want = &big[offset as usize..(offset as usize + len + 10).min(big.len())];
+        assert_eq!(&buffer[..read], want, "at {offset}");
+    }
+    let data = rustix::fs::seek(
+        fs::File::open(scratch.path("holes")).unwrap(),
+        rustix::fs::SeekFrom::Data(0),
+    );
+    assert!(data.unwrap() <= 300_000);
+}
+
+#[test]
+fn what_the_kernel_knows_it_does_not_ask_again() {
+    let layer = Layer::new().file("d/f", "content").symlink("d/l", "f");
+    let base = Layer::new().file("d/g", "content");
+    let scratch = Scratch::new(stack([layer.image(), base.image()]), false);
+    let touch = || {
+        fs::metadata(scratch.path("d/f")).unwrap();
+        fs::metadata(scratch.path("d/missing")).unwrap_err();
+        fs::read_link(scratch.path("d/l")).unwrap();
+        fs::read(scratch.path("d/f")).unwrap();
+        names(scratch.path("d"));
+    };
+    touch();
+    // The kernel counts a first stat for each directory after it has the entry; then it is silent.
+    touch();
+    let before = scratch.mount.as_ref().unwrap().stats();
+    touch();
+    let after = scratch.mount.as_ref().unwrap().stats();
+    assert_eq!(before.requests, after.requests);
+}
+
+#[test]
+fn a_missing_name_costs_one_request_however_many_layers() {
+    for layers in [1, 16] {
+        let images = (0..layers).map(|i| Layer::new().file(&format!("d/f{i}"), "").image());
+        let scratch = Scratch::new(stack(images), false);
+        fs::metadata(scratch.path("d/f0")).unwrap();
+        let before = scratch.requests("lookup");
+        for _ in 0..10 {
+            fs::metadata(scratch.path("d/missing")).unwrap_err();
+        }
+        assert_eq!(scratch.requests("lookup") - before, 1);
+        assert_eq!(names(scratch.path("d")).len(), layers);
+    }
+}
+
+#[test]
+fn names_of_any_bytes_and_large_directories() {
+    use std::os::unix::ffi::OsStrExt;
+    let mut layer = Layer::new();
+    for i in 0..3000 {
+        layer = layer.file(&format!("many/{i:05}-{}", "x".repeat(i % 200)), i.to_string());
+    }
+    let image = layer.image();
+    let scratch = Scratch::new(stack([image]), false);
+    let names = names(scratch.path("many"));
+    assert_eq!(names.len(), 3000);
+    for name in names.iter().step_by(97) {
+        let number: usize = name.split('-').next().unwrap().parse().unwrap();
+        assert_eq!(scratch.read(&format!("many/{name}")), number.to_string());
+    }
+    let long = std::ffi::OsStr::from_bytes(&[b'n'; 256]);
+    let error = fs::metadata(scratch.root().join(long)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidFilename);
+}

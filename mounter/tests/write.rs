@@ -1,0 +1,188 @@
+//! The upper, where a plain directory doesn't say what is right: what lies in layers.
+
+mod support;
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+
+use support::{Layer, Scratch, names, stack};
+
+fn base() -> Layer {
+    Layer::new()
+        .file("f", "base")
+        .file("d/a", "a")
+        .file("d/s/b", "b")
+        .symlink("d/l", "a")
+        .file("linked", "same")
+        .hard_link("d/linked", "linked")
+        .file("big", vec![7; 1 << 20])
+}
+
+fn remount(scratch: &mut Scratch) {
+    scratch.unmount();
+    scratch.mount(stack([base().image()]), true);
+}
+
+#[test]
+fn changes_are_seen_and_survive_a_remount() {
+    let mut scratch = Scratch::new(stack([base().image()]), true);
+    OpenOptions::new().append(true).open(scratch.path("f")).unwrap().write_all(b"+").unwrap();
+    fs::write(scratch.path("new"), "new").unwrap();
+    fs::remove_file(scratch.path("d/a")).unwrap();
+    fs::set_permissions(scratch.path("d/s/b"), fs::Permissions::from_mode(0o600)).unwrap();
+    for _ in 0..2 {
+        assert_eq!((scratch.read("f"), scratch.read("new")), ("base+".into(), "new".into()));
+        assert_eq!(names(scratch.path("d")), ["l", "linked", "s"]);
+        let b = fs::metadata(scratch.path("d/s/b")).unwrap();
+        assert_eq!((b.mode() & 0o7777, b.mtime()), (0o600, 1_000_000_000));
+        remount(&mut scratch);
+    }
+    let whiteout = fs::symlink_metadata(scratch.upper().join("d/a")).unwrap();
+    assert!(whiteout.file_type().is_char_device() && whiteout.rdev() == 0);
+}
+
+#[test]
+fn a_directory_of_a_layer_can_be_renamed_and_removed() {
+    let mut scratch = Scratch::new(stack([base().image()]), true);
+    fs::rename(scratch.path("d"), scratch.path("e")).unwrap();
+    fs::write(scratch.path("e/s/new"), "new").unwrap();
+    for _ in 0..2 {
+        assert!(!scratch.path("d").exists());
+        assert_eq!(names(scratch.path("e")), ["a", "l", "linked", "s"]);
+        assert_eq!(names(scratch.path("e/s")), ["b", "new"]);
+        assert_eq!(scratch.read("e/l"), "a");
+        remount(&mut scratch);
+    }
+    // A new directory at the old place is empty, also after a remount; so is one over a removed one.
+    fs::create_dir(scratch.path("d")).unwrap();
+    fs::remove_dir_all(scratch.path("e")).unwrap();
+    fs::create_dir(scratch.path("e")).unwrap();
+    for _ in 0..2 {
+        assert_eq!(names(scratch.path("d")), [""; 0]);
+        assert_eq!(names(scratch.path("e")), [""; 0]);
+        remount(&mut scratch);
+    }
+}
+
+#[test]
+fn directories_of_layers_can_be_moved_into_each_other_and_exchanged() {
+    let mut scratch = Scratch::new(stack([base().image()]), true);
+    fs::create_dir(scratch.path("x")).unwrap();
+    fs::rename(scratch.path("d/s"), scratch.path("x/s")).unwrap();
+    let (d, x) = (scratch.path("d"), scratch.path("x"));
+    let flags = rustix::fs::RenameFlags::EXCHANGE;
+    rustix::fs::renameat_with(rustix::fs::CWD, &d, rustix::fs::CWD, &x, flags).unwrap();
+    for _ in 0..2 {
+        assert_eq!(names(scratch.path("x")), ["a", "l", "linked"]);
+        assert_eq!(names(scratch.path("d")), ["s"]);
+        assert_eq!(scratch.read("d/s/b"), "b");
+        remount(&mut scratch);
+    }
+}
+
+#[test]
+fn hard_links_of_a_layer_stay_linked_when_one_is_written() {
+    let mut scratch = Scratch::new(stack([base().image()]), true);
+    let ino = fs::metadata(scratch.path("linked")).unwrap().ino();
+    fs::write(scratch.path("linked"), "changed").unwrap();
+    let other = fs::metadata(scratch.path("d/linked")).unwrap();
+    assert_eq!((other.ino(), other.nlink()), (ino, 2));
+    for _ in 0..2 {
+        assert_eq!(scratch.read("d/linked"), "changed");
+        remount(&mut scratch);
+    }
+}
+
+#[test]
+fn inode_numbers_stay_when_files_are_copied_up() {
+    let scratch = Scratch::new(stack([base().image()]), true);
+    let ino = |path: &str| fs::symlink_metadata(scratch.path(path)).unwrap().ino();
+    let before = (ino("f"), ino("d"), ino("d/l"));
+    fs::write(scratch.path("f"), "x").unwrap();
+    fs::write(scratch.path("d/new"), "x").unwrap();
+    fs::hard_link(scratch.path("d/l"), scratch.path("d/l2")).unwrap();
+    assert_eq!(before, (ino("f"), ino("d"), ino("d/l")));
+    assert_eq!(ino("d/l2"), ino("d/l"));
+    fs::rename(scratch.path("f"), scratch.path("g")).unwrap();
+    assert_eq!(ino("g"), before.0);
+}
+
+#[test]
+fn open_files_outlive_their_names_and_see_writes() {
+    let scratch = Scratch::new(stack([base().image()]), true);
+    let mut reader = fs::File::open(scratch.path("f")).unwrap();
+    let mut writer = OpenOptions::new().read(true).write(true).open(scratch.path("f")).unwrap();
+    writer.write_all(b"BASE").unwrap();
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "BASE");
+    fs::remove_file(scratch.path("f")).unwrap();
+    writer.write_all(b"!").unwrap();
+    writer.seek(SeekFrom::Start(0)).unwrap();
+    text.clear();
+    writer.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "BASE!");
+    assert_eq!(writer.metadata().unwrap().nlink(), 0);
+    // A file of a layer that was never copied: its content stays, and chmod by descriptor works.
+    let unlinked = fs::File::open(scratch.path("big")).unwrap();
+    fs::remove_file(scratch.path("big")).unwrap();
+    unlinked.set_permissions(fs::Permissions::from_mode(0o600)).unwrap();
+    assert_eq!(unlinked.metadata().unwrap().len(), 1 << 20);
+    assert_eq!(names(scratch.root()), ["d", "linked"]);
+}
+
+#[test]
+fn marks_cannot_be_forged_through_the_mount() {
+    let scratch = Scratch::new(stack([base().image()]), true);
+    for name in ["trusted.overlay.opaque", "user.overlay.opaque"] {
+        let flags = rustix::fs::XattrFlags::empty();
+        let set = rustix::fs::setxattr(scratch.path("d"), name, b"y", flags);
+        assert_eq!(set, Err(rustix::io::Errno::PERM));
+    }
+    let kind = rustix::fs::FileType::CharacterDevice;
+    let mode = rustix::fs::Mode::empty();
+    let path = scratch.path("w");
+    assert!(rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).is_err());
+    assert!(fs::write(scratch.path(".wh.f"), "").is_err());
+    assert_eq!(scratch.read("f"), "base");
+}
+
+#[test]
+fn a_job_cannot_lead_the_server_out_of_the_upper() {
+    let scratch = Scratch::new(stack([base().image()]), true);
+    fs::create_dir(scratch.path("in")).unwrap();
+    fs::write(scratch.path("in/f"), "inside").unwrap();
+    // Behind the server's back a directory becomes a link out of the upper.
+    fs::rename(scratch.upper().join("in"), scratch.upper().join("moved")).unwrap();
+    symlink("/etc", scratch.upper().join("in")).unwrap();
+    assert!(
+        fs::write(scratch.path("in/mica-test"), "x").is_err()
+            || !fs::exists("/etc/mica-test").unwrap()
+    );
+    assert!(!fs::exists("/etc/mica-test").unwrap());
+}
+
+#[test]
+fn sparse_files_stay_sparse_and_copy_up_keeps_attributes() {
+    let mut content = vec![0; 8 << 20];
+    content[..10].copy_from_slice(&[1; 10]);
+    let layer = Layer::new().file("sparse", content).xattr("sparse", "user.k", "v");
+    let scratch = Scratch::new(stack([layer.image()]), true);
+    OpenOptions::new().append(true).open(scratch.path("sparse")).unwrap().write_all(b"x").unwrap();
+    let file = fs::metadata(scratch.path("sparse")).unwrap();
+    assert_eq!(file.len(), (8 << 20) + 1);
+    assert!(file.blocks() * 512 < 1 << 20, "{} blocks", file.blocks());
+    let mut value = [0; 4];
+    assert_eq!(rustix::fs::getxattr(scratch.path("sparse"), "user.k", &mut value), Ok(1));
+}
+
+#[test]
+fn a_new_upper_looks_like_the_root_of_the_layers() {
+    let mut scratch = Scratch::new(stack([base().image()]), false);
+    let before = fs::metadata(scratch.root()).unwrap();
+    scratch.unmount();
+    scratch.mount(stack([base().image()]), true);
+    let after = fs::metadata(scratch.root()).unwrap();
+    assert_eq!((before.mode(), before.mtime()), (after.mode(), after.mtime()));
+}
