@@ -31,6 +31,9 @@ pub(super) fn run(
 ) -> Result<Counts, BuildError> {
     fs::create_dir_all(out).map_err(BuildError::when("make the folder", out))?;
     let _lock = lock(out)?;
+    // What is built is not part of the workspace's content: its version must stay that of the commit.
+    let ignore = out.join(".gitignore");
+    fs::write(&ignore, "*\n").map_err(BuildError::when("write", &ignore))?;
     sandbox::sweep(out)?;
     let runner =
         Runner { root, out, toolchain: &options.toolchain, hashed: Mutex::new(HashMap::new()) };

@@ -1,0 +1,154 @@
+//! kill -9 of every process, at every time: the next command finds nothing that it doesn't clean up.
+
+mod common;
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::{USERS, World, need_fuse};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Cgroups of mica's jobs that this world's jobs could have made.
+fn cgroups(ids: &[String]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut stack = vec![std::path::PathBuf::from("/sys/fs/cgroup")];
+    while let Some(dir) = stack.pop() {
+        for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if ids.iter().any(|id| name == format!("mica-{id}")) {
+                    found.push(entry.path().to_string_lossy().into_owned());
+                }
+                stack.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+fn world() -> impl Fn(common::User) -> World {
+    need_fuse();
+    |user| {
+        let world = World::new(user);
+        world.write("tree/f", "hello\n");
+        world.hand_over();
+        world.ok(&["image", "pack", "tree", "-o", "app.xar"]);
+        world
+    }
+}
+
+/// A number from the job's status.
+fn status(world: &World, id: &str, key: &str) -> i32 {
+    let text = world.ok(&["inspect", id]).stdout;
+    // The status comes after the configuration, which has such words of its own.
+    let line = text.lines().rev().find(|line| line.trim().starts_with(&format!("\"{key}\":"))).unwrap();
+    line.split(':').nth(1).unwrap().trim().trim_end_matches(',').parse().unwrap()
+}
+
+fn kill(pid: i32) {
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
+
+fn is_alive(pid: i32) -> bool {
+    // A zombie that its new parent has not reaped yet is dead.
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
+}
+
+#[track_caller]
+fn wait_for(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come true in 10 seconds");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_killed_supervisor_takes_its_job_down_and_the_next_command_cleans_up() {
+    let make = world();
+    for user in USERS {
+        let world = make(user);
+        let args = ["run", "-d", "--best-effort-limits", "--memory", "64m", "--pids-limit", "20", "--image", "app.xar"];
+        let command = ["--", "sh", "-c", "sleep 1000 & sleep 1000"];
+        let id = world.ok(&[&args[..], &command].concat()).stdout.trim().to_owned();
+        let (supervisor, job) = (status(&world, &id, "supervisor"), status(&world, &id, "pid"));
+        kill(supervisor);
+        wait_for(|| !is_alive(job));
+        let listed = world.ok(&["ps", "-a"]).stdout;
+        assert!(listed.contains("failed (137)"), "{listed}");
+        assert_eq!(cgroups(&[id.clone()]), Vec::<String>::new());
+        wait_for(|| world.leftovers().is_empty());
+        assert_eq!(world.ok(&["wait", &id]).stdout, "137\n");
+        world.ok(&["rm", &id]);
+    }
+}
+
+#[test]
+fn a_killed_command_leaves_its_job_to_the_supervisor() {
+    let make = world();
+    for user in USERS {
+        let world = make(user);
+        let mut child = world
+            .mica(&["run", "--name", "job", "--image", "app.xar", "--", "sh", "-c", "echo started; sleep 0.5; echo done"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let out = child.stdout.take().unwrap();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(out), &mut line).unwrap();
+        assert_eq!(line, "started\n");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(world.ok(&["wait", "job"]).stdout, "0\n", "it ends as if nothing had happened");
+        assert_eq!(world.ok(&["logs", "job"]).stdout, "started\ndone\n");
+        wait_for(|| world.leftovers().is_empty());
+    }
+}
+
+#[test]
+fn a_killed_init_ends_the_job() {
+    let make = world();
+    for user in USERS {
+        let world = make(user);
+        let id = world.ok(&["run", "-d", "--image", "app.xar", "--", "sleep", "1000"]).stdout.trim().to_owned();
+        kill(status(&world, &id, "pid"));
+        assert_eq!(world.ok(&["wait", &id]).stdout, "137\n");
+        wait_for(|| world.leftovers().is_empty());
+    }
+}
+
+/// Ids of jobs whose folders exist.
+fn job_ids(state: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(state.join("jobs")).into_iter().flatten().flatten();
+    names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn a_demo_killed_anywhere_is_cleaned_up_and_works_the_next_time() {
+    need_fuse();
+    for user in USERS {
+        let world = World::new(user);
+        // Steps of the demo, from before its first folder to its last job.
+        for ms in [5, 30, 80, 150, 250, 400, 600, 900] {
+            let mut child = world.mica(&["demo"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(ms));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let ids = job_ids(&world.path("state"));
+            // The job may live on for its few milliseconds; then the next command leaves nothing of it.
+            wait_for(|| {
+                world.ok(&["ps"]);
+                world.leftovers().is_empty()
+            });
+            assert_eq!(cgroups(&ids), Vec::<String>::new(), "killed after {ms} ms");
+        }
+        for _ in 0..2 {
+            let ran = world.ok(&["demo"]);
+            assert!(ran.stdout.contains("hello from A (second edition)"), "{ran:?}");
+        }
+        assert_eq!(std::fs::read_dir(world.path("state/demo")).unwrap().count(), 0);
+        assert_eq!(world.ok(&["ps", "-a", "-q"]).stdout, "");
+    }
+}
