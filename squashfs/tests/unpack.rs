@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 
 use common::picture::{self, assert_same};
-use common::{need_root, run, torture};
+use common::{need_root, torture};
 use mica_squashfs::delta::delta;
 use mica_squashfs::unpack::{LostWhat, UnpackError, UnpackOptions, Unpacked, unpack};
 use mica_squashfs::verify::verify;
@@ -15,8 +15,7 @@ use mica_squashfs::{Image, InodeKind, OpenOptions};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 fn mksquashfs(tree: &Path, out: &Path, options: &str) -> Image {
-    let script = format!("mksquashfs \"$0\" \"$1\" -noappend -quiet -no-progress {options}");
-    run("sh", &[&"-c", &script, &tree, &out]);
+    common::mksquashfs(tree, out, options);
     Image::open(out, &OpenOptions::default()).unwrap()
 }
 

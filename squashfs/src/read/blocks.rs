@@ -235,7 +235,7 @@ impl FileBlocks {
                 let index = index as usize;
                 let stride = index / STRIDE;
                 let before = &sizes[stride * STRIDE..index];
-                let position = sums[stride] + stored(before);
+                let position = sums[stride].saturating_add(stored(before));
                 Ok((position, sizes[index]))
             }
             List::Marks(marks) => {
@@ -245,7 +245,7 @@ impl FileBlocks {
                 let (last, before) = sizes
                     .split_last()
                     .ok_or(ReadError::Range { what: "block index", value: index })?;
-                Ok((mark.position + stored(before), *last))
+                Ok((mark.position.saturating_add(stored(before)), *last))
             }
         }
     }
@@ -264,7 +264,10 @@ impl FileBlocks {
             }
             let mut cursor = self.cursor(mark.list)?;
             let sizes = read_sizes(&mut cursor, MARK_STRIDE)?;
-            let next = Mark { list: cursor.place(), position: mark.position + stored(&sizes) };
+            let next = Mark {
+                list: cursor.place(),
+                position: mark.position.saturating_add(stored(&sizes)),
+            };
             let mut marks = lock();
             if marks.len() == known {
                 marks.push(next);
@@ -317,9 +320,8 @@ fn read_list(core: &Core, first: Mark, listed: u64) -> Result<List, ReadError> {
         .chunks(STRIDE)
         .scan(first.position, |position, chunk| {
             let start = *position;
-            // Sizes are below 2^32 and there are at most 2^18: only a start near 2^64 could overflow, and reading
-            // there fails either way.
-            *position = position.wrapping_add(stored(chunk));
+            // Only a start near 2^64 gets to the end of the numbers, and reading there fails.
+            *position = position.saturating_add(stored(chunk));
             Some(start)
         })
         .collect();
