@@ -266,6 +266,10 @@ fn errors_of_selects() {
 #[test]
 fn errors_of_labels() {
     assert_snapshot!(error(""), @"there is no target //a:x in a/BUILD");
+    assert_snapshot!(
+        Memory::new([]).error("@other//a:x"),
+        @"@other//a:x is in another repository, and mica builds one workspace"
+    );
     assert_snapshot!(error("cc_library(name = 'xx')\n"), @"there is no target //a:x in a/BUILD (did you mean `//a:xx`?)");
     assert_snapshot!(Memory::new([("app/BUILD", "")]).error("//ap:x"), @"there is no package //ap: no BUILD file in ap (did you mean `//app`?)");
     assert_snapshot!(error("cc_library(\n    name = 'x',\n    srcs = [\n        'A.c',\n    ],\n)\n"), @r"

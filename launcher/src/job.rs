@@ -96,12 +96,12 @@ impl Program {
     }
 
     /// Waits until it runs.
-    fn started(&mut self) -> Result<(), LaunchError> {
+    fn started(&mut self, cgroup: &Cgroup) -> Result<(), LaunchError> {
         loop {
             let message =
                 wire::receive(&self.report, RecvFlags::empty()).map_err(LaunchError::Talk)?;
             let Some(mut message) = message else { return Err(LaunchError::InitDied) };
-            if let Some(error) = early_error(&message.bytes) {
+            if let Some(error) = early_error(&message.bytes, cgroup) {
                 return Err(error);
             }
             match decode(&message.bytes)? {
@@ -220,7 +220,7 @@ impl Job {
     pub(crate) fn release(&mut self) -> Result<(), LaunchError> {
         // A child that has died by now has said why.
         rustix::net::send(&self.control, b"g", SendFlags::NOSIGNAL).ok();
-        self.program.started()?;
+        self.program.started(&self.cgroup)?;
         self.warnings.append(&mut self.program.warnings);
         Ok(())
     }
@@ -318,7 +318,7 @@ impl Job {
         wire::send(&self.control, &Command::Exec(streams), &descriptors).map_err(talk)?;
         drop((report_of_init, stdio));
         let mut program = Program::new(report);
-        program.started()?;
+        program.started(&self.cgroup)?;
         Ok(program)
     }
 

@@ -4,8 +4,8 @@
 //! launcher                                  child of clone3, in new namespaces
 //! --------                                  ----------------------------------
 //! facts, plan, cgroup, sockets, memory file
-//! clone3(namespaces, into the cgroup) ----> waits for a byte
-//! writes the id maps, enters v1 cgroups
+//! clone3(namespaces, into the cgroup) ----> enters v1 cgroups, waits for a byte
+//! writes the id maps              
 //! sends the byte -------------------------> opens its own binary on a read-only clone of its mount,
 //!                                           lets only its own descriptors through, execveat
 //!                                           = init: carries the steps out, forks
@@ -194,11 +194,14 @@ fn start(spec: &Spec, plan: Plan, stdio: Stdio, cgroup: Cgroup) -> Result<Job, L
         .map(AsRawFd::as_raw_fd)
         .collect();
     let own_users = plan.ids.is_some();
+    let entrances =
+        cgroup.entrances().map_err(|(path, source)| LaunchError::EnterCgroup { path, source })?;
     let child = ChildPlan {
         go: control_of_init.as_fd(),
         report: report_of_init.as_fd(),
         executable: executable.as_ref(),
         argv: arguments(&keep),
+        tasks: entrances.iter().map(AsRawFd::as_raw_fd).collect(),
         keep,
         ids: plan.ids.as_ref().and_then(setup_ids),
         ambient: own_users,
@@ -216,9 +219,6 @@ fn start(spec: &Spec, plan: Plan, stdio: Stdio, cgroup: Cgroup) -> Result<Job, L
     if let Some(maps) = &plan.ids {
         write_maps(pid, maps).map_err(LaunchError::Ids)?;
     }
-    job.cgroup()
-        .enter_v1(pid.as_raw_nonzero().get())
-        .map_err(|(path, source)| LaunchError::EnterCgroup { path, source })?;
     job.release()?;
     Ok(job)
 }
@@ -297,13 +297,22 @@ fn own_executable() -> io::Result<OwnExecutable> {
 }
 
 /// What a child said that failed before it was an init.
-pub(crate) fn early_error(message: &[u8]) -> Option<LaunchError> {
-    let (stage, source) = EarlyStage::decode(message)?;
+pub(crate) fn early_error(message: &[u8], cgroup: &Cgroup) -> Option<LaunchError> {
+    let (stage, detail, source) = EarlyStage::decode(message)?;
     Some(match stage {
         EarlyStage::Ids => LaunchError::Ids(source),
-        EarlyStage::Capabilities | EarlyStage::Descriptors | EarlyStage::Exec => {
-            LaunchError::Init(source)
+        EarlyStage::Cgroup => {
+            let path = cgroup
+                .v1
+                .get(usize::from(detail))
+                .map(|directory| directory.path.clone())
+                .unwrap_or_default();
+            LaunchError::EnterCgroup { path, source }
         }
-        EarlyStage::OpenSelf | EarlyStage::SealSelf => LaunchError::Init(source),
+        EarlyStage::OpenSelf
+        | EarlyStage::SealSelf
+        | EarlyStage::Capabilities
+        | EarlyStage::Descriptors
+        | EarlyStage::Exec => LaunchError::Init(source),
     })
 }

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::Pid;
 
-/// What a child failed at before it could run any Rust code; sent as one byte, followed by errno.
+/// What a child failed at before it could run any Rust code; sent as one byte, followed by a detail and errno.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum EarlyStage {
@@ -22,12 +22,14 @@ pub(crate) enum EarlyStage {
     SealSelf = 4,
     Descriptors = 5,
     Exec = 6,
+    /// The detail is the index of the file.
+    Cgroup = 7,
 }
 
 impl EarlyStage {
-    /// Decodes the five bytes a child sends.
-    pub(crate) fn decode(message: &[u8]) -> Option<(Self, io::Error)> {
-        let (&stage, errno) = message.split_first()?;
+    /// Decodes the six bytes a child sends.
+    pub(crate) fn decode(message: &[u8]) -> Option<(Self, u8, io::Error)> {
+        let [stage, detail, errno @ ..] = message else { return None };
         let errno = i32::from_ne_bytes(errno.try_into().ok()?);
         let stage = match stage {
             1 => Self::Ids,
@@ -36,9 +38,10 @@ impl EarlyStage {
             4 => Self::SealSelf,
             5 => Self::Descriptors,
             6 => Self::Exec,
+            7 => Self::Cgroup,
             _ => return None,
         };
-        Some((stage, io::Error::from_raw_os_error(errno)))
+        Some((stage, *detail, io::Error::from_raw_os_error(errno)))
     }
 }
 
@@ -58,6 +61,9 @@ pub(crate) struct ChildPlan<'a> {
     pub(crate) report: BorrowedFd<'a>,
     pub(crate) executable: Executable<'a>,
     pub(crate) argv: Vec<CString>,
+    /// `tasks` files of cgroups of version 1. A thread that moves itself doesn't take the lock which makes moving another
+    /// process wait for every processor.
+    pub(crate) tasks: Vec<RawFd>,
     /// Descriptors that survive the exec; every other one is closed by it.
     pub(crate) keep: Vec<RawFd>,
     /// User and group to take before the exec, where the current ones have no meaning in the new user namespace.
@@ -119,6 +125,12 @@ unsafe fn become_init(
     envp: *const *const libc::c_char,
 ) -> ! {
     let report = plan.report.as_raw_fd();
+    for (index, &tasks) in plan.tasks.iter().enumerate() {
+        // SAFETY: writes one live byte; 0 stands for the writer.
+        if unsafe { libc::write(tasks, b"0".as_ptr().cast(), 1) } != 1 {
+            fail_with(report, EarlyStage::Cgroup, index as u8);
+        }
+    }
     let mut byte = 0u8;
     // SAFETY: reads one byte into a live byte.
     let got = unsafe { libc::read(plan.go.as_raw_fd(), std::ptr::from_mut(&mut byte).cast(), 1) };
@@ -211,9 +223,13 @@ fn raise_ambient() -> bool {
 }
 
 fn fail(report: RawFd, stage: EarlyStage) -> ! {
+    fail_with(report, stage, 0)
+}
+
+fn fail_with(report: RawFd, stage: EarlyStage, detail: u8) -> ! {
     // SAFETY: errno of this thread.
     let errno = unsafe { *libc::__errno_location() }.to_ne_bytes();
-    let message = [stage as u8, errno[0], errno[1], errno[2], errno[3]];
+    let message = [stage as u8, detail, errno[0], errno[1], errno[2], errno[3]];
     // SAFETY: a live buffer of that length. If it cannot be written the parent still sees the end of file.
     unsafe { libc::write(report, message.as_ptr().cast(), message.len()) };
     exit(1)

@@ -210,6 +210,43 @@ fn a_failing_compiler_is_quoted() {
 }
 
 #[test]
+fn warnings_are_handed_on() {
+    let workspace = workspace_of(&[
+        ("BUILD", "cc_library(name = 'x', srcs = ['x.c'], copts = ['-Wall'])\n"),
+        ("x.c", "static int unused;\n"),
+    ]);
+    let built = try_build(workspace.path(), "//:x").unwrap();
+    let [(label, text)] = built.said.as_slice() else { panic!("{:?}", built.said) };
+    assert_eq!(label.to_string(), "//:x");
+    assert!(text.contains("x.c:1:12: warning:"), "{text}");
+}
+
+#[test]
+fn outputs_from_before_a_crash_are_checked() {
+    let workspace =
+        workspace_of(&[("BUILD", "genrule(name = 'x', outs = ['o'], cmd = 'echo 1 > $@')\n")]);
+    let built = try_build(workspace.path(), "//:x").unwrap();
+    let output = &built.graph.module(&built.target).unwrap().outputs[0].source;
+    // As after a crash of the machine: another boot, and a file that looks the same but is not.
+    let state = fs::read_dir(workspace.path().join(".mica/out/state"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let text = fs::read_to_string(&state).unwrap();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    assert!(text.contains(boot.trim()), "{text}");
+    fs::write(&state, text.replace(boot.trim(), "another")).unwrap();
+    assert_eq!(try_build(workspace.path(), "//:x").unwrap().actions_run, 0);
+    let times = fs::metadata(output).unwrap().modified().unwrap();
+    fs::write(output, "2\n").unwrap();
+    fs::File::options().write(true).open(output).unwrap().set_modified(times).unwrap();
+    assert_eq!(try_build(workspace.path(), "//:x").unwrap().actions_run, 1);
+    assert_eq!(fs::read_to_string(output).unwrap(), "1\n");
+}
+
+#[test]
 fn what_is_not_declared_is_not_there() {
     let message = error(&[
         ("BUILD", "cc_binary(name = 'x', srcs = ['x.c'])\n"),

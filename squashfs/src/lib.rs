@@ -7,11 +7,17 @@
 //! | [`xar`] | the text header before an image |
 //! | [`read`] | lazy random access to an image |
 //! | [`write`](mod@write) | making an image |
+//! | [`unpack`](mod@unpack), [`verify`](mod@verify), [`delta`](mod@delta) | an image into a directory, checked, compared |
 
+pub mod chunks;
 pub mod codec;
+pub mod delta;
 pub mod format;
+mod jobs;
 pub mod read;
 pub mod source;
+pub mod unpack;
+pub mod verify;
 pub mod write;
 pub mod xar;
 

@@ -3,14 +3,13 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::ffi::OsStrExt as _;
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
 use common::picture::{self, Picture, assert_same};
-use common::{run, torture};
-use mica_squashfs::read::walk;
-use mica_squashfs::{Block, Image, InodeKind, OpenOptions};
+use common::second::compare_with_backhand;
+use common::{mksquashfs, run, second, torture};
+use mica_squashfs::{Block, Image, OpenOptions};
 
 fn open(path: &Path) -> Image {
     Image::open(path, &OpenOptions::default()).unwrap()
@@ -44,11 +43,6 @@ fn mksquashfs_with_every_option() {
         assert_same(&want, &picture::of_image(&open(&out)), options);
         fs::remove_file(&out).unwrap();
     }
-}
-
-fn mksquashfs(tree: &Path, out: &Path, options: &str) {
-    let script = format!("mksquashfs \"$0\" \"$1\" -noappend -quiet -no-progress {options}");
-    run("sh", &[&"-c", &script, &tree, &out]);
 }
 
 /// What gensquashfs does not take over: the root's own attributes.
@@ -177,10 +171,10 @@ fn compare_both_ways() {
     fs::remove_file(tree.join("links/long")).unwrap();
     let out = scratch.path().join("image");
     mksquashfs(&tree, &out, "-comp zstd -Xcompression-level 1");
-    compare_with_backhand(&out);
+    compare_with_second::open(&out);
     // backhand's own image of the same tree.
     let again = scratch.path().join("by-backhand");
-    let reader = backhand(&out);
+    let reader = second::open(&out);
     let mut writer = backhand::FilesystemWriter::from_fs_reader(&reader).unwrap();
     writer.write(File::create(&again).unwrap()).unwrap_or_else(|e| panic!("{e:?}"));
     compare_with_backhand(&again);
@@ -191,50 +185,4 @@ fn compare_both_ways() {
         assert_eq!((node.size, &node.content), (want.size, &want.content));
     }
     assert_eq!(ours.len(), source.len());
-}
-
-fn backhand(path: &Path) -> backhand::FilesystemReader<'static> {
-    let file = std::io::BufReader::new(File::open(path).unwrap());
-    backhand::FilesystemReader::from_reader(file).unwrap()
-}
-
-fn compare_with_backhand(path: &Path) {
-    use backhand::InnerNode;
-    let image = open(path);
-    let theirs = backhand(path);
-    let mut nodes: Vec<_> = theirs.files().collect();
-    nodes.sort_by(|a, b| a.fullpath.as_os_str().as_bytes().cmp(b.fullpath.as_os_str().as_bytes()));
-    let mut entries: Vec<_> = walk(&image).map(|e| e.unwrap()).collect();
-    entries.sort_by(|a, b| a.path.cmp(&b.path));
-    assert_eq!(nodes.len(), entries.len());
-    for (node, entry) in nodes.iter().zip(&entries) {
-        let path = node.fullpath.as_os_str().as_bytes();
-        assert_eq!(&path[1..], entry.path);
-        let inode = &entry.inode;
-        let header = node.header;
-        assert_eq!(
-            (header.permissions & 0o7777, header.uid, header.gid, header.mtime),
-            (inode.mode, inode.uid, inode.gid, inode.mtime)
-        );
-        match (&node.inner, &inode.kind) {
-            (InnerNode::File(file), InodeKind::File { .. }) => {
-                let mut bytes = Vec::new();
-                theirs.file(file).reader().read_to_end(&mut bytes).unwrap();
-                assert_eq!(bytes.len() as u64, inode.size());
-                let mut ours = vec![0; bytes.len()];
-                assert_eq!(image.read_at(inode, 0, &mut ours).unwrap(), bytes.len());
-                assert!(ours == bytes, "{}", node.fullpath.display());
-            }
-            (InnerNode::Symlink(link), InodeKind::Symlink { .. }) => {
-                let ours = image.read_link(inode).unwrap();
-                assert_eq!(link.link.as_os_str().as_bytes(), ours);
-            }
-            (InnerNode::Dir(_), InodeKind::Directory { .. })
-            | (InnerNode::CharacterDevice(_), InodeKind::CharDevice { .. })
-            | (InnerNode::BlockDevice(_), InodeKind::BlockDevice { .. })
-            | (InnerNode::NamedPipe, InodeKind::Fifo)
-            | (InnerNode::Socket, InodeKind::Socket) => {}
-            _ => panic!("{}: another kind", node.fullpath.display()),
-        }
-    }
 }

@@ -39,6 +39,9 @@ pub enum BuildFileError {
         /// A target that looks like it.
         hint: Option<String>,
     },
+    /// A target that is not of this workspace.
+    #[error("{0} is in another repository, and mica builds one workspace")]
+    Repository(Label),
     /// Targets that need one another; the first label is repeated at the end.
     #[error("dependency cycle: {}", Arrows(.0))]
     Cycle(Vec<Label>),

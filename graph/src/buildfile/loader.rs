@@ -109,6 +109,9 @@ impl<'w> Loader<'w> {
 
     /// Breadth first from the target, over every label that is a target.
     fn load(&self, target: &Label) -> Result<Loaded, BuildFileError> {
+        if !target.repository().is_empty() {
+            return Err(BuildFileError::Repository(target.clone()));
+        }
         let root = self.actual(target)?;
         let mut targets = BTreeMap::new();
         let mut queue = VecDeque::from([root.label.clone()]);
@@ -195,8 +198,7 @@ impl<'w> Loader<'w> {
     /// What a label stands for; it may be an alias.
     fn find(&self, from: &Target, label: &Label) -> Result<Dep, BuildFileError> {
         if !label.repository().is_empty() {
-            let message =
-                format!("{label} is in another repository, and mica builds one workspace");
+            let message = BuildFileError::Repository(label.clone()).to_string();
             return Err(from.error_at_label(label, message));
         }
         let Some(package) = self.package(label.package())? else {

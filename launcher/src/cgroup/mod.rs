@@ -248,13 +248,13 @@ impl Cgroup {
             .ok()
     }
 
-    /// Moves a process into the directories of version 1.
-    pub(crate) fn enter_v1(&self, pid: i32) -> Result<(), (PathBuf, io::Error)> {
-        for directory in &self.v1 {
-            let file = directory.path.join("cgroup.procs");
-            write(&file, &pid.to_string()).map_err(|source| (file, source))?;
-        }
-        Ok(())
+    /// The files of version 1 by which a thread moves itself in, in the order of the directories.
+    pub(crate) fn entrances(&self) -> Result<Vec<fs::File>, (PathBuf, io::Error)> {
+        let open = |directory: &Directory| {
+            let path = directory.path.join("tasks");
+            fs::OpenOptions::new().write(true).open(&path).map_err(|source| (path, source))
+        };
+        self.v1.iter().map(open).collect()
     }
 
     /// What the job has used up to now.

@@ -73,7 +73,9 @@ fn cpuset() {
 fn usage() {
     let tree = tree();
     let limits = Limits { memory: Some(1 << 30), pids: Some(100), ..Limits::default() };
-    let mut job = start(&limited(tree.path(), "sleep 1000", limits), Stdio::null().unwrap());
+    let mut spec = spec(tree.path(), &["sleep", "1000"]);
+    spec.limits = limits;
+    let mut job = start(&spec, Stdio::null().unwrap());
     let usage = job.usage();
     assert_eq!(usage.pids, Some(2), "the init and the program: {usage:?}");
     assert!(usage.memory.unwrap() > 0);

@@ -18,27 +18,38 @@ use super::toolchain::Toolchain;
 pub(super) struct Runner<'b> {
     pub(super) root: &'b Path,
     pub(super) out: &'b Path,
+    /// Where actions run.
+    pub(super) tmp: &'b Path,
     pub(super) toolchain: &'b Toolchain,
     /// Sources hashed in this build: many actions read the same headers.
     pub(super) hashed: Mutex<HashMap<Place, Digest>>,
+}
+
+/// What became of an action.
+pub(super) enum Outcome {
+    /// It was current.
+    Reused,
+    /// It was done, and its tool said this (warnings, mostly).
+    Run { said: String },
 }
 
 /// Changes whenever the way actions are run does, so that outputs of an older mica are made anew.
 const FORMAT: &[u8] = b"mica action 1\0";
 
 impl Runner<'_> {
-    /// Does `action`, unless it is current. Returns whether it was done.
-    pub(super) fn run(&self, number: usize, action: &Action) -> Result<bool, BuildError> {
+    /// Does `action`, unless it is current.
+    pub(super) fn run(&self, number: usize, action: &Action) -> Result<Outcome, BuildError> {
         let key = self.key(action)?;
         if state::is_current(self.out, action, key) {
-            return Ok(false);
+            return Ok(Outcome::Reused);
         }
-        let sandbox = Sandbox::new(self.out, number, action, |place| self.locate(place))?;
+        let sandbox = Sandbox::new(self.tmp, number, action, |place| self.locate(place))?;
+        let mut said = String::new();
         match &action.run {
             Run::Command { tool, args, env } => {
                 let mut command = self.command(*tool, action, &sandbox)?;
                 command.args(args).envs(env);
-                self.finish(command, action)?;
+                said = self.finish(command, action)?;
             }
             Run::Copy => {
                 let from = self.locate(&action.inputs[0]);
@@ -57,7 +68,7 @@ impl Runner<'_> {
         sandbox.take_outputs(self.out, action)?;
         sandbox.remove()?;
         state::remember(self.out, action, key)?;
-        Ok(true)
+        Ok(Outcome::Run { said })
     }
 
     fn locate(&self, place: &Place) -> PathBuf {
@@ -143,8 +154,8 @@ impl Runner<'_> {
         Ok(digest)
     }
 
-    /// Runs a tool to its end; what it printed is shown only if it fails.
-    fn finish(&self, mut command: Command, action: &Action) -> Result<(), BuildError> {
+    /// Runs a tool to its end. Returns what it printed.
+    fn finish(&self, mut command: Command, action: &Action) -> Result<String, BuildError> {
         let program = PathBuf::from(command.get_program());
         let output = command.output().map_err(|source| BuildError::Start {
             program: program.clone(),
@@ -152,11 +163,11 @@ impl Runner<'_> {
             label: action.label.clone(),
             source,
         })?;
-        if output.status.success() {
-            return Ok(());
-        }
         let text = [output.stderr, output.stdout].concat();
         let mut text = String::from_utf8_lossy(&text).trim_end().to_owned();
+        if output.status.success() {
+            return Ok(text);
+        }
         if let Some(path) = self.undeclared(&text) {
             let label = &action.label;
             text.push_str(&format!("\n{path} is in the workspace, but {label} does not list it, nor does any of its deps"));
@@ -181,7 +192,7 @@ impl Runner<'_> {
 }
 
 /// The digest of a file's content and executable bit, or of all that is in a folder.
-fn digest_of(path: &Path) -> Result<Digest, BuildError> {
+pub(super) fn digest_of(path: &Path) -> Result<Digest, BuildError> {
     use std::os::unix::fs::PermissionsExt;
     let meta = fs::metadata(path).map_err(BuildError::when("read", path))?;
     let mut hasher = blake3::Hasher::new();

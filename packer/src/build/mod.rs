@@ -75,6 +75,8 @@ pub struct Built {
     pub duration: Duration,
     /// What the build files printed.
     pub printed: Vec<String>,
+    /// What the tools said that succeeded, warnings mostly, and for which target.
+    pub said: Vec<(Label, String)>,
 }
 
 /// Builds `target` of the workspace in `workspace_dir`.
@@ -94,6 +96,8 @@ pub fn build(
     let analysis = analyze(&loaded)?;
     let counts = schedule::run(&root, &out, &analysis.actions, options)?;
     let target = analysis.target.clone();
+    let label = |number: usize| analysis.actions[number].label.clone();
+    let said = counts.said.iter().map(|(&number, text)| (label(number), text.clone())).collect();
     let graph = analysis.into_graph(|place| match place {
         Place::Source(path) => root.join(path),
         Place::Built(path) => out.join(state::BIN).join(path),
@@ -106,5 +110,6 @@ pub fn build(
         actions_reused: counts.reused,
         duration: started.elapsed(),
         printed: loaded.printed,
+        said,
     })
 }

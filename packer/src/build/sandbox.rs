@@ -20,26 +20,35 @@ pub(super) struct Sandbox {
     pub(super) tmp: PathBuf,
 }
 
-/// Removes what a killed build left.
-pub(super) fn sweep(out: &Path) -> Result<(), BuildError> {
+/// Removes what a killed build left, and makes a new folder for the actions of this one.
+pub(super) fn sweep(out: &Path) -> Result<PathBuf, BuildError> {
     let path = out.join(TMP);
-    match fs::remove_dir_all(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(BuildError::io("remove", &path, error))
-        }
-        _ => Ok(()),
+    fs::create_dir_all(&path).map_err(BuildError::when("make the folder", &path))?;
+    for entry in fs::read_dir(&path).map_err(BuildError::when("list", &path))? {
+        let entry = entry.map_err(BuildError::when("list", &path))?;
+        // A compiler that outlived its mica may still write there; then the next build removes it.
+        let _left = fs::remove_dir_all(entry.path());
     }
+    for number in 0_u64.. {
+        let folder = path.join(number.to_string());
+        match fs::create_dir(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(BuildError::io("make the folder", &folder, error)),
+        }
+    }
+    unreachable!("a folder has fewer entries than there are numbers")
 }
 
 impl Sandbox {
     /// Makes the folder of action `number`, with its inputs; `locate` says where they really are.
     pub(super) fn new(
-        out: &Path,
+        tmp: &Path,
         number: usize,
         action: &Action,
         locate: impl Fn(&mica_graph::actions::Place) -> PathBuf,
     ) -> Result<Self, BuildError> {
-        let folder = out.join(TMP).join(number.to_string());
+        let folder = tmp.join(number.to_string());
         let sandbox = Self { root: folder.join("root"), tmp: folder.join("tmp") };
         for path in [&sandbox.root, &sandbox.tmp] {
             fs::create_dir_all(path).map_err(BuildError::when("make the folder", path))?;

@@ -11,15 +11,17 @@ use mica_graph::actions::{Action, Place};
 use rustix::fs::{FlockOperation, flock};
 
 use super::BuildOptions;
-use super::action::Runner;
+use super::action::{Outcome, Runner};
 use super::error::BuildError;
 use super::sandbox;
 
-/// How many actions were run, and how many were not.
-#[derive(Clone, Copy, Debug, Default)]
+/// How many actions were run and how many were not, and what was said meanwhile.
+#[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) run: usize,
     pub(super) reused: usize,
+    /// By the number of the action.
+    pub(super) said: BTreeMap<usize, String>,
 }
 
 /// Runs what is not current of `actions`.
@@ -34,9 +36,14 @@ pub(super) fn run(
     // What is built is not part of the workspace's content: its version must stay that of the commit.
     let ignore = out.join(".gitignore");
     fs::write(&ignore, "*\n").map_err(BuildError::when("write", &ignore))?;
-    sandbox::sweep(out)?;
-    let runner =
-        Runner { root, out, toolchain: &options.toolchain, hashed: Mutex::new(HashMap::new()) };
+    let tmp = sandbox::sweep(out)?;
+    let runner = Runner {
+        root,
+        out,
+        tmp: &tmp,
+        toolchain: &options.toolchain,
+        hashed: Mutex::new(HashMap::new()),
+    };
     let queue = Queue::new(actions);
     let jobs = options.jobs.or(thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1);
     thread::scope(|scope| {
@@ -48,6 +55,7 @@ pub(super) fn run(
             });
         }
     });
+    fs::remove_dir_all(&tmp).map_err(BuildError::when("remove", &tmp))?;
     let state = queue.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     // Of several failures the one of the earliest action is told, whichever came first.
     match state.failures.into_iter().next() {
@@ -136,16 +144,20 @@ impl Queue {
         }
     }
 
-    fn done(&self, number: usize, result: Result<bool, BuildError>) {
+    fn done(&self, number: usize, result: Result<Outcome, BuildError>) {
         let mut state = self.lock();
         state.running -= 1;
         match result {
             Err(error) => _ = state.failures.insert(number, error),
-            Ok(was_run) => {
-                if was_run {
-                    state.counts.run += 1;
-                } else {
-                    state.counts.reused += 1;
+            Ok(outcome) => {
+                match outcome {
+                    Outcome::Reused => state.counts.reused += 1,
+                    Outcome::Run { said } => {
+                        state.counts.run += 1;
+                        if !said.is_empty() {
+                            state.counts.said.insert(number, said);
+                        }
+                    }
                 }
                 for &dependent in &self.dependents[number] {
                     state.waiting[dependent] -= 1;

@@ -1,4 +1,7 @@
 //! What is remembered of an action: the digest of what it was made from, and what its outputs looked like then.
+//!
+//! Outputs are not synced to disk: they can be made again. So after a crash of the machine a file may be there with the right size and other
+//! bytes; outputs from before the last boot are therefore trusted only if their content is still the same.
 
 use std::fs;
 use std::io;
@@ -9,6 +12,7 @@ use mica_graph::Digest;
 use mica_graph::actions::Action;
 use serde::{Deserialize, Serialize};
 
+use super::action::digest_of;
 use super::error::BuildError;
 
 /// The folder of the outputs, in the out folder.
@@ -18,7 +22,11 @@ const STATE: &str = "state";
 #[derive(Serialize, Deserialize, PartialEq, Debug)]
 struct Record {
     key: Digest,
+    /// The kernel's name for the time since the machine was started.
+    boot: String,
     outputs: Vec<Seen>,
+    /// The outputs' content.
+    content: Vec<Digest>,
 }
 
 /// What tells that a file was changed behind our back.
@@ -40,7 +48,10 @@ pub(super) fn is_current(out: &Path, action: &Action, key: Digest) -> bool {
     // A record that cannot be read is as good as none: the action runs again.
     let Ok(text) = fs::read(file(out, action)) else { return false };
     let Ok(record) = serde_json::from_slice::<Record>(&text) else { return false };
-    record.key == key && look(out, action).is_ok_and(|seen| seen == record.outputs)
+    record.key == key
+        && look(out, action).is_ok_and(|seen| seen == record.outputs)
+        && ((record.boot == boot() && record.boot != UNKNOWN)
+            || contents(out, action).is_ok_and(|now| now == record.content))
 }
 
 /// Forgets an action, before its outputs are replaced.
@@ -58,12 +69,26 @@ pub(super) fn forget(out: &Path, action: &Action) -> Result<(), BuildError> {
 pub(super) fn remember(out: &Path, action: &Action, key: Digest) -> Result<(), BuildError> {
     let path = file(out, action);
     let outputs = look(out, action).map_err(BuildError::when("read the outputs for", &path))?;
-    let text = serde_json::to_vec(&Record { key, outputs })
+    let content = contents(out, action)?;
+    let text = serde_json::to_vec(&Record { key, boot: boot(), outputs, content })
         .map_err(|error| BuildError::io("write", &path, error.into()))?;
     let temporary = path.with_extension("new");
     fs::create_dir_all(out.join(STATE)).map_err(BuildError::when("make the folder of", &path))?;
     fs::write(&temporary, text).map_err(BuildError::when("write", &temporary))?;
     fs::rename(&temporary, &path).map_err(BuildError::when("write", &path))
+}
+
+/// What stands for a boot where the kernel does not tell.
+const UNKNOWN: &str = "unknown";
+
+/// Where the kernel does not tell, every record is of another boot.
+fn boot() -> String {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    text.map_or_else(|_| UNKNOWN.to_owned(), |text| text.trim().to_owned())
+}
+
+fn contents(out: &Path, action: &Action) -> Result<Vec<Digest>, BuildError> {
+    action.outputs.iter().map(|output| digest_of(&out.join(BIN).join(&output.path))).collect()
 }
 
 fn look(out: &Path, action: &Action) -> io::Result<Vec<Seen>> {

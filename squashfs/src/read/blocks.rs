@@ -155,6 +155,11 @@ impl FileBlocks {
         self.listed + u64::from(self.tail.is_some())
     }
 
+    /// Position of the fragment block that holds the tail, if one does.
+    pub(crate) fn fragment_offset(&self) -> Option<u64> {
+        self.tail.map(|(block, _)| block.offset)
+    }
+
     /// Block `index`, which holds the bytes from `index * block_size` on.
     pub fn block(&self, index: u64) -> Result<Block, ReadError> {
         if index >= self.count() {
@@ -176,7 +181,8 @@ impl FileBlocks {
         Ok(Block::Data { block: BlockRef::new(position, size), len })
     }
 
-    /// Decodes block `index` into `out`: exactly the bytes the file has there.
+    /// Decodes block `index` into `out`: exactly the bytes the file has there. Fragment blocks go through the image's
+    /// cache, since the next file is likely to be in the same one.
     pub fn read(&self, index: u64, out: &mut Vec<u8>) -> Result<(), ReadError> {
         match self.block(index)? {
             Block::Hole { len } => {
@@ -186,10 +192,9 @@ impl FileBlocks {
             }
             Block::Data { block, len } => self.core.exact_block(&block, len, out),
             Block::Fragment { block, start, len } => {
-                self.core.fragment_block(&block, u64::from(start) + u64::from(len), out)?;
-                out.truncate((start + len) as usize);
-                out.drain(..start as usize);
-                Ok(())
+                out.resize(len as usize, 0);
+                let whole = self.core.cached_fragment(&block)?;
+                copy(&whole, start as usize, out, &block)
             }
         }
     }
@@ -214,8 +219,7 @@ impl FileBlocks {
                     copy(&bytes, within, head, &block)?;
                 }
                 Block::Fragment { block, start, .. } => {
-                    let bytes =
-                        self.core.cached(block, |out| self.core.fragment_block(&block, 0, out))?;
+                    let bytes = self.core.cached_fragment(&block)?;
                     copy(&bytes, start as usize + within, head, &block)?;
                 }
             }
@@ -231,7 +235,7 @@ impl FileBlocks {
                 let index = index as usize;
                 let stride = index / STRIDE;
                 let before = &sizes[stride * STRIDE..index];
-                let position = sums[stride] + stored(before);
+                let position = sums[stride].saturating_add(stored(before));
                 Ok((position, sizes[index]))
             }
             List::Marks(marks) => {
@@ -241,7 +245,7 @@ impl FileBlocks {
                 let (last, before) = sizes
                     .split_last()
                     .ok_or(ReadError::Range { what: "block index", value: index })?;
-                Ok((mark.position + stored(before), *last))
+                Ok((mark.position.saturating_add(stored(before)), *last))
             }
         }
     }
@@ -260,7 +264,10 @@ impl FileBlocks {
             }
             let mut cursor = self.cursor(mark.list)?;
             let sizes = read_sizes(&mut cursor, MARK_STRIDE)?;
-            let next = Mark { list: cursor.place(), position: mark.position + stored(&sizes) };
+            let next = Mark {
+                list: cursor.place(),
+                position: mark.position.saturating_add(stored(&sizes)),
+            };
             let mut marks = lock();
             if marks.len() == known {
                 marks.push(next);
@@ -313,9 +320,8 @@ fn read_list(core: &Core, first: Mark, listed: u64) -> Result<List, ReadError> {
         .chunks(STRIDE)
         .scan(first.position, |position, chunk| {
             let start = *position;
-            // Sizes are below 2^32 and there are at most 2^18: only a start near 2^64 could overflow, and reading
-            // there fails either way.
-            *position = position.wrapping_add(stored(chunk));
+            // Only a start near 2^64 gets to the end of the numbers, and reading there fails.
+            *position = position.saturating_add(stored(chunk));
             Some(start)
         })
         .collect();
@@ -368,19 +374,10 @@ impl Core {
         Ok(())
     }
 
-    /// Reads a fragment block that must decode to at least `len` bytes.
-    pub(crate) fn fragment_block(
-        &self,
-        block: &BlockRef,
-        len: u64,
-        out: &mut Vec<u8>,
-    ) -> Result<(), ReadError> {
+    /// A fragment block, decoded, through the cache.
+    fn cached_fragment(&self, block: &BlockRef) -> Result<Arc<Vec<u8>>, ReadError> {
         let max = self.superblock.block_size as usize;
-        self.data_block(block.offset, block.stored, block.compressed, max, out)?;
-        if (out.len() as u64) < len {
-            let (have, want) = (out.len(), len as usize);
-            return Err(ReadError::BlockLength { position: block.offset, have, want });
-        }
-        Ok(())
+        let (at, stored, compressed) = (block.offset, block.stored, block.compressed);
+        self.cached(*block, |out| self.data_block(at, stored, compressed, max, out))
     }
 }

@@ -219,6 +219,27 @@ impl Image {
         self.core.stored_block(block, out)
     }
 
+    /// Reads bytes of the file system as they are stored.
+    pub fn read_raw(&self, position: u64, buf: &mut [u8]) -> Result<(), ReadError> {
+        self.core.read(position, buf)
+    }
+
+    /// Finds a path from the root. Symlinks are not followed; empty components and `.` are skipped, `..` is a name that
+    /// no directory has.
+    pub fn resolve(&self, path: &[u8]) -> Result<Option<Inode>, ReadError> {
+        let mut inode = self.inode(self.root())?;
+        for name in path.split(|&b| b == b'/').filter(|n| !matches!(*n, b"" | b".")) {
+            if !inode.is_dir() {
+                return Ok(None);
+            }
+            match self.lookup(&inode, name)? {
+                Some(found) => inode = self.inode(found)?,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(inode))
+    }
+
     /// Reads from a file at `offset`: as many bytes as fit `buf` or the file has. Keeps a few decoded blocks.
     pub fn read_at(&self, file: &Inode, offset: u64, buf: &mut [u8]) -> Result<usize, ReadError> {
         let blocks = match self.lists.get(file.reference.0) {

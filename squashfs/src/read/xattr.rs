@@ -16,8 +16,10 @@ pub struct Xattr {
     pub value: Vec<u8>,
 }
 
-/// What one inode's attributes may take in all; Linux lists at most 64 KiB of names, with 64 KiB of value each.
+/// What one inode's attributes may take in memory; Linux lists at most 64 KiB of names, with 64 KiB of value each.
 const TOTAL_MAX: usize = 16 << 20;
+/// What an attribute takes besides its name and value, about.
+const OVERHEAD: usize = 96;
 
 impl Core {
     pub(crate) fn xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, ReadError> {
@@ -33,7 +35,7 @@ impl Core {
         let mut cursor = self.xattr_cursor(&table, id.first)?;
         for _ in 0..id.count {
             let xattr = self.xattr(&table, &mut cursor)?;
-            total += xattr.name.len() + xattr.value.len();
+            total += xattr.name.len() + xattr.value.len() + OVERHEAD;
             if total > TOTAL_MAX {
                 return Err(ReadError::Range { what: "size of xattrs", value: total as u64 });
             }

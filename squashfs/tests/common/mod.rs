@@ -15,6 +15,7 @@ use mica_squashfs::{Image, InodeKind};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, makedev, mknodat};
 
 pub mod picture;
+pub mod second;
 pub mod torture;
 
 /// Runs a command and gives its standard output; fails with everything that helps if it does not work.
@@ -39,4 +40,10 @@ pub fn need_root() {
         rustix::process::geteuid().is_root(),
         "this test makes device nodes and trusted xattrs: run it as root"
     );
+}
+
+/// Packs a directory with mksquashfs.
+pub fn mksquashfs(tree: &Path, out: &Path, options: &str) {
+    let script = format!("mksquashfs \"$0\" \"$1\" -noappend -quiet -no-progress {options}");
+    run("sh", &[&"-c", &script, &tree, &out]);
 }

@@ -1,0 +1,295 @@
+//! Images that somebody made to break the reader: errors within bounded time and memory, never a panic.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::mksquashfs;
+use common::torture::noise;
+use mica_squashfs::delta::delta;
+use mica_squashfs::read::{WalkFault, walk};
+use mica_squashfs::verify::verify;
+use mica_squashfs::{Image, InodeKind, OpenError, OpenOptions, ReadError};
+
+/// Small caches, so that making them does not dominate a case.
+fn open(bytes: impl Into<Arc<Vec<u8>>>) -> Result<Image, OpenError> {
+    let options = OpenOptions { data_cache_bytes: 1 << 20, ..OpenOptions::default() };
+    Image::from_source(Box::new(bytes.into()), &options)
+}
+
+/// A tree with one of everything, small: the images have 4 to 10 KiB, so that a mutation is likely to hit something.
+fn small_tree(root: &Path) {
+    fs::create_dir_all(root.join("dir/sub/subsub")).unwrap();
+    fs::write(root.join("dir/text"), "some text\n".repeat(500)).unwrap();
+    fs::write(root.join("dir/noise"), noise(1, 700)).unwrap();
+    fs::write(root.join("dir/sub/zeros"), vec![0; 20_000]).unwrap();
+    fs::write(root.join("empty"), "").unwrap();
+    fs::hard_link(root.join("empty"), root.join("linked")).unwrap();
+    fs::write(root.join("blocks"), "0123456789abcdef".repeat(1200)).unwrap();
+    fs::hard_link(root.join("blocks"), root.join("dir/blocks")).unwrap();
+    std::os::unix::fs::symlink("dir/text", root.join("link")).unwrap();
+    for i in 0..20 {
+        fs::write(root.join(format!("dir/sub/subsub/file-{i}")), format!("{i}")).unwrap();
+    }
+    for (name, value) in [("user.small", &b"value"[..]), ("user.large", &[7; 200])] {
+        for file in ["dir/text", "empty", "blocks"] {
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::setxattr(root.join(file), name, value, flags).unwrap();
+        }
+    }
+}
+
+fn small_images() -> Vec<Vec<u8>> {
+    let scratch = tempfile::tempdir().unwrap();
+    let tree = scratch.path().join("tree");
+    small_tree(&tree);
+    let out = scratch.path().join("image");
+    let options = [
+        // Uncompressed, so that mutations reach the structures: most of the cases.
+        "-comp gzip -b 4K -noI -noX -nopad",
+        "-comp zstd -b 4K -noI -noX -no-fragments -nopad",
+        "-comp lz4 -b 4K -noI -noD -noF -noX -always-use-fragments -nopad",
+        "-comp gzip -b 4K -nopad",
+        "-comp lz4 -b 8K -nopad",
+        "-comp xz -b 8K -nopad",
+        "-comp xz -b 8K -Xbcj x86 -nopad",
+        "-comp lzma -b 8K -nopad",
+        "-comp zstd -b 8K -nopad",
+    ];
+    options
+        .iter()
+        .map(|options| {
+            mksquashfs(&tree, &out, options);
+            fs::read(&out).unwrap()
+        })
+        .collect()
+}
+
+/// Uses everything the reader has on an image, as a file server and the commands would.
+fn exercise(image: &Image) {
+    let _ = image.compressor_options();
+    let mut buffer = vec![0; 5000];
+    let mut out = Vec::new();
+    for entry in walk(image) {
+        let Ok(entry) = entry else { continue };
+        let inode = entry.inode;
+        let _ = image.xattrs(&inode);
+        let _ = image.inode_of_number(inode.number);
+        match inode.kind {
+            InodeKind::Directory { .. } => {
+                let _ = image.lookup(&inode, b"file-7");
+                let _ = image.lookup(&inode, b"zzz");
+            }
+            InodeKind::Symlink { .. } => drop(image.read_link(&inode)),
+            InodeKind::File { size, .. } => {
+                let _ = image.read_at(&inode, 0, &mut buffer);
+                let _ = image.read_at(&inode, size / 2, &mut buffer);
+                let Ok(blocks) = image.blocks(&inode) else { continue };
+                let last = blocks.count().saturating_sub(1);
+                for index in [0, 1, last / 2, last] {
+                    let _ = blocks.read(index, &mut out);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// xorshift64*
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+}
+
+/// Changes an image in one to four places.
+fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
+    const NUMBERS: [u64; 12] = [
+        0,
+        1,
+        2,
+        0x7f,
+        0xff,
+        0x7fff,
+        0xffff,
+        0x7fff_ffff,
+        0xffff_ffff,
+        0x7fff_ffff_ffff_ffff,
+        0xffff_ffff_ffff_fff0,
+        u64::MAX,
+    ];
+    for _ in 0..=random.below(4) {
+        // The superblock and the tables at the end matter more than the data.
+        let len = bytes.len();
+        let at = match random.below(4) {
+            0 => random.below(96.min(len)),
+            1 | 2 => len - 1 - random.below((len / 2).max(1)),
+            _ => random.below(len),
+        };
+        let width = [1, 2, 4, 8][random.below(4)].min(len - at);
+        match random.below(8) {
+            0 => bytes[at] ^= 1 << random.below(8),
+            1 => bytes[at] = random.next() as u8,
+            2 | 3 => {
+                let value = NUMBERS[random.below(NUMBERS.len())].to_le_bytes();
+                bytes[at..at + width].copy_from_slice(&value[..width]);
+            }
+            4 => {
+                let value = (random.below(len * 2) as u64).to_le_bytes();
+                bytes[at..at + width].copy_from_slice(&value[..width]);
+            }
+            5 => {
+                let delta = [1, 0xff, 8, 0xf8][random.below(4)];
+                bytes[at] = bytes[at].wrapping_add(delta);
+            }
+            6 => {
+                let from = random.below(len);
+                let n = (1 + random.below(40)).min(len - at).min(len - from);
+                bytes.copy_within(from..from + n, at);
+            }
+            _ if random.below(20) == 0 => bytes.truncate(at.max(1)),
+            _ => bytes[at] = 0,
+        }
+    }
+}
+
+fn peak_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmHWM")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+const CASES: usize = 240_000;
+
+#[test]
+fn mutated_images_end_in_errors() {
+    let images = small_images();
+    for image in &images {
+        let image = open(image.clone()).unwrap();
+        exercise(&image);
+        assert!(verify(&image, None).damage.is_empty());
+    }
+    let threads = 4;
+    let slowest = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|thread| {
+                let images = &images;
+                scope.spawn(move || (thread..CASES).step_by(threads).map(|n| case(images, n)).max())
+            })
+            .collect();
+        workers.into_iter().filter_map(|w| w.join().unwrap()).max().unwrap()
+    });
+    // A case takes 0.1 ms; the limits leave room for a machine with other work.
+    assert!(slowest < Duration::from_secs(10), "one image took {slowest:?}");
+    assert!(peak_kib() < 400 << 10, "{} KiB of memory", peak_kib());
+}
+
+/// One mutated image; its number reproduces it.
+fn case(images: &[Vec<u8>], number: usize) -> Duration {
+    let mut random = Random((number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    // Two of three cases are of the uncompressed images.
+    let index = if number % 3 == 0 { random.below(images.len()) } else { random.below(3) };
+    let mut bytes = images[index].clone();
+    mutate(&mut bytes, &mut random);
+    let start = Instant::now();
+    if let Ok(image) = open(bytes) {
+        exercise(&image);
+        if number % 100 == 0 {
+            verify(&image, std::num::NonZero::new(1));
+            let _ = delta(&image, &image);
+        }
+    }
+    start.elapsed()
+}
+
+#[test]
+fn truncated_images_do_not_open() {
+    let images = small_images();
+    for image in &images {
+        for cut in (0..image.len()).step_by(97) {
+            assert!(open(image[..cut].to_vec()).is_err(), "cut at {cut} of {}", image.len());
+        }
+    }
+}
+
+/// An image with uncompressed metadata, to be changed by hand.
+fn plain_image(tree: &Path) -> Vec<u8> {
+    let out = tree.with_extension("image");
+    mksquashfs(tree, &out, "-noI -noX -comp gzip");
+    fs::read(out).unwrap()
+}
+
+/// Where an inode is in the file, if the inode table is one uncompressed block.
+fn inode_at(image: &Image, path: &[u8]) -> usize {
+    let reference = image.resolve(path).unwrap().unwrap().reference.0;
+    assert_eq!(reference >> 16, 0);
+    image.superblock().inode_table as usize + 2 + (reference & 0xffff) as usize
+}
+
+#[test]
+fn a_file_that_claims_a_petabyte_is_an_error_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let tree = scratch.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("file"), "x").unwrap();
+    // Two names make it an extended inode, whose size has 64 bits.
+    fs::hard_link(tree.join("file"), tree.join("other")).unwrap();
+    let mut bytes = plain_image(&tree);
+    let at = inode_at(&open(bytes.clone()).unwrap(), b"file");
+    let before = peak_kib();
+    for size in [1_u64 << 50, i64::MAX as u64, u64::MAX, 1 << 40] {
+        bytes[at + 24..at + 32].copy_from_slice(&size.to_le_bytes());
+        let image = open(bytes.clone()).unwrap();
+        let start = Instant::now();
+        let result = image
+            .inode(image.lookup(&image.inode(image.root()).unwrap(), b"file").unwrap().unwrap())
+            .and_then(|inode| image.read_at(&inode, 1 << 39, &mut [0; 10]));
+        assert!(matches!(result, Err(ReadError::Range { .. })), "{result:?}");
+        assert_eq!(verify(&image, None).damage.len(), if size > i64::MAX as u64 { 2 } else { 1 });
+        assert!(start.elapsed() < Duration::from_secs(2));
+    }
+    assert!(peak_kib() < before + (64 << 10));
+}
+
+#[test]
+fn a_directory_inside_itself_is_walked_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let tree = scratch.path().join("tree");
+    fs::create_dir_all(tree.join("outer/inner-dir/innermost")).unwrap();
+    let mut bytes = plain_image(&tree);
+    let root = open(bytes.clone()).unwrap().root().0;
+    let name = bytes.windows(9).position(|w| w == b"inner-dir").unwrap();
+    // The entry's fixed part precedes the name; its first field is the inode's offset in the block.
+    bytes[name - 8..name - 6].copy_from_slice(&(root as u16).to_le_bytes());
+    let image = open(bytes).unwrap();
+    let errors: Vec<_> = walk(&image).filter_map(Result::err).collect();
+    assert_eq!(errors.len(), 1);
+    assert_eq!(errors[0].path, b"outer/inner-dir");
+    assert!(matches!(errors[0].fault, WalkFault::Repeated));
+}
+
+#[test]
+fn zeros_and_noise_and_nothing_are_no_images() {
+    for bytes in [Vec::new(), vec![0; 10], vec![0; 100_000], noise(3, 100_000)] {
+        assert!(open(bytes).is_err());
+    }
+    let mut xar = b"#!/usr/bin/env xarexec_fuse\nOFFSET=\"1048576\"\n#xar_stop\n".to_vec();
+    xar.resize(8192, b'\n');
+    let error = open(xar).err().unwrap();
+    assert_eq!(
+        std::error::Error::source(&error).unwrap().to_string(),
+        "the file has 8192 bytes, the image needs 1048672"
+    );
+}
