@@ -30,10 +30,21 @@ pub(crate) enum Verb {
     Serve(verbs::serve::Args),
     /// Fetch a package into the cache
     Pull(verbs::pull::Args),
+    /// Publish a package of the cache to a registry
+    Push(verbs::push::Args),
     /// List the packages in the cache
     Images(verbs::images::Args),
     /// Show the manifest of a package, or the record of a job
     Inspect(verbs::inspect::Args),
+    /// Forget versions of packages, or tags
+    #[command(alias = "rmi")]
+    RmImage(verbs::rm_image::Args),
+    /// Remove images that no package needs
+    Prune(verbs::prune::Args),
+    /// Show how the cache's bytes are used
+    Df(verbs::df::Args),
+    /// Look after the node's images
+    Cache(verbs::cache::Args),
     /// Mount a package, or image files, as one directory tree
     Mount(verbs::mount::Args),
     /// Unmount what `mica mount` mounted

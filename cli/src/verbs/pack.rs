@@ -88,7 +88,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     if args.dry_run {
         return dry_run(args, context, &built, &options);
     }
-    let registry = registry::open_writable(&context.places.registry, &super::pull::registry_options()?)?;
+    let registry = registry::open_writable(&context.places.registry, &super::pull::registry_options())?;
     let request = Request { args, built: &built, options: &options, registry: &*registry };
     let package = request.pack()?;
     if !args.quiet {
@@ -120,7 +120,7 @@ pub(crate) fn pack_workspace(
         quiet: true,
     };
     let built = args.target.build()?;
-    let registry = registry::open_writable(registry, &super::pull::registry_options()?)?;
+    let registry = registry::open_writable(registry, &super::pull::registry_options())?;
     Request { args: &args, built: &built, options: &PackOptions::default(), registry: &*registry }.pack()
 }
 
@@ -236,7 +236,7 @@ impl PackedLayer {
 /// Asks the registry, where there is one, and changes nothing in it.
 fn dry_run(args: &Args, context: &Context, built: &Built, options: &PackOptions) -> anyhow::Result<ExitCode> {
     let layers = scan_layers(&built.graph, &args.target.target, options)?;
-    let registry = registry::open(&context.places.registry, &super::pull::registry_options()?).ok();
+    let registry = registry::open(&context.places.registry, &super::pull::registry_options()).ok();
     for layer in &layers {
         let known = match &registry {
             Some(registry) => registry.layer_by_inputs(&layer.inputs)?,

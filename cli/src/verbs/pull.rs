@@ -57,20 +57,19 @@ pub(crate) fn pull(
     cache: &Cache,
     quiet: bool,
 ) -> anyhow::Result<Pulled> {
-    let registry = registry::open(address, &registry_options()?)?;
+    let registry = registry::open(address, &registry_options())?;
     let bar = Bar::new(quiet);
     let pulled = mica_fetcher::pull(&*registry, reference, cache, &PullOptions::default(), &bar);
-    bar.0.finish_and_clear();
     pulled.with_context(|| format!("cannot pull {reference}"))
 }
 
 /// How registries are reached: with the token in `MICA_TOKEN`, where there is one.
-pub(crate) fn registry_options() -> anyhow::Result<OpenOptions> {
+pub(crate) fn registry_options() -> OpenOptions {
     let access = match std::env::var("MICA_TOKEN") {
         Ok(token) if !token.is_empty() => Access::Bearer(token),
         _ => Access::Anonymous,
     };
-    Ok(OpenOptions { http: HttpOptions { access, ..HttpOptions::default() } })
+    OpenOptions { http: HttpOptions { access, ..HttpOptions::default() } }
 }
 
 /// The package's manifest, its images being in the cache: from there, or from the registry.
@@ -105,10 +104,10 @@ pub(crate) fn cached_layers(cache: &Cache, manifest: &Manifest) -> anyhow::Resul
 }
 
 /// One bar for all of a package's bytes.
-struct Bar(ProgressBar);
+pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
-    fn new(quiet: bool) -> Self {
+    pub(crate) fn new(quiet: bool) -> Self {
         let bar = match output::shows_progress(quiet) {
             true => ProgressBar::new(0),
             false => ProgressBar::hidden(),
@@ -118,6 +117,12 @@ impl Bar {
             bar.set_style(style);
         }
         Self(bar)
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
 }
 

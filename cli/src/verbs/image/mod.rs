@@ -1,9 +1,12 @@
 //! `mica image`: pack, list and read single images.
 
 mod cat;
+mod delta;
 mod info;
 mod ls;
 mod pack;
+mod unpack;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,6 +31,12 @@ enum Verb {
     Ls(ls::Args),
     /// Print files of an image
     Cat(cat::Args),
+    /// Unpack an image into a directory
+    Unpack(unpack::Args),
+    /// Read everything in an image and name what is damaged
+    Verify(verify::Args),
+    /// Bytes to ship for a new image to a node that has the old one
+    Delta(delta::Args),
 }
 
 /// An image file, plain squashfs or XAR.
@@ -54,6 +63,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Verb::Info(args) => info::run(args),
         Verb::Ls(args) => ls::run(args),
         Verb::Cat(args) => cat::run(args),
+        Verb::Unpack(args) => unpack::run(args),
+        Verb::Verify(args) => verify::run(args),
+        Verb::Delta(args) => delta::run(args),
     }
 }
 

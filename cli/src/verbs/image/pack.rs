@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use mica_packer::{Header, PackOptions, pack_dir};
+use mica_packer::{Header, PackOptions, pack_dir, scan_dir};
 use mica_squashfs::codec::Compression;
 
 use crate::output::{self, note};
@@ -44,6 +44,9 @@ pub(crate) struct Args {
     /// Keep the owners of the files
     #[arg(long)]
     keep_owner: bool,
+    /// Read the image again, through backhand too, and compare it with the directory
+    #[arg(long)]
+    verify: bool,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -92,6 +95,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let packed = pack_dir(&args.dir, &args.output, &options)?;
     packed.notices.iter().for_each(note);
+    if args.verify {
+        mica_packer::verify(&args.output, &scan_dir(&args.dir, &options.scan())?)?;
+    }
     note(format_args!(
         "packed {} files, {} into {} in {}",
         packed.files,

@@ -1,0 +1,63 @@
+//! `mica cache`: look after the node's images.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use mica_fetcher::{PullOptions, registry};
+
+use super::pull;
+use crate::context::Context;
+use crate::output::{self, note};
+
+/// Look after the node's images
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Hash everything in the cache again and name what is damaged
+    Verify(Verify),
+}
+
+#[derive(Debug, clap::Args)]
+struct Verify {
+    /// Remove what is damaged and fetch it again
+    #[arg(long)]
+    repair: bool,
+    /// Registry to fetch from: a folder or a URL
+    #[arg(long, value_name = "R")]
+    registry: Option<String>,
+}
+
+impl Args {
+    /// The registry named by a flag.
+    pub(crate) fn registry(&self) -> Option<&str> {
+        let Verb::Verify(args) = &self.verb;
+        args.registry.as_deref()
+    }
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    let Verb::Verify(args) = &args.verb;
+    let cache = context.cache()?;
+    let verified = cache.verify(args.repair)?;
+    let paths: Vec<String> =
+        verified.damage.iter().map(|damage| damage.path().display().to_string()).collect();
+    output::lines(paths.iter().map(String::as_str))?;
+    note(format_args!("verified {} files, {}", verified.files, output::bytes(verified.bytes)));
+    if paths.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !args.repair {
+        note(format_args!("{} files are damaged; `mica cache verify --repair` fetches them again", paths.len()));
+        return Ok(ExitCode::FAILURE);
+    }
+    let registry = registry::open(&context.places.registry, &pull::registry_options())?;
+    mica_fetcher::heal(&*registry, &cache, &verified, &PullOptions::default())
+        .context("what is damaged was removed, but cannot be fetched again")?;
+    note(format_args!("{} files were repaired", paths.len()));
+    Ok(ExitCode::SUCCESS)
+}
