@@ -56,6 +56,7 @@
 //! ```
 
 mod cache;
+mod delta;
 mod file;
 mod parallel;
 mod progress;

@@ -1,17 +1,19 @@
 //! From a registry into the cache: only what is missing, all of it verified.
 //!
-//! Each image is fetched by one request into its `.part` file, several images at a time. A connection that breaks is
-//! taken up again where it broke, as often as progress is made; so is the file of a process that died. Bytes count as
+//! Each image is fetched by one request into its `.part` file, several images at a time; of a large one only the chunks
+//! that no earlier version here holds, by a request for each run of them. A connection that breaks is taken up again where it broke, as often as progress is made; so is the file of a process that died. Bytes count as
 //! cached when the digest of all of them is right; wrong ones are thrown away and fetched once more.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use mica_graph::{Blob, Digest, Layer, Manifest, PackageRef};
+use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef};
 
 use crate::cache::{Cache, CacheError, Damage, Lease, Part, Reserved, Verified};
+use crate::delta::{self, Recipe, Step};
 use crate::parallel;
 use crate::progress::{Event, Progress};
 use crate::registry::{Registry, RegistryError, Resolved};
@@ -58,6 +60,8 @@ pub enum Outcome {
         bytes: u64,
         /// Bytes that an earlier, interrupted fetch had left.
         resumed: u64,
+        /// Bytes that were copied from earlier versions of the layer.
+        copied: u64,
     },
     /// Another process was fetching it.
     Shared,
@@ -144,6 +148,9 @@ impl PullError {
 /// Between two looks at a lock that another process holds.
 pub(crate) const POLL: Duration = Duration::from_millis(20);
 
+/// What is read and written at a time.
+const PIECE: usize = 256 << 10;
+
 /// An attempt that brought so much counts as progress.
 const PROGRESS: u64 = 1 << 20;
 
@@ -189,7 +196,7 @@ pub fn heal(
         };
         let stop = AtomicBool::new(false);
         let _lease = cache.lease(&[blob.digest])?;
-        let mut job = Job { registry, cache, options, progress: &(), stop: &stop, layer: 0, blob };
+        let job = Job { registry, cache, options, progress: &(), stop: &stop, layer: 0, blob };
         job.run(None)?;
     }
     Ok(())
@@ -224,9 +231,8 @@ fn fetch_layers(
     let fetch = |i: &usize| {
         let of = &manifest.layers[*i];
         let blob = Blob { digest: of.digest, size: of.size };
-        let mut job =
-            Job { registry, cache, options, progress, stop: &stop, layer: *i, blob: &blob };
-        let result = job.run(Some(of));
+        let job = Job { registry, cache, options, progress, stop: &stop, layer: *i, blob: &blob };
+        let result = job.run(Some((&manifest.name, of)));
         stop.fetch_or(result.is_err(), Ordering::Relaxed);
         let what = || format!("layer {} ({})", of.module, of.digest.short());
         result.map_err(|e| PullError::Blob { what: what(), source: Box::new(e) })
@@ -260,48 +266,50 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn run(&mut self, of: Option<&Layer>) -> Result<Outcome, PullError> {
-        let (mut received, mut first_resumed, mut mismatches) = (0, None, 0);
+    fn run(&self, of: Option<(&PackageName, &Layer)>) -> Result<Outcome, PullError> {
+        let mut came = Came::default();
+        let Some(mut part) = self.reserve()? else { return Ok(Outcome::Shared) };
+        let resumed = part.len();
+        let mut recipe = Recipe::whole();
+        if let Some((package, of)) = of {
+            self.progress.event(Event::LayerStarted { layer: self.layer, of, resumed });
+            recipe = delta::recipe(self.registry, self.cache, package, of);
+            tracing::debug!(layer = %of.module, size = of.size, local = recipe.local(), "fetching");
+        }
+        let mut last = false;
         loop {
-            let Some(mut part) = self.reserve()? else {
-                return Ok(Outcome::Shared);
-            };
-            let resumed = *first_resumed.get_or_insert(part.len());
-            if mismatches == 0
-                && let Some(of) = of
-            {
-                self.progress.event(Event::LayerStarted { layer: self.layer, of, resumed });
-            }
-            if let Err(error) = self.fill(&mut part, &mut received) {
+            if let Err(error) = self.fill(&mut part, &recipe, &mut came) {
                 if matches!(error, PullError::Full { .. }) {
                     // Half an image helps nobody on a full disk.
                     part.discard()?;
                 }
                 return Err(error);
             }
-            match part.finish(self.cache)? {
-                Ok(()) => {
-                    self.cache.keep_quota()?;
-                    self.progress.event(Event::LayerDone { layer: self.layer });
-                    return Ok(Outcome::Fetched { bytes: received, resumed });
-                }
-                Err(mismatch) => {
-                    mismatches += 1;
-                    let (found, expected) = (mismatch.found, self.blob.digest);
-                    tracing::warn!(%expected, %found, bytes = mismatch.len, "wrong bytes");
-                    // What was left by an earlier fetch, or one bad transfer, may be to blame: once.
-                    if mismatches > 1 {
-                        let registry = self.registry.address().to_owned();
-                        return Err(RegistryError::WrongBytes { registry, expected, found }.into());
-                    }
-                    self.progress.event(Event::Restarted { layer: self.layer });
-                }
+            let Err(mismatch) = part.finish(self.cache)? else {
+                self.cache.keep_quota()?;
+                self.progress.event(Event::LayerDone { layer: self.layer });
+                let Came { received: bytes, copied } = came;
+                return Ok(Outcome::Fetched { bytes, resumed, copied });
+            };
+            let (found, expected) = (mismatch.found, self.blob.digest);
+            tracing::warn!(%expected, %found, bytes = mismatch.len, "wrong bytes");
+            if last {
+                let registry = self.registry.address().to_owned();
+                return Err(RegistryError::WrongBytes { registry, expected, found }.into());
             }
+            // What was here, left over or copied, or one bad transfer, may be to blame: once more, all from there.
+            self.progress.event(Event::Restarted { layer: self.layer });
+            recipe = Recipe::whole();
+            match self.reserve()? {
+                Some(again) => part = again,
+                None => return Ok(Outcome::Shared),
+            }
+            last = true;
         }
     }
 
     /// Waits for the lock of the digest; `None` if the blob came meanwhile.
-    fn reserve(&self) -> Result<Option<Part>, PullError> {
+    fn reserve(&self) -> Result<Option<Box<Part>>, PullError> {
         let (mut seen, mut since) = (None, Instant::now());
         loop {
             match with_room(self.cache, || self.cache.reserve(self.blob))? {
@@ -329,13 +337,20 @@ impl Job<'_> {
         if self.stop.load(Ordering::Relaxed) { Err(PullError::GivenUp) } else { Ok(()) }
     }
 
-    /// Fetches what the part lacks, taking broken connections up again.
-    fn fill(&self, part: &mut Part, received: &mut u64) -> Result<(), PullError> {
+    /// Brings what the part lacks, taking broken connections up again.
+    fn fill(&self, part: &mut Part, recipe: &Recipe, came: &mut Came) -> Result<(), PullError> {
         let mut failed = 0;
         while part.len() < self.blob.size {
             let before = part.len();
-            let error = match self.transfer(part, received) {
-                Ok(()) => return Ok(()),
+            let step = match recipe.step(before, self.blob.size) {
+                Step::Copy { file, offset, length } => self.copy(part, file, offset, length, came),
+                Step::Fetch { until } => self.transfer(part, until, came),
+            };
+            let error = match step {
+                Ok(()) => {
+                    failed = 0;
+                    continue;
+                }
                 Err(TransferError::Full(source)) => {
                     let needed = self.blob.size - part.len();
                     if self.cache.make_room(needed)? > 0 {
@@ -358,14 +373,40 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// One connection's worth.
-    fn transfer(&self, part: &mut Part, received: &mut u64) -> Result<(), TransferError> {
-        let stream = self.registry.blob(self.blob, part.len()..self.blob.size)?;
+    /// Copies a run of chunks from an image that is here.
+    fn copy(
+        &self,
+        part: &mut Part,
+        file: &File,
+        mut offset: u64,
+        mut length: u64,
+        came: &mut Came,
+    ) -> Result<(), TransferError> {
+        let mut buffer = vec![0; PIECE];
+        while length > 0 {
+            self.check_stop().map_err(TransferError::Pull)?;
+            let n = usize::try_from(length).unwrap_or(PIECE).min(PIECE);
+            // A source that became unreadable spoils the digest, and then all is fetched.
+            if let Err(error) = delta::read(file, &mut buffer[..n], offset) {
+                tracing::warn!(%error, "cannot copy from an earlier image");
+            }
+            self.append(part, &buffer[..n])?;
+            offset += n as u64;
+            length -= n as u64;
+            came.copied += n as u64;
+        }
+        Ok(())
+    }
+
+    /// One request's worth, up to `until`.
+    fn transfer(&self, part: &mut Part, until: u64, came: &mut Came) -> Result<(), TransferError> {
+        let stream = self.registry.blob(self.blob, part.len()..until)?;
         let mut reader = stream.reader;
-        // From a source that ignores ranges, what we have comes again.
+        // From a source that ignores ranges, what we have comes again; and the rest may as well come now.
         let mut skip = part.len().saturating_sub(stream.start);
-        let mut buffer = vec![0; 1 << 18];
-        while part.len() < self.blob.size {
+        let until = if skip > 0 { self.blob.size } else { until };
+        let mut buffer = vec![0; PIECE];
+        while part.len() < until {
             self.check_stop().map_err(TransferError::Pull)?;
             let n = match reader.read(&mut buffer) {
                 Ok(0) => return Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
@@ -373,22 +414,26 @@ impl Job<'_> {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(self.broken(e)),
             };
-            *received += n as u64;
-            let skipped = skip.min(n as u64);
-            skip -= skipped;
-            let left = self.blob.size - part.len();
-            let fresh = &buffer[usize::try_from(skipped).unwrap_or(n)..n];
-            let fresh = &fresh[..fresh.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
-            if let Err(source) = part.append(fresh) {
-                if crate::file::is_full(&source) {
-                    return Err(TransferError::Full(source));
-                }
-                let path = part.path().to_owned();
-                let error = crate::file::FileError { verb: "write", path, source };
-                return Err(TransferError::Pull(CacheError::File(error).into()));
-            }
-            self.progress.event(Event::Bytes { layer: self.layer, bytes: fresh.len() as u64 });
+            came.received += n as u64;
+            let skipped = usize::try_from(skip).unwrap_or(n).min(n);
+            skip -= skipped as u64;
+            let left = usize::try_from(until - part.len()).unwrap_or(usize::MAX);
+            let fresh = &buffer[skipped..n];
+            self.append(part, &fresh[..fresh.len().min(left)])?;
         }
+        Ok(())
+    }
+
+    fn append(&self, part: &mut Part, bytes: &[u8]) -> Result<(), TransferError> {
+        if let Err(source) = part.append(bytes) {
+            if crate::file::is_full(&source) {
+                return Err(TransferError::Full(source));
+            }
+            let path = part.path().to_owned();
+            let error = crate::file::FileError { verb: "write", path, source };
+            return Err(TransferError::Pull(CacheError::File(error).into()));
+        }
+        self.progress.event(Event::Bytes { layer: self.layer, bytes: bytes.len() as u64 });
         Ok(())
     }
 
@@ -400,6 +445,13 @@ impl Job<'_> {
             source,
         })
     }
+}
+
+/// Whence the bytes of an image came.
+#[derive(Default)]
+struct Came {
+    received: u64,
+    copied: u64,
 }
 
 enum TransferError {

@@ -50,7 +50,7 @@ pub enum PushError {
         what: String,
         /// The reason.
         #[source]
-        source: RegistryError,
+        source: Box<RegistryError>,
     },
     /// Neither the registry nor the caller has an image.
     #[error("{what} is neither in {registry} nor here")]
@@ -66,7 +66,8 @@ impl PushError {
     /// What a person could do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Registry(error) | Self::Blob { source: error, .. } => error.hint(),
+            Self::Registry(error) => error.hint(),
+            Self::Blob { source, .. } => source.hint(),
             Self::NoFile { .. } => Some("pack the target again".to_owned()),
         }
     }
@@ -148,7 +149,7 @@ fn send_layer(
     let image = Blob { digest: layer.digest, size: layer.size };
     let mut sent = false;
     for blob in [Some(&image), layer.chunks.as_ref()].into_iter().flatten() {
-        let failed = |source| PushError::Blob { what: what(), source };
+        let failed = |source| PushError::Blob { what: what(), source: Box::new(source) };
         if registry.has_blob(blob).map_err(failed)? {
             continue;
         }

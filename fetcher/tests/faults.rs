@@ -154,7 +154,7 @@ fn a_pull_goes_on_in_another_process_where_one_was_cut_off() {
     let error = faulty.pull_into(&cache).unwrap_err();
     assert!(chain(&error).contains("broke off"), "{}", chain(&error));
     let pulled = faulty.pull_into(&faulty.bench.cache()).unwrap();
-    assert_eq!(pulled.layers[0], Outcome::Fetched { bytes: 200_000, resumed: 800_000 });
+    assert_eq!(pulled.layers[0], Outcome::Fetched { bytes: 200_000, resumed: 800_000, copied: 0 });
     // Left-overs that are wrong cost a second transfer, no more.
     let other = Cache::open(faulty.bench.path("other")).unwrap();
     let hex = faulty.manifest.layers[0].digest.hex();

@@ -263,7 +263,10 @@ fn a_server_of_static_files_is_a_registry_to_read() {
     let pulled =
         mica_fetcher::pull(&*registry, &reference, &cache, &PullOptions::default(), &()).unwrap();
     bench.assert_cached(&cache, &pulled.manifest);
-    assert_eq!(pulled.layers[1], Outcome::Fetched { bytes: 2_000_000, resumed: 1_234_567 });
+    assert_eq!(
+        pulled.layers[1],
+        Outcome::Fetched { bytes: 2_000_000, resumed: 1_234_567, copied: 0 }
+    );
     let error = registry.resolve(&"B".parse().unwrap()).unwrap_err();
     assert!(matches!(error, RegistryError::UnknownPackage { .. }));
     let registry = open_writable(&url, &hasty()).unwrap();

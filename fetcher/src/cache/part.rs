@@ -8,6 +8,7 @@ use mica_graph::{Blob, Digest};
 
 use super::{Cache, CacheError};
 use crate::file::{self, Named};
+use crate::pull::POLL;
 
 /// What became of the wish to bring in a blob.
 pub(crate) enum Reserved {
@@ -16,7 +17,7 @@ pub(crate) enum Reserved {
     /// Another process, or thread, is bringing it in; so many bytes are there.
     Busy(u64),
     /// Ours to bring in.
-    Ours(Part),
+    Ours(Box<Part>),
 }
 
 /// The `.part` file of one blob, locked by us. Dropped, it stays for whoever resumes.
@@ -56,7 +57,7 @@ impl Cache {
                 }
                 Err(error) => return Err(error),
             }
-            return Ok(Reserved::Ours(Part::resume(file, path, blob.clone())?));
+            return Ok(Reserved::Ours(Box::new(Part::resume(file, path, blob.clone())?)));
         }
     }
 
@@ -70,34 +71,43 @@ impl Cache {
 
     /// Takes in a file that is already here, such as an image just packed. Whether it was not there before.
     pub fn insert(&self, blob: &Blob, source: &Path) -> Result<bool, CacheError> {
+        let Some(mut part) = self.reserve_now(blob)? else { return Ok(false) };
+        part.restart()?;
+        let mut from = File::open(source).named("open", source)?;
+        let mut buffer = vec![0; 1 << 18];
         loop {
-            let mut part = match self.reserve(blob)? {
-                Reserved::Present => return Ok(false),
-                Reserved::Ours(part) => part,
-                Reserved::Busy(_) => {
-                    std::thread::sleep(super::super::pull::POLL);
-                    continue;
-                }
-            };
-            part.restart()?;
-            let mut from = File::open(source).named("open", source)?;
-            let mut buffer = vec![0; 1 << 18];
-            loop {
-                match from.read(&mut buffer).named("read", source)? {
-                    0 => break,
-                    n => part.append(&buffer[..n]).map_err(|e| part_error(&part.path, e))?,
-                }
+            match from.read(&mut buffer).named("read", source)? {
+                0 => break,
+                n => part.append(&buffer[..n]).map_err(|e| part_error(&part.path, e))?,
             }
-            return match part.finish(self)? {
-                Ok(()) => Ok(true),
-                Err(mismatch) => Err(CacheError::NotThisBlob {
-                    path: source.to_owned(),
-                    expected: blob.digest,
-                    found: mismatch.found,
-                }),
-            };
+        }
+        finish(part, self, source)
+    }
+
+    /// Takes in bytes.
+    pub(crate) fn store(&self, blob: &Blob, bytes: &[u8]) -> Result<bool, CacheError> {
+        let Some(mut part) = self.reserve_now(blob)? else { return Ok(false) };
+        part.restart()?;
+        part.append(bytes).map_err(|e| part_error(&part.path, e))?;
+        finish(part, self, &self.blob_path(&blob.digest))
+    }
+
+    /// Takes the lock of a digest, waiting for whoever is bringing it in; `None` if it is there.
+    fn reserve_now(&self, blob: &Blob) -> Result<Option<Box<Part>>, CacheError> {
+        loop {
+            match self.reserve(blob)? {
+                Reserved::Present => return Ok(None),
+                Reserved::Ours(part) => return Ok(Some(part)),
+                Reserved::Busy(_) => std::thread::sleep(POLL),
+            }
         }
     }
+}
+
+fn finish(part: Box<Part>, cache: &Cache, source: &Path) -> Result<bool, CacheError> {
+    let expected = part.blob.digest;
+    let wrong = |found| CacheError::NotThisBlob { path: source.to_owned(), expected, found };
+    part.finish(cache)?.map(|()| true).map_err(|mismatch| wrong(mismatch.found))
 }
 
 fn part_error(path: &Path, source: io::Error) -> CacheError {

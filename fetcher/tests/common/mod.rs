@@ -1,5 +1,6 @@
 //! Packages to publish, and a registry server that can be told to misbehave.
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "only tests use it")]
+#![allow(dead_code, unreachable_pub, reason = "each test file is a crate that uses a part of it")]
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -48,6 +49,18 @@ impl Bench {
             chunks: None,
             root: false,
         }
+    }
+
+    /// A layer with a chunk table; each piece of its content is a chunk.
+    pub fn chunked(&mut self, name: &str, version: &str, pieces: &[Vec<u8>]) -> Layer {
+        let mut table = mica_squashfs::chunks::ChunkTable::default();
+        for piece in pieces {
+            table.push(piece.len() as u32, *Digest::of(piece).as_bytes());
+        }
+        let table = table.encode();
+        let chunks = self.layer("table", version, &table);
+        let chunks = Some(mica_graph::Blob { digest: chunks.digest, size: chunks.size });
+        Layer { chunks, ..self.layer(name, version, &pieces.concat()) }
     }
 
     /// A package whose layers have these names and contents.

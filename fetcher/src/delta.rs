@@ -1,0 +1,265 @@
+//! Which parts of a new image are in images that are here already.
+//!
+//! The chunk table of an image says what it is made of. Chunks that an earlier version of the same layer holds are
+//! copied from its file, the rest comes by range requests, in the order of the new image: so a part cut off anywhere is
+//! still a beginning of it, and is resumed like any other. Copied bytes are not hashed by themselves: the digest of the
+//! whole decides, and if it is wrong, all of the image is fetched.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use mica_graph::{Blob, Layer, PackageName};
+use mica_squashfs::chunks::{Chunk, ChunkTable};
+
+use crate::cache::Cache;
+use crate::registry::Registry;
+
+/// Images smaller than this are fetched whole: a table would cost a request, and save little.
+pub(crate) const SMALLEST: u64 = 256 << 10;
+
+/// Two ranges to be fetched become one request if no more lies between them.
+const GAP: u64 = 64 << 10;
+
+/// How many earlier versions are looked at.
+const VERSIONS: usize = 8;
+
+/// How to put an image together.
+#[derive(Debug, Default)]
+pub(crate) struct Recipe {
+    segments: Vec<Segment>,
+}
+
+/// A run of bytes of the new image.
+#[derive(Debug)]
+struct Segment {
+    start: u64,
+    end: u64,
+    /// Where the bytes are here, if they are.
+    local: Option<Local>,
+}
+
+#[derive(Clone, Debug)]
+struct Local {
+    file: Arc<File>,
+    offset: u64,
+}
+
+/// What comes next.
+pub(crate) enum Step<'a> {
+    /// So many bytes of this file, from this offset.
+    Copy { file: &'a File, offset: u64, length: u64 },
+    /// A request up to this offset.
+    Fetch { until: u64 },
+}
+
+impl Recipe {
+    /// All of the image by one request.
+    pub(crate) fn whole() -> Self {
+        Self::default()
+    }
+
+    /// How to go on when `len` bytes of an image of `size` bytes are there.
+    pub(crate) fn step(&self, len: u64, size: u64) -> Step<'_> {
+        let next = self.segments.partition_point(|segment| segment.end <= len);
+        match self.segments.get(next) {
+            Some(Segment { start, end, local: Some(local) }) => Step::Copy {
+                file: &local.file,
+                offset: local.offset + (len - start),
+                length: end - len,
+            },
+            Some(segment) => Step::Fetch { until: segment.end },
+            None => Step::Fetch { until: size },
+        }
+    }
+
+    fn new(table: &ChunkTable, held: &HashMap<[u8; 32], Local>) -> Self {
+        let mut recipe = Self::default();
+        for chunk in table.chunks() {
+            recipe.push(chunk, held.get(&chunk.digest).cloned());
+        }
+        recipe.close_gaps();
+        recipe
+    }
+
+    fn push(&mut self, chunk: &Chunk, local: Option<Local>) {
+        if let Some(last) = self.segments.last_mut() {
+            let follows = match (&last.local, &local) {
+                (None, None) => true,
+                (Some(a), Some(b)) => {
+                    Arc::ptr_eq(&a.file, &b.file) && a.offset + (last.end - last.start) == b.offset
+                }
+                _ => false,
+            };
+            if follows {
+                last.end = chunk.end();
+                return;
+            }
+        }
+        self.segments.push(Segment { start: chunk.offset, end: chunk.end(), local });
+    }
+
+    /// A short copy between two fetches is fetched as well: one request less is worth more.
+    fn close_gaps(&mut self) {
+        let mut closed: Vec<Segment> = Vec::with_capacity(self.segments.len());
+        let mut segments = std::mem::take(&mut self.segments).into_iter().peekable();
+        while let Some(mut segment) = segments.next() {
+            let short = segment.end - segment.start <= GAP;
+            let before = closed.last().is_some_and(|last| last.local.is_none());
+            let after = segments.peek().is_some_and(|next| next.local.is_none());
+            if short && before && after {
+                segment.local = None;
+            }
+            match closed.last_mut() {
+                Some(last) if last.local.is_none() && segment.local.is_none() => {
+                    last.end = segment.end
+                }
+                _ => closed.push(segment),
+            }
+        }
+        self.segments = closed;
+    }
+
+    /// Bytes that are here.
+    pub(crate) fn local(&self) -> u64 {
+        let local = self.segments.iter().filter(|segment| segment.local.is_some());
+        local.map(|segment| segment.end - segment.start).sum()
+    }
+}
+
+/// Reads exactly the bytes a [`Step::Copy`] names.
+pub(crate) fn read(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    file.read_exact_at(buffer, offset)
+}
+
+/// Fetches the chunk table of a layer, for now and for later versions, and looks for its chunks among earlier
+/// versions of the layer. Whatever goes wrong here only means that more is fetched.
+pub(crate) fn recipe(
+    registry: &dyn Registry,
+    cache: &Cache,
+    package: &PackageName,
+    layer: &Layer,
+) -> Recipe {
+    let Some(blob) = layer.chunks.as_ref().filter(|_| layer.size >= SMALLEST) else {
+        return Recipe::whole();
+    };
+    let Some(table) = table(registry, cache, blob) else { return Recipe::whole() };
+    if table.image_len() != layer.size {
+        tracing::warn!(layer = %layer.module, "the chunk table is that of another image");
+        return Recipe::whole();
+    }
+    let held = held_chunks(cache, package, layer);
+    if held.is_empty() { Recipe::whole() } else { Recipe::new(&table, &held) }
+}
+
+fn table(registry: &dyn Registry, cache: &Cache, blob: &Blob) -> Option<ChunkTable> {
+    if let Some(table) = cached_table(cache, blob) {
+        return Some(table);
+    }
+    let fetched = registry.document(blob);
+    let bytes = fetched.inspect_err(|error| tracing::debug!(%error, "no chunk table")).ok()?;
+    let stored = cache.store(blob, &bytes);
+    stored.inspect_err(|error| tracing::debug!(%error, "cannot keep a chunk table")).ok()?;
+    ChunkTable::parse(&bytes).ok()
+}
+
+fn cached_table(cache: &Cache, blob: &Blob) -> Option<ChunkTable> {
+    let bytes = std::fs::read(cache.blob(blob).ok()??).ok()?;
+    ChunkTable::parse(&bytes).ok()
+}
+
+/// The chunks of earlier versions of a layer, newest first.
+fn held_chunks(cache: &Cache, package: &PackageName, layer: &Layer) -> HashMap<[u8; 32], Local> {
+    let mut held = HashMap::new();
+    let Ok(Some(index)) = cache.index(package) else { return held };
+    let mut seen = vec![layer.digest];
+    for entry in index.versions.iter().take(VERSIONS) {
+        let Ok(Some(manifest)) = cache.manifest(&entry.manifest.digest) else { continue };
+        for old in manifest.layers.iter().filter(|old| old.module == layer.module) {
+            if seen.contains(&old.digest) {
+                continue;
+            }
+            seen.push(old.digest);
+            add_chunks(cache, old, &mut held);
+        }
+    }
+    held
+}
+
+fn add_chunks(cache: &Cache, old: &Layer, held: &mut HashMap<[u8; 32], Local>) {
+    let Some(table) = old.chunks.as_ref().and_then(|blob| cached_table(cache, blob)) else {
+        return;
+    };
+    // Open, it stays readable even if it is removed meanwhile.
+    let Ok(Some(path)) = cache.image(old) else { return };
+    let Ok(file) = File::open(path).map(Arc::new) else { return };
+    for chunk in table.chunks() {
+        let local = || Local { file: Arc::clone(&file), offset: chunk.offset };
+        held.entry(chunk.digest).or_insert_with(local);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(chunks: &[(u8, u32)]) -> ChunkTable {
+        let mut table = ChunkTable::default();
+        for (digest, length) in chunks {
+            table.push(*length, [*digest; 32]);
+        }
+        table
+    }
+
+    fn held(old: &ChunkTable) -> HashMap<[u8; 32], Local> {
+        let file = Arc::new(File::open("/dev/null").unwrap());
+        let local = |chunk: &Chunk| Local { file: Arc::clone(&file), offset: chunk.offset };
+        old.chunks().iter().map(|chunk| (chunk.digest, local(chunk))).collect()
+    }
+
+    /// The steps as `(copy from, or fetch)` and the offset reached.
+    fn steps(recipe: &Recipe, size: u64) -> Vec<(Option<u64>, u64)> {
+        let (mut at, mut steps) = (0, Vec::new());
+        while at < size {
+            match recipe.step(at, size) {
+                Step::Copy { offset, length, .. } => {
+                    at += length;
+                    steps.push((Some(offset), at));
+                }
+                Step::Fetch { until } => {
+                    at = until;
+                    steps.push((None, at));
+                }
+            }
+        }
+        steps
+    }
+
+    const K: u32 = 1 << 10;
+
+    #[test]
+    fn runs_are_copied_and_fetched_as_one() {
+        let old = table(&[(1, 100 * K), (2, 100 * K), (3, 100 * K), (4, 100 * K)]);
+        let new = table(&[(1, 100 * K), (2, 100 * K), (8, K), (9, K), (4, 100 * K)]);
+        let recipe = Recipe::new(&new, &held(&old));
+        let k = u64::from(K);
+        let expected = [(Some(0), 200 * k), (None, 202 * k), (Some(300 * k), 302 * k)];
+        assert_eq!(steps(&recipe, 302 * k), expected);
+        assert_eq!(recipe.local(), 300 * k);
+        let Step::Copy { offset, length, .. } = recipe.step(150 * k, 302 * k) else { panic!() };
+        assert_eq!((offset, length), (150 * k, 50 * k), "resumed in the middle of a run");
+    }
+
+    #[test]
+    fn short_gaps_are_fetched() {
+        let old = table(&[(1, 10 * K), (2, 100 * K)]);
+        let new = table(&[(7, K), (1, 10 * K), (8, K), (2, 100 * K), (9, K)]);
+        let recipe = Recipe::new(&new, &held(&old));
+        let k = u64::from(K);
+        let expected = [(None, 12 * k), (Some(10 * k), 112 * k), (None, 113 * k)];
+        assert_eq!(steps(&recipe, 113 * k), expected);
+        assert_eq!(steps(&Recipe::whole(), 5), [(None, 5)]);
+    }
+}

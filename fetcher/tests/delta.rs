@@ -1,0 +1,98 @@
+//! A new version of a large layer: only its new chunks cross the network.
+
+mod common;
+
+use common::proxy::{Fault, Proxy};
+use common::{Bench, chain, hasty_retry, http, noise};
+use mica_fetcher::{Cache, Outcome, PullOptions, Pulled, ServeOptions, Server, listen};
+use mica_graph::Manifest;
+
+const CHUNK: usize = 100_000;
+
+fn pieces(names: &[&str]) -> Vec<Vec<u8>> {
+    names.iter().map(|name| noise(name, CHUNK)).collect()
+}
+
+/// Two versions of a layer of 20 chunks; the second has one chunk more, one changed, and two swapped.
+struct Versions {
+    bench: Bench,
+    server: Server,
+    manifests: Vec<Manifest>,
+}
+
+const NEW: u64 = 2 * CHUNK as u64;
+
+fn versions() -> Versions {
+    let mut bench = Bench::new();
+    let names: Vec<String> = (0..20).map(|i| i.to_string()).collect();
+    let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let old = bench.chunked("L", "v1", &pieces(&names));
+    names.insert(3, "inserted");
+    names[10] = "changed";
+    names.swap(15, 18);
+    let new = bench.chunked("L", "v2", &pieces(&names));
+    let registry = bench.registry();
+    let mut manifests = Vec::new();
+    for (version, layer) in [("v1", old), ("v2", new)] {
+        let manifest = bench.package("A", version, &[]);
+        let manifest = Manifest { layers: vec![layer], ..manifest };
+        bench.push(&*registry, &manifest);
+        manifests.push(manifest);
+    }
+    let listener = listen("127.0.0.1:0").unwrap();
+    let server = Server::spawn(listener, &bench.path("registry"), ServeOptions::default()).unwrap();
+    Versions { bench, server, manifests }
+}
+
+fn pull(url: &str, reference: &str, cache: &Cache) -> Pulled {
+    let options = PullOptions { retry: hasty_retry(), ..PullOptions::default() };
+    let pulled = mica_fetcher::pull(&*http(url), &reference.parse().unwrap(), cache, &options, &());
+    pulled.unwrap_or_else(|error| panic!("{}", chain(&error)))
+}
+
+/// What came of the second version's image behind these faults, which begin after its manifest and chunk table.
+fn second(faults: &[Fault], spoil: impl Fn(&Versions, &Cache)) -> (u64, u64, usize) {
+    let versions = versions();
+    let cache = versions.bench.cache();
+    drop(pull(&versions.server.url(), "A@v1", &cache));
+    spoil(&versions, &cache);
+    let faults = [Fault::Pass, Fault::Pass].into_iter().chain(faults.iter().cloned()).collect();
+    let proxy = Proxy::new(versions.server.address(), faults);
+    let pulled = pull(&proxy.url(), "A@v2", &cache);
+    versions.bench.assert_cached(&cache, &versions.manifests[1]);
+    let Outcome::Fetched { bytes, copied, .. } = pulled.layers[0] else { panic!("not fetched") };
+    (bytes, copied, proxy.count())
+}
+
+#[test]
+fn only_new_chunks_come() {
+    let total = 21 * CHUNK as u64;
+    // Index, manifest, chunk table, two runs.
+    assert_eq!(second(&[], |_, _| {}), (NEW, total - NEW, 5));
+}
+
+#[test]
+fn broken_connections_and_servers_without_ranges() {
+    let (bytes, copied, _) = second(&[Fault::Cut(50_000), Fault::Refuse], |_, _| {});
+    assert_eq!((bytes, copied), (NEW, 19 * CHUNK as u64));
+    let (bytes, copied, requests) = second(&[Fault::IgnoreRange], |_, _| {});
+    assert_eq!((bytes, copied, requests), (21 * CHUNK as u64, 3 * CHUNK as u64, 4));
+}
+
+#[test]
+fn an_old_image_that_was_altered_only_costs_bytes() {
+    let total = 21 * CHUNK as u64;
+    let flip = |versions: &Versions, cache: &Cache| {
+        let path = cache.blob_path(&versions.manifests[0].layers[0].digest);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[CHUNK] ^= 1;
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+    };
+    let (bytes, ..) = second(&[], flip);
+    assert_eq!(bytes, NEW + total);
+    let remove = |versions: &Versions, cache: &Cache| {
+        std::fs::remove_file(cache.blob_path(&versions.manifests[0].layers[0].digest)).unwrap();
+    };
+    assert_eq!(second(&[], remove), (total, 0, 4));
+}

@@ -1,0 +1,263 @@
+//! Many processes on one cache, processes killed at any point, and a full disk.
+//!
+//! Run without arguments it is the test; with `pull` or `push` it is one of the processes that are killed.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use common::{Bench, chain, hasty, noise};
+use mica_fetcher::registry::{Registry, open, open_writable};
+use mica_fetcher::{
+    Cache, PruneOptions, PullError, PullOptions, Pulled, PushOptions, ServeOptions, Server, listen,
+};
+use mica_graph::{Digest, Manifest};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["pull", url, reference, cache, quota] => pull_process(url, reference, cache, quota),
+        ["push", registry, manifest, images] => push_process(registry, manifest, images),
+        _ => {
+            let filter = words.iter().find(|word| !word.starts_with('-'));
+            for (name, test) in TESTS {
+                if filter.is_none_or(|filter| name.contains(filter)) {
+                    test();
+                    println!("test {name} ... ok");
+                }
+            }
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+const TESTS: [(&str, fn()); 5] = [
+    ("a_killed_pull_leaves_nothing_half", a_killed_pull_leaves_nothing_half),
+    ("a_killed_push_leaves_nothing_half", a_killed_push_leaves_nothing_half),
+    ("processes_that_want_the_same_fetch_it_once", processes_that_want_the_same_fetch_it_once),
+    ("pulling_and_pruning_at_once_under_a_quota", pulling_and_pruning_at_once_under_a_quota),
+    ("a_full_disk_is_said_so_and_goes_on", a_full_disk_is_said_so_and_goes_on),
+];
+
+fn pull_process(url: &str, reference: &str, cache: &str, quota: &str) {
+    let quota: Option<u64> = quota.parse().ok();
+    let cache = Cache::open(cache).unwrap().with_quota(quota);
+    let registry = open(url, &hasty()).unwrap();
+    let pulled = pull(&*registry, reference, &cache).unwrap_or_else(|e| panic!("{}", chain(&e)));
+    // Under its lease everything is there, whatever the others remove.
+    for (layer, path) in pulled.manifest.layers.iter().zip(cache.stack(&pulled.manifest).unwrap()) {
+        assert_eq!(Digest::of(&std::fs::read(path).unwrap()), layer.digest);
+    }
+    println!("{}", pulled.fetched_bytes());
+    if quota.is_some() {
+        cache.prune(&PruneOptions { quota, ..Default::default() }).unwrap();
+    }
+}
+
+fn push_process(registry: &str, manifest: &str, images: &str) {
+    let manifest = Manifest::from_json(&std::fs::read(manifest).unwrap()).unwrap();
+    let registry = open_writable(registry, &hasty()).unwrap();
+    let file = |digest: &Digest| Some(Path::new(images).join(digest.hex()));
+    mica_fetcher::push(&*registry, &manifest, &file, &PushOptions::default(), &()).unwrap();
+}
+
+fn pull(registry: &dyn Registry, reference: &str, cache: &Cache) -> Result<Pulled, PullError> {
+    mica_fetcher::pull(registry, &reference.parse().unwrap(), cache, &PullOptions::default(), &())
+}
+
+fn process(arguments: &[&str]) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// What a process printed; its own complaint if it failed.
+fn output(child: Child) -> String {
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Delays that differ from run to run; the seed is printed so that a failure can be repeated.
+struct Dice(u64);
+
+impl Dice {
+    fn new() -> Self {
+        let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+        println!("seed {seed}");
+        Self(seed)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+fn published(layers: usize, size: usize, versions: usize) -> (Bench, Server, Vec<Manifest>) {
+    let mut bench = Bench::new();
+    let registry = bench.registry();
+    let package = |version: usize| {
+        let names: Vec<String> = (0..layers).map(|i| format!("L{i}")).collect();
+        let content = |name: &String| noise(&format!("{name} of {version}"), size);
+        let layers: Vec<(&str, Vec<u8>)> =
+            names.iter().map(|name| (name.as_str(), content(name))).collect();
+        let manifest = bench.package("A", &format!("v{version}"), &layers);
+        bench.push(&*registry, &manifest);
+        manifest
+    };
+    let manifests = (0..versions).map(package).collect();
+    let listener = listen("127.0.0.1:0").unwrap();
+    let server = Server::spawn(listener, &bench.path("registry"), ServeOptions::default()).unwrap();
+    (bench, server, manifests)
+}
+
+fn text(path: PathBuf) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+fn assert_clean(cache: &Cache) {
+    let verified = cache.verify(false).unwrap();
+    assert_eq!(verified.damage, []);
+}
+
+fn a_killed_pull_leaves_nothing_half() {
+    let (bench, server, manifests) = published(6, 1_500_000, 2);
+    let (url, folder) = (server.url(), text(bench.path("cache")));
+    let mut dice = Dice::new();
+    for round in 0..60 {
+        let reference = if round % 2 == 0 { "A@v0" } else { "A@v1" };
+        let mut child = process(&["pull", &url, reference, &folder, "-"]);
+        std::thread::sleep(Duration::from_micros(dice.below(120_000)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if round % 10 == 9 {
+            let cache = bench.cache();
+            assert_clean(&cache);
+            pull(&*open(&url, &hasty()).unwrap(), reference, &cache).unwrap();
+            bench.assert_cached(&cache, &manifests[round % 2]);
+            cache.prune(&PruneOptions { all: true, ..Default::default() }).unwrap();
+            assert_eq!(cache.disk_use().unwrap().bytes, 0);
+            for folder in ["incoming", "leases", "blobs", "manifests"] {
+                assert_eq!(std::fs::read_dir(cache.root().join(folder)).unwrap().count(), 0);
+            }
+        }
+    }
+}
+
+fn a_killed_push_leaves_nothing_half() {
+    let (mut bench, server, _) = published(1, 10, 1);
+    let images = text(bench.path("images"));
+    let registry = text(bench.path("registry"));
+    let mut dice = Dice::new();
+    for round in 0..30 {
+        let content = |i| noise(&format!("{round} {i}"), 400_000);
+        let version = format!("r{round}");
+        let manifest = bench.package(
+            "A",
+            &version,
+            &[("x", content(0)), ("y", content(1)), ("z", content(2))],
+        );
+        let path = bench.path("manifest.json");
+        std::fs::write(&path, manifest.to_json()).unwrap();
+        let mut child = process(&["push", &registry, &text(path), &images]);
+        std::thread::sleep(Duration::from_micros(dice.below(40_000)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Whatever became visible is whole; then the same push succeeds.
+        let reader = open(&server.url(), &hasty()).unwrap();
+        let index = reader.index(&manifest.name).unwrap().unwrap();
+        if index.entry(&manifest.version).is_some() {
+            pull(&*reader, &format!("A@{version}"), &bench.cache()).unwrap();
+        }
+        bench.push(&*bench.registry(), &manifest);
+        drop(pull(&*reader, "A", &bench.cache()).unwrap());
+        bench.assert_cached(&bench.cache(), &manifest);
+    }
+    bench.registry();
+    assert_eq!(std::fs::read_dir(bench.path("registry/incoming")).unwrap().count(), 0);
+}
+
+fn processes_that_want_the_same_fetch_it_once() {
+    let (bench, server, manifests) = published(5, 2_000_000, 1);
+    let folder = text(bench.path("cache"));
+    let children: Vec<Child> =
+        (0..12).map(|_| process(&["pull", &server.url(), "A", &folder, "-"])).collect();
+    let fetched = children.into_iter().map(|child| output(child).trim().parse::<u64>().unwrap());
+    assert_eq!(fetched.sum::<u64>(), manifests[0].size());
+    assert_clean(&bench.cache());
+}
+
+fn pulling_and_pruning_at_once_under_a_quota() {
+    let (bench, server, manifests) = published(3, 300_000, 6);
+    let folder = text(bench.path("cache"));
+    let quota = (manifests[0].size() * 2).to_string();
+    for _ in 0..3 {
+        let children: Vec<Child> = (0..16)
+            .map(|i| process(&["pull", &server.url(), &format!("A@v{}", i % 6), &folder, &quota]))
+            .collect();
+        children.into_iter().for_each(|child| drop(output(child)));
+        let cache = bench.cache();
+        assert_clean(&cache);
+        assert!(cache.disk_use().unwrap().bytes <= manifests[0].size() * 2);
+    }
+}
+
+/// A file system of a few megabytes.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn new(path: PathBuf) -> Self {
+        std::fs::create_dir(&path).unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=3m", "mica-test"])
+            .arg(&path)
+            .status()
+            .unwrap();
+        assert!(mounted.success(), "this test needs root, to mount a small tmpfs");
+        Self(path)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(&self.0).status();
+        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
+    }
+}
+
+fn a_full_disk_is_said_so_and_goes_on() {
+    let (bench, server, manifests) = published(2, 900_000, 3);
+    let disk = SmallDisk::new(bench.path("disk"));
+    let cache = Cache::open(disk.0.join("cache")).unwrap();
+    let registry = open(&server.url(), &hasty()).unwrap();
+    drop(pull(&*registry, "A@v0", &cache).unwrap());
+    // What nobody uses makes room.
+    let held = pull(&*registry, "A@v1", &cache).unwrap();
+    bench.assert_cached(&cache, &manifests[1]);
+    // What somebody uses does not.
+    let error = pull(&*registry, "A@v2", &cache).unwrap_err();
+    let message = chain(&error);
+    assert!(message.contains("no room for") && message.contains("No space left"), "{message}");
+    assert!(error.hint().unwrap().contains("mica prune"));
+    bench.assert_cached(&cache, &manifests[1]);
+    assert_clean(&cache);
+    drop(held);
+    drop(pull(&*registry, "A@v2", &cache).unwrap());
+    bench.assert_cached(&cache, &manifests[2]);
+    // Filled by somebody else to the last byte, it still lists, prunes and recovers.
+    let filler = disk.0.join("filler");
+    drop(std::fs::write(&filler, vec![0; 4 << 20]));
+    assert_eq!(cache.packages().unwrap().len(), 3);
+    pull(&*registry, "A@v0", &cache).unwrap();
+    bench.assert_cached(&cache, &manifests[0]);
+    drop(cache);
+}
