@@ -57,7 +57,7 @@ fn recursion_and_endless_work() {
         "def f():\n  for a in range(100000):\n    for b in range(100000):\n      pass\nf()\n";
     refused(loops, "exceeded");
     refused(
-        "def f():\n  x = []\n  for _ in range(100000):\n    x.append('a' * 10000)\nf()\n",
+        "def f():\n  x = []\n  a = 'a' * 10000\n  for _ in range(100000):\n    x.append(a + 'b')\nf()\n",
         "exceeded",
     );
 }

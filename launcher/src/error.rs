@@ -36,6 +36,9 @@ pub enum LaunchError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// The job's private network could not be made.
+    #[error("cannot make the job's private network")]
+    Network(#[source] io::Error),
     /// This binary could not be started again as the job's init.
     #[error("cannot start the job's init")]
     Init(#[source] io::Error),
@@ -80,6 +83,10 @@ impl LaunchError {
         Some(match self {
             Self::NoInit => "call mica_launcher::init_main() first thing in main",
             Self::Limit(error) => error.hint(),
+            Self::Network(source) if source.kind() == io::ErrorKind::NotFound => {
+                "install the package passt, which has the program pasta"
+            }
+            Self::Network(_) => "share the host's network, or run without one",
             Self::Namespaces(source) => match errno(source) {
                 Some(libc::ENOSPC | libc::EUSERS) => {
                     "the host allows no more user namespaces: raise the sysctl user.max_user_namespaces"

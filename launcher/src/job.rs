@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
@@ -19,7 +19,7 @@ use crate::launch::{Stdio, early_error};
 use crate::process::{ExecSpec, Process};
 use crate::spec::Root;
 use crate::sys;
-use crate::wire::{self, Command, Report};
+use crate::wire::{self, Command, Report, Start};
 
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,6 +175,9 @@ fn decode(bytes: &[u8]) -> Result<Report, LaunchError> {
     serde_json::from_slice(bytes).map_err(|error| LaunchError::Talk(error.into()))
 }
 
+/// How long the init of a job without a process namespace may take to kill what it started.
+const INIT_HAS: Duration = Duration::from_secs(5);
+
 /// A running job. Dropping it kills the job and removes its cgroup.
 #[derive(Debug)]
 pub struct Job {
@@ -185,7 +188,11 @@ pub struct Job {
     cgroup: Cgroup,
     process: Process,
     root: Root,
+    /// The helper that makes its private network; ends with it.
+    network: Option<Box<Job>>,
     warnings: Vec<String>,
+    /// It has a process namespace of its own, so that its init's end is the end of all.
+    own_pids: bool,
     /// The init has been waited for, so its pid means nothing any more.
     reaped: bool,
     /// Taken when the init was reaped, before the cgroup went.
@@ -199,7 +206,7 @@ impl Job {
         control: OwnedFd,
         program: Program,
         cgroup: Cgroup,
-        process: Process,
+        start: Start,
         root: Root,
     ) -> Self {
         Self {
@@ -208,8 +215,10 @@ impl Job {
             control,
             program,
             cgroup,
-            process,
+            process: start.process,
             root,
+            network: None,
+            own_pids: start.own_pids,
             warnings: Vec::new(),
             reaped: false,
             usage: None,
@@ -223,6 +232,10 @@ impl Job {
         self.program.started(&self.cgroup)?;
         self.warnings.append(&mut self.program.warnings);
         Ok(())
+    }
+
+    pub(crate) fn connect(&mut self, network: Job) {
+        self.network = Some(Box::new(network));
     }
 
     pub(crate) fn warn(&mut self, warnings: impl IntoIterator<Item = String>) {
@@ -276,6 +289,13 @@ impl Job {
     /// The job has ended.
     pub fn kill(&self) -> io::Result<()> {
         self.cgroup.kill();
+        if !self.own_pids {
+            // Nobody but the init knows which processes are the job's, so it has to kill them.
+            rustix::net::shutdown(&self.control, Shutdown::Both).ok();
+            if self.ended(INIT_HAS)? {
+                return Ok(());
+            }
+        }
         match pidfd_send_signal(&self.pidfd, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
@@ -348,12 +368,7 @@ impl Job {
     /// The init can't be waited for.
     pub fn wait_timeout(&mut self, timeout: Duration) -> io::Result<Option<Exit>> {
         if !self.reaped {
-            let timeout = Timespec {
-                tv_sec: timeout.as_secs() as i64,
-                tv_nsec: timeout.subsec_nanos().into(),
-            };
-            let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-            if retry_on_intr(|| poll(&mut fds, Some(&timeout)))? == 0 {
+            if !self.ended(timeout)? {
                 return Ok(None);
             }
             self.reap()?;
@@ -364,6 +379,14 @@ impl Job {
         Ok(Some(Exit { ending, oom_killed: usage.oom_kills.is_some_and(|kills| kills > 0), usage }))
     }
 
+    /// Waits for the init's end, but not for longer than this. True if it has ended.
+    fn ended(&self, timeout: Duration) -> io::Result<bool> {
+        let timeout =
+            Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        Ok(retry_on_intr(|| poll(&mut fds, Some(&timeout)))? > 0)
+    }
+
     /// Collects the init, which has ended, reads the usage and removes the cgroup.
     fn reap(&mut self) -> io::Result<()> {
         retry_on_intr(|| waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED))?;
@@ -371,6 +394,7 @@ impl Job {
         self.usage = Some(self.cgroup.usage());
         self.cgroup.kill();
         self.cgroup.remove();
+        self.network = None;
         Ok(())
     }
 }

@@ -27,8 +27,9 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::process::Pid;
+use rustix::thread::CapabilitySet;
 
 use crate::cgroup::{Cgroup, LimitError};
 use crate::error::LaunchError;
@@ -36,8 +37,10 @@ use crate::facts::HostFacts;
 use crate::ids::{self, IdMaps};
 use crate::init;
 use crate::job::{Job, Program};
+use crate::network;
 use crate::plan::{Plan, plan};
-use crate::spec::{Namespace, Namespaces, Network, Spec};
+use crate::process::Process;
+use crate::spec::{Namespace, Namespaces, Network, Root, Spec};
 use crate::sys::{self, ChildPlan, EarlyStage, Executable};
 use crate::wire::{self, INIT_NAME, Start, Streams};
 
@@ -172,6 +175,51 @@ fn limit_warning(error: &LimitError) -> String {
 }
 
 fn start(spec: &Spec, plan: Plan, stdio: Stdio, cgroup: Cgroup) -> Result<Job, LaunchError> {
+    let own_users = plan.ids.is_some();
+    let mut job = clone_job(&spec.namespaces, &spec.root, plan, stdio, cgroup)?;
+    if spec.namespaces.network == Network::Private {
+        let helper = connect(network::program(job.pid(), own_users, &spec.ports))?;
+        job.connect(helper);
+    }
+    job.release()?;
+    Ok(job)
+}
+
+/// Starts the helper that makes a private network, and waits until it works.
+fn connect(program: Process) -> Result<Job, LaunchError> {
+    let host = Namespace::Host;
+    // Without the right to a process namespace its init has to end it.
+    let may = rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
+    let namespaces = Namespaces {
+        user: host,
+        pid: if may { Namespace::New } else { host },
+        ipc: host,
+        uts: host,
+        cgroup: host,
+        time: host,
+        network: Network::Host,
+    };
+    let plan = Plan { steps: Vec::new(), ids: None, process: program };
+    let (stdio, words) = network::streams().map_err(LaunchError::Talk)?;
+    let mut helper =
+        clone_job(&namespaces, &Root::Tree("/".into()), plan, stdio, Cgroup::default())?;
+    helper.release().map_err(|error| match error {
+        LaunchError::Exec { source, .. } => LaunchError::Network(source),
+        other => other,
+    })?;
+    network::wait(words)?;
+    Ok(helper)
+}
+
+/// Makes the namespaces and a process in them that waits to be released.
+fn clone_job(
+    namespaces: &Namespaces,
+    root: &Root,
+    plan: Plan,
+    stdio: Stdio,
+    cgroup: Cgroup,
+) -> Result<Job, LaunchError> {
     let talk = LaunchError::Talk;
     let stdio = stdio.above_two().map_err(talk)?;
     let (streams, descriptors) = stdio.parts();
@@ -179,7 +227,7 @@ fn start(spec: &Spec, plan: Plan, stdio: Stdio, cgroup: Cgroup) -> Result<Job, L
         steps: plan.steps,
         process: plan.process,
         stdio: streams,
-        own_pids: spec.namespaces.pid == Namespace::New,
+        own_pids: namespaces.pid == Namespace::New,
         // The kernel means the thread, not the process: where another thread than the first calls, the control socket
         // alone has to tell the init that we are gone.
         die_with_parent: rustix::thread::gettid() == rustix::process::getpid(),
@@ -187,13 +235,14 @@ fn start(spec: &Spec, plan: Plan, stdio: Stdio, cgroup: Cgroup) -> Result<Job, L
     let memory = wire::to_memory("mica-plan", &start).map_err(talk)?;
     let (control, control_of_init) = wire::pair().map_err(talk)?;
     let (report, report_of_init) = wire::report_pair().map_err(talk)?;
-    let executable = own_executable().map_err(LaunchError::Init)?;
+    // A helper without surroundings of its own is no job.
+    let for_job = !start.steps.is_empty();
+    let executable = OwnExecutable::open(for_job).map_err(LaunchError::Init)?;
     let keep: Vec<i32> = [memory.as_fd(), control_of_init.as_fd(), report_of_init.as_fd()]
         .iter()
         .chain(&descriptors)
         .map(AsRawFd::as_raw_fd)
         .collect();
-    let own_users = plan.ids.is_some();
     let entrances =
         cgroup.entrances().map_err(|(path, source)| LaunchError::EnterCgroup { path, source })?;
     let child = ChildPlan {
@@ -204,22 +253,21 @@ fn start(spec: &Spec, plan: Plan, stdio: Stdio, cgroup: Cgroup) -> Result<Job, L
         tasks: entrances.iter().map(AsRawFd::as_raw_fd).collect(),
         keep,
         ids: plan.ids.as_ref().and_then(setup_ids),
-        ambient: own_users,
+        // Root keeps its capabilities across the exec anyway.
+        ambient: plan.ids.is_some() || !rustix::process::geteuid().is_root(),
     };
     let birthplace = cgroup.birthplace();
     let (pid, pidfd) = sys::clone_init(
         &child,
-        clone_flags(&spec.namespaces),
+        clone_flags(namespaces, for_job),
         birthplace.as_ref().map(AsFd::as_fd),
     )
     .map_err(LaunchError::Namespaces)?;
-    let root = spec.root.clone();
-    let mut job = Job::new(pid, pidfd, control, Program::new(report), cgroup, start.process, root);
+    let job = Job::new(pid, pidfd, control, Program::new(report), cgroup, start, root.clone());
     drop((control_of_init, report_of_init, stdio));
     if let Some(maps) = &plan.ids {
         write_maps(pid, maps).map_err(LaunchError::Ids)?;
     }
-    job.release()?;
     Ok(job)
 }
 
@@ -236,10 +284,11 @@ fn setup_ids(maps: &IdMaps) -> Option<(u32, u32)> {
     Some((maps.uids.first()?.inside, maps.gids.first()?.inside))
 }
 
-fn clone_flags(namespaces: &Namespaces) -> u64 {
+fn clone_flags(namespaces: &Namespaces, mounts: bool) -> u64 {
     let new =
         |namespace: Namespace, flag: i32| if namespace == Namespace::New { flag as u64 } else { 0 };
-    libc::CLONE_NEWNS as u64
+    let mounts = if mounts { libc::CLONE_NEWNS as u64 } else { 0 };
+    mounts
         | new(namespaces.user, libc::CLONE_NEWUSER)
         | new(namespaces.pid, libc::CLONE_NEWPID)
         | new(namespaces.ipc, libc::CLONE_NEWIPC)
@@ -261,13 +310,24 @@ fn write_maps(pid: Pid, maps: &IdMaps) -> io::Result<()> {
 enum OwnExecutable {
     Path(CString),
     Sealed(&'static OwnedFd),
+    Plain(OwnedFd),
 }
 
 impl OwnExecutable {
+    /// Out of reach of a job, or as it is where there is none.
+    fn open(for_job: bool) -> io::Result<Self> {
+        if for_job {
+            return own_executable();
+        }
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        Ok(Self::Plain(rustix::fs::open("/proc/self/exe", flags, Mode::empty())?))
+    }
+
     fn as_ref(&self) -> Executable<'_> {
         match self {
             Self::Path(path) => Executable::Path(path.clone()),
-            Self::Sealed(fd) => Executable::Sealed(fd.as_fd()),
+            Self::Sealed(fd) => Executable::File(fd.as_fd()),
+            Self::Plain(fd) => Executable::File(fd.as_fd()),
         }
     }
 }

@@ -40,6 +40,7 @@ mod ids;
 mod init;
 mod job;
 mod launch;
+mod network;
 mod os;
 mod plan;
 mod process;
@@ -57,12 +58,13 @@ pub use facts::{EntryKind, FactsError, HostFacts, RootEntry};
 pub use ids::{Caller, IdMaps, User, UserError, parse_map, resolve_user};
 pub use job::{Ending, Exit, Job, Program};
 pub use launch::{Stdio, init_main, launch};
+pub use network::PRIVATE_DNS;
 pub use plan::{Plan, PlanError, plan};
 pub use process::{ExecSpec, Process};
 pub use rlimits::UnknownResource;
 pub use seccomp::{Profile, ProfileError};
 pub use spec::{
     Capabilities, Device, GeneratedFile, IdMapping, IdRange, IoLimit, Limits, Mount, Namespace,
-    Namespaces, Network, Rlimit, Root, Seccomp, Spec,
+    Namespaces, Network, PortForward, Protocol, Rlimit, Root, Seccomp, Spec,
 };
 pub use step::{Flags, Step};

@@ -66,6 +66,9 @@ pub enum PlanError {
     /// A seccomp profile that can't be used.
     #[error("cannot use the seccomp profile")]
     Profile(#[from] ProfileError),
+    /// Ports can only be published from a private network.
+    #[error("ports can be published only from a private network")]
+    Ports,
     /// A limit without a sensible value.
     #[error("{value} is no sensible limit for {what}")]
     Limit {
@@ -148,6 +151,9 @@ fn check(spec: &Spec) -> Result<(), PlanError> {
         if !at.is_absolute() || !plain || at.components().count() < 3 {
             return Err(PlanError::TreeAt(at.clone()));
         }
+    }
+    if !spec.ports.is_empty() && spec.namespaces.network != Network::Private {
+        return Err(PlanError::Ports);
     }
     let limits = &spec.limits;
     let zero = |what, value: Option<u64>| match value {
@@ -266,7 +272,7 @@ fn kernel_filesystems(spec: &Spec, facts: &HostFacts, tty_group: bool, steps: &m
         host("/proc", strict)
     });
     steps.push(Step::Sysfs {
-        fresh: spec.namespaces.network == Network::None,
+        fresh: spec.namespaces.network != Network::Host,
         writable: spec.privileged,
     });
     if own(spec.namespaces.cgroup) {

@@ -1,6 +1,7 @@
 //! What a caller asks for: a job, in words that say nothing about system calls.
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,9 @@ pub struct Spec {
     /// Which namespaces are the job's own.
     #[serde(default)]
     pub namespaces: Namespaces,
+    /// Ports of the host that lead into the job; for a private network.
+    #[serde(default)]
+    pub ports: Vec<PortForward>,
     /// How users of the job map to users outside.
     #[serde(default)]
     pub ids: IdMapping,
@@ -121,6 +125,7 @@ impl Spec {
             groups: Vec::new(),
             hostname: None,
             namespaces: Namespaces::default(),
+            ports: Vec::new(),
             ids: IdMapping::default(),
             mounts: Vec::new(),
             files: Vec::new(),
@@ -212,6 +217,35 @@ pub enum Network {
     Host,
     /// A network of its own with nothing but a loopback interface, which is up.
     None,
+    /// A network of its own, connected to the launcher's by `pasta`: outgoing connections work, incoming ones reach the
+    /// [`Spec::ports`]. Needs no root. Name servers are found at [`crate::PRIVATE_DNS`].
+    Private,
+}
+
+/// A port of the host that leads to a port of a job with a private network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortForward {
+    /// TCP or UDP.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// The host's address to listen on; `None`: all.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
+    /// Port of the host.
+    pub host: u16,
+    /// Port of the job.
+    pub job: u16,
+}
+
+/// What is forwarded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
 }
 
 /// How the job's users map to the launcher's.

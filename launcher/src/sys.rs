@@ -49,8 +49,8 @@ impl EarlyStage {
 pub(crate) enum Executable<'a> {
     /// A path, opened in the child as a read-only clone of its mount.
     Path(CString),
-    /// A sealed copy in memory.
-    Sealed(BorrowedFd<'a>),
+    /// A file: a sealed copy in memory, or this binary itself where no job comes near it.
+    File(BorrowedFd<'a>),
 }
 
 /// All that the child of [`clone_init`] needs, ready to be passed to system calls.
@@ -151,7 +151,7 @@ unsafe fn become_init(
         fail(report, EarlyStage::Capabilities);
     }
     let executable = match &plan.executable {
-        Executable::Sealed(fd) => fd.as_raw_fd(),
+        Executable::File(fd) => fd.as_raw_fd(),
         Executable::Path(path) => {
             let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
             // SAFETY: path is a live C string.

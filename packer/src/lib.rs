@@ -21,17 +21,19 @@
 //! ```
 
 mod conflict;
+mod hash;
 mod inputs;
 mod options;
 mod pack;
 mod place;
+mod previous;
 mod scan;
 mod verify;
 
 pub use conflict::{ConflictError, check_conflicts};
 pub use inputs::{InputsError, inputs_digest};
 pub use options::{Header, PackOptions};
-pub use pack::{PackError, Packed, pack_dir, pack_layer, pack_scan};
+pub use pack::{PackError, Packed, chunks_path, index_path, pack_dir, pack_layer, pack_scan};
 pub use scan::{Change, Notice, Output, Scan, ScanError, ScanOptions, scan_dir, scan_outputs};
 pub use verify::{SecondOpinion, Verified, VerifyError, verify};
 

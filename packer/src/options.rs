@@ -1,11 +1,13 @@
 //! How images are packed.
 
+use std::path::PathBuf;
+
 use mica_squashfs::codec::Compression;
 use mica_squashfs::write::WriteOptions;
 
 use crate::ScanOptions;
 
-/// How an image is packed. All but `jobs` and `previous` shape its bytes.
+/// How an image is packed. What comes before `jobs`, owner, time and header shape its bytes.
 #[derive(Clone, Debug)]
 pub struct PackOptions {
     /// Compression of data and tables.
@@ -22,6 +24,14 @@ pub struct PackOptions {
     pub mtime: u32,
     /// The XAR header before the file system; `None` for a plain squashfs image.
     pub header: Option<Header>,
+    /// Put the chunk table beside the image ([`chunks_path`](crate::chunks_path)).
+    pub chunks: bool,
+    /// An earlier image, of the same layer for example: blocks with the same content are copied
+    /// from it, compressed as they are. The bytes are those of a full pack, whatever is named here.
+    /// Its [index](crate::index_path) makes that cheap; without one all of it is decoded first.
+    pub previous: Option<PathBuf>,
+    /// Put a block index beside the image, for the next pack's `previous`.
+    pub index: bool,
 }
 
 /// What the XAR header says besides what mica itself puts there.
@@ -42,6 +52,9 @@ impl Default for PackOptions {
             owner: Some((0, 0)),
             mtime: 0,
             header: Some(Header::default()),
+            chunks: true,
+            previous: None,
+            index: false,
         }
     }
 }
@@ -59,6 +72,8 @@ impl PackOptions {
             block_size: self.block_size,
             jobs: self.jobs,
             time: self.mtime,
+            previous: None,
+            index: self.index,
         }
     }
 

@@ -1,17 +1,23 @@
 //! From a scanned input to an image file.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mica_graph::Digest;
-use mica_squashfs::write::WriteError;
+use mica_squashfs::chunks::ChunkTable;
+use mica_squashfs::write::{Summary, WriteError, WriteOptions};
 use mica_squashfs::xar::{HEADER_SIZE, XarError, XarHeader};
 
+use crate::hash::HashingWriter;
 use crate::place::Unfinished;
+use crate::previous;
 use crate::scan::{Notice, Output, Scan, ScanError, scan_dir, scan_outputs};
 use crate::{Header, PackOptions};
+
+/// The key of the XAR header that says how the image was packed.
+pub(crate) const PACKING: &str = "MICA_PACKING";
 
 /// An image that was packed.
 #[derive(Clone, Debug)]
@@ -28,6 +34,10 @@ pub struct Packed {
     pub bytes_in: u64,
     /// Files whose content was stored already.
     pub duplicates: u64,
+    /// Blocks taken from the previous image.
+    pub reused: u64,
+    /// The chunks of the file.
+    pub chunks: ChunkTable,
     /// What the image says differently from the input.
     pub notices: Vec<Notice>,
     /// Time it took.
@@ -89,23 +99,51 @@ pub fn pack_layer(
     Ok(Packed { elapsed: started.elapsed(), ..packed })
 }
 
+/// Where the chunk table of an image is kept ([`ChunkTable`]): `IMAGE.chunks`.
+pub fn chunks_path(image: &Path) -> PathBuf {
+    beside(image, ".chunks")
+}
+
+/// Where the block index of an image is kept ([`mica_squashfs::write::BlockIndex`]):
+/// `IMAGE.index`.
+pub fn index_path(image: &Path) -> PathBuf {
+    beside(image, ".index")
+}
+
+fn beside(image: &Path, suffix: &str) -> PathBuf {
+    let mut name = image.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
 /// Packs what was scanned.
 pub fn pack_scan(scan: Scan, image: &Path, options: &PackOptions) -> Result<Packed, PackError> {
     let started = Instant::now();
     let failed = |source| PackError::Output { image: image.to_owned(), source };
+    let previous = options.previous.as_deref().and_then(|path| previous::open(path, options));
+    let write_options = WriteOptions { previous: previous.map(Arc::new), ..options.write() };
     let mut unfinished = Unfinished::create(image).map_err(failed)?;
-    let file = unfinished.file();
     let offset = if options.header.is_some() { HEADER_SIZE as u64 } else { 0 };
-    file.seek(SeekFrom::Start(offset)).map_err(failed)?;
-    let summary = mica_squashfs::write::write(&scan.tree, &options.write(), file)
+    let mut steady = unfinished.writer();
+    let mut out = HashingWriter::new(&mut steady, offset).map_err(failed)?;
+    let summary = mica_squashfs::write::write(&scan.tree, &write_options, &mut out)
         .map_err(|source| PackError::Write { image: image.to_owned(), source })?;
-    if let Some(header) = &options.header {
-        let payload = hash_from(file, offset).map_err(failed)?;
-        let header = xar_header(header, &payload, options)
-            .map_err(|source| PackError::Header { image: image.to_owned(), source })?;
-        file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&header)).map_err(failed)?;
+    let mut header_bytes = Vec::new();
+    let digest = out
+        .finish(|payload| {
+            let header = options.header.as_ref().expect("only a file with a header has an offset");
+            header_bytes = xar_header(header, payload, options)?;
+            Ok(header_bytes.clone())
+        })
+        .map_err(|source: HeaderFault| source.of(image))?;
+    let chunks = whole_chunks(&header_bytes, &summary);
+    // Before the image gets its name: whoever finds the image finds these as well.
+    if options.chunks {
+        place(&chunks_path(image), &chunks.encode())?;
     }
-    let digest = hash_from(file, 0).map_err(failed)?;
+    if let Some(index) = &summary.index {
+        place(&index_path(image), &index.encode())?;
+    }
     unfinished.finish().map_err(failed)?;
     Ok(Packed {
         digest,
@@ -114,20 +152,57 @@ pub fn pack_scan(scan: Scan, image: &Path, options: &PackOptions) -> Result<Pack
         files: scan.files,
         bytes_in: scan.bytes,
         duplicates: summary.duplicates,
+        reused: summary.reused,
+        chunks,
         notices: scan.notices,
         elapsed: started.elapsed(),
     })
 }
 
-fn hash_from(file: &mut File, offset: u64) -> io::Result<Digest> {
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    file.seek(SeekFrom::Start(offset))?;
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.finalize().into()),
-            length => hasher.update(&buffer[..length]),
-        };
+/// The chunks of the whole file: the header is one of its own.
+fn whole_chunks(header: &[u8], summary: &Summary) -> ChunkTable {
+    if header.is_empty() {
+        return summary.chunks.clone();
+    }
+    let mut table = ChunkTable::default();
+    table.push(header.len() as u32, *blake3::hash(header).as_bytes());
+    summary.chunks.chunks().iter().for_each(|chunk| table.push(chunk.length, chunk.digest));
+    table
+}
+
+fn place(path: &Path, bytes: &[u8]) -> Result<(), PackError> {
+    let write = || {
+        let mut unfinished = Unfinished::create(path)?;
+        unfinished.file().write_all(bytes)?;
+        unfinished.finish()
+    };
+    write().map_err(|source| PackError::Output { image: path.to_owned(), source })
+}
+
+enum HeaderFault {
+    Io(io::Error),
+    Header(XarError),
+}
+
+impl HeaderFault {
+    fn of(self, image: &Path) -> PackError {
+        let image = image.to_owned();
+        match self {
+            Self::Io(source) => PackError::Output { image, source },
+            Self::Header(source) => PackError::Header { image, source },
+        }
+    }
+}
+
+impl From<io::Error> for HeaderFault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<XarError> for HeaderFault {
+    fn from(error: XarError) -> Self {
+        Self::Header(error)
     }
 }
 
@@ -144,7 +219,7 @@ fn xar_header(
         version: Some(options.mtime.to_string()),
         dependencies: Some(String::new()),
         xarexec_target: header.target.clone(),
-        others: vec![("MICA_PACKING".to_owned(), options.description())],
+        others: vec![(PACKING.to_owned(), options.description())],
     }
     .encode()
 }

@@ -2,11 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{Advice, AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
 /// A file being written. Dropped before [`Unfinished::finish`], it leaves nothing behind; killed,
@@ -44,6 +44,12 @@ impl Unfinished {
         &mut self.file
     }
 
+    /// Writes go through this: it has the kernel write to disk as it goes, so that the final sync
+    /// has little left to wait for.
+    pub(crate) fn writer(&mut self) -> Steady<'_> {
+        Steady { file: &mut self.file, position: 0, started: 0 }
+    }
+
     /// Makes the content durable and gives it its name, replacing what had it.
     pub(crate) fn finish(mut self) -> io::Result<()> {
         self.file.sync_all()?;
@@ -65,6 +71,41 @@ impl Drop for Unfinished {
         if self.named {
             let _ = rustix::fs::unlink(&self.temporary);
         }
+    }
+}
+
+/// A file whose dirty pages start their way to the disk every few MiB.
+pub(crate) struct Steady<'f> {
+    file: &'f mut File,
+    position: u64,
+    /// Up to here the kernel was told.
+    started: u64,
+}
+
+impl Write for Steady<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        const STEP: u64 = 8 << 20;
+        let written = self.file.write(bytes)?;
+        self.position += written as u64;
+        if self.position >= self.started + STEP {
+            let length = std::num::NonZeroU64::new(self.position - self.started);
+            // Pages that are dirty stay in the cache; it only starts to write them. No more than
+            // a hint, so no error matters.
+            let _ = rustix::fs::fadvise(&*self.file, self.started, length, Advice::DontNeed);
+            self.started = self.position;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Seek for Steady<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.position = self.file.seek(to)?;
+        Ok(self.position)
     }
 }
 

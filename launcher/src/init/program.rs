@@ -171,9 +171,9 @@ fn rlimit(wanted: &crate::spec::Rlimit, clamp: bool) -> io::Result<bool> {
 /// Takes the job's user and gives up everything that the job may not have.
 fn confine(process: &Process) -> Result<(), Trouble> {
     let held = capabilities(None).map_err(|e| Trouble::new("read capabilities", e))?.permitted;
-    let granted = CapabilitySet::from_bits_retain(process.capabilities.0) & held;
+    let wanted = CapabilitySet::from_bits_retain(process.capabilities.0);
     clear_ambient_capability_set().map_err(|e| Trouble::new("clear ambient capabilities", e))?;
-    for capability in CapabilitySet::all().iter().filter(|c| !granted.contains(*c)) {
+    for capability in CapabilitySet::all().iter().filter(|c| !wanted.contains(*c)) {
         match remove_capability_from_bounding_set(capability) {
             // The kernel doesn't know it.
             Err(Errno::INVAL) | Ok(()) => {}
@@ -203,7 +203,7 @@ fn confine(process: &Process) -> Result<(), Trouble> {
         install().map_err(failed)?;
     }
     // An ordinary user's program has no capabilities, as everywhere; root's has those of the job.
-    let effective = if process.uid == 0 { granted } else { CapabilitySet::empty() };
+    let effective = if process.uid == 0 { wanted & held } else { CapabilitySet::empty() };
     let sets =
         CapabilitySets { effective, permitted: effective, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets).map_err(|e| Trouble::new("drop capabilities", e))?;

@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use crate::support::*;
 use mica_launcher::{
-    Ending, ExecSpec, GeneratedFile, Mount, Namespace, Network, Rlimit, Root, Spec, Stdio, launch,
+    Ending, ExecSpec, GeneratedFile, Mount, Namespace, Network, PortForward, Protocol, Rlimit,
+    Root, Spec, Stdio, launch,
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -25,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("basics::further_programs", By::Both, further_programs),
     ("basics::terminal", By::Both, terminal),
     ("basics::network_none", By::Both, network_none),
+    ("basics::network_private", By::Both, network_private),
     ("basics::rlimits", By::Both, rlimits),
     ("basics::dropping", By::Both, dropping),
     ("basics::generated_files", By::Both, generated_files),
@@ -348,6 +351,35 @@ fn network_none() {
     let (exit, text) = output(&spec);
     assert_eq!(exit.code(), 0, "{text}");
     assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["lo", "unknown", "lo"]);
+}
+
+fn network_private() {
+    let tree = tree();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let script = "use IO::Socket::INET; $| = 1; \
+        my $s = IO::Socket::INET->new(Listen => 1, LocalPort => 80, Proto => 'tcp') or die $!; print(qq(ready\n)); \
+        my $c = $s->accept; print($c qq(from the job\n)); close($c); \
+        opendir(D, '/sys/class/net'); print(join(' ', sort(grep {!/^\\./} readdir(D))));";
+    let mut spec = spec(tree.path(), &["perl", "-e", script]);
+    spec.user = Some("0:0".into());
+    spec.namespaces.network = Network::Private;
+    spec.ports.push(PortForward {
+        protocol: Protocol::Tcp,
+        address: Some("127.0.0.1".parse().unwrap()),
+        host: port,
+        job: 80,
+    });
+    let (stdio, mut reader) = piped();
+    let mut job = start(&spec, stdio);
+    wait_for(&mut reader, "ready\n");
+    let mut answer = String::new();
+    TcpStream::connect(("127.0.0.1", port)).unwrap().read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "from the job\n");
+    assert_eq!(job.wait().unwrap().code(), 0);
+    // The helper is gone with the job.
+    TcpListener::bind(("127.0.0.1", port)).unwrap();
+    spec.namespaces.network = Network::None;
+    assert!(chain(&refusal(&spec)).ends_with("ports can be published only from a private network"));
 }
 
 fn rlimits() {

@@ -6,7 +6,8 @@
 //! # The out folder
 //!
 //! ```text
-//! .mica/out/lock        one build at a time
+//! .mica/out/.gitignore  keeps all of it out of commits
+//!           lock        one build at a time
 //!           bin/…       the outputs, at their paths in the tree
 //!           state/…     for each action: the digest of its inputs, and what its outputs looked like
 //!           tmp/…       actions that run; emptied by the next build

@@ -32,6 +32,11 @@ pub(super) fn run(
     options: &BuildOptions,
 ) -> Result<Counts, BuildError> {
     fs::create_dir_all(out).map_err(BuildError::when("make the folder", out))?;
+    // What is made is nothing to commit, nor a reason to call the commit's tree changed.
+    let ignore = out.join(".gitignore");
+    if !ignore.exists() {
+        fs::write(&ignore, "*\n").map_err(BuildError::when("write", &ignore))?;
+    }
     let _lock = lock(out)?;
     // What is built is not part of the workspace's content: its version must stay that of the commit.
     let ignore = out.join(".gitignore");

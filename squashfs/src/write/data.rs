@@ -16,6 +16,7 @@ use super::fragment::{Filling, Small};
 use super::layout::{Layout, Stored};
 use super::plan::Plan;
 use super::pool::{Pending, Pool, Worker};
+use super::reuse::{BlockIndex, IndexEntry};
 use super::tree::{Content, NodeId, NodeKind, OpenContent, Tree};
 use super::{WriteError, WriteOptions};
 use crate::format::{BlockSize, FragmentEntry, FragmentPosition};
@@ -35,6 +36,9 @@ pub(super) struct Data {
     pub(super) records: Vec<Option<FileRecord>>,
     pub(super) fragments: Vec<FragmentEntry>,
     pub(super) duplicates: u64,
+    /// Blocks taken from an earlier image.
+    pub(super) reused: u64,
+    pub(super) index: Option<BlockIndex>,
 }
 
 impl Data {
@@ -122,6 +126,8 @@ pub(super) fn write_data<'t, W: Write>(
             records: (0..tree.len()).map(|_| None).collect(),
             fragments: Vec::new(),
             duplicates: 0,
+            reused: 0,
+            index: options.index.then(|| BlockIndex::new(options.description())),
         },
         duplicates: Vec::new(),
     };
@@ -164,7 +170,7 @@ impl<W: Write> Writer<'_, '_, '_, W> {
             }
             Item::Block { id, raw, stored } => {
                 let stored = stored.wait()?.map_err(|failure| failure.of(self.plan, id))?;
-                self.layout.put(&stored.bytes).map_err(WriteError::Output)?;
+                self.store(&stored)?;
                 let record = self.record(id);
                 record.blocks.push(stored.size);
                 if stored.size.is_hole() {
@@ -191,11 +197,20 @@ impl<W: Write> Writer<'_, '_, '_, W> {
                 let root = NodeId::default();
                 let stored = stored.wait()?.map_err(|failure| failure.of(self.plan, root))?;
                 let start = self.layout.position();
-                self.layout.put(&stored.bytes).map_err(WriteError::Output)?;
+                self.store(&stored)?;
                 self.data.fragments.push(FragmentEntry { start, size: stored.size });
             }
         }
         Ok(())
+    }
+
+    fn store(&mut self, stored: &Stored) -> Result<(), WriteError> {
+        if let (Some(index), Some((raw, hash))) = (&mut self.data.index, stored.hashes) {
+            let (offset, size) = (self.layout.position(), stored.size);
+            index.push(IndexEntry { raw, offset, size, stored: hash });
+        }
+        self.data.reused += u64::from(stored.reused);
+        self.layout.put(&stored.bytes).map_err(WriteError::Output)
     }
 
     fn record(&mut self, id: NodeId) -> &mut FileRecord {
@@ -350,41 +365,6 @@ fn files_with_content<'t>(tree: &'t Tree, plan: &Plan<'t>) -> Vec<File<'t>> {
         file.twin = sizes[&file.size] > 1;
     }
     files
-}
-
-impl Worker {
-    /// Compresses `bytes`, or returns them as they are.
-    fn store(&mut self, bytes: Vec<u8>) -> Result<Stored, ReadFailure> {
-        self.raw = bytes;
-        let mut stored = self.compress()?;
-        if stored.bytes.is_empty() {
-            let size = BlockSize::new(self.raw.len() as u32, false);
-            stored = Stored { bytes: std::mem::take(&mut self.raw), size };
-        }
-        Ok(stored)
-    }
-
-    /// Compresses what was read, unless it is all zeros.
-    fn store_raw(&mut self) -> Result<Stored, ReadFailure> {
-        if is_zero(&self.raw) {
-            return Ok(Stored { bytes: Vec::new(), size: BlockSize::HOLE });
-        }
-        let mut stored = self.compress()?;
-        if stored.bytes.is_empty() {
-            let size = BlockSize::new(self.raw.len() as u32, false);
-            stored = Stored { bytes: self.raw.clone(), size };
-        }
-        Ok(stored)
-    }
-
-    fn compress(&mut self) -> Result<Stored, ReadFailure> {
-        let mut bytes = Vec::new();
-        self.compressor.compress(&self.raw, &mut bytes).map_err(ReadFailure::Codec)?;
-        // What waits to be written should not hold the room that compressing needed.
-        bytes.shrink_to_fit();
-        let size = BlockSize::new(bytes.len() as u32, true);
-        Ok(Stored { bytes, size })
-    }
 }
 
 pub(super) fn is_zero(bytes: &[u8]) -> bool {

@@ -46,7 +46,7 @@ impl<'a, 't> Small<'a, 't> {
             pool,
             files,
             next: 0,
-            depth: jobs + 2,
+            depth: jobs * 8,
             ahead: VecDeque::new(),
             current: Batch::default(),
             seen: HashMap::new(),
@@ -60,6 +60,7 @@ impl<'a, 't> Small<'a, 't> {
                 break next;
             }
             self.fill();
+            self.pool.give_back(std::mem::take(&mut self.current.bytes));
             let pending = self.ahead.pop_front().expect("a small file is taken once, in order");
             self.current = pending.wait().map_err(|_| (id, ReadFailure::Worker))??;
             self.fill();
@@ -90,18 +91,17 @@ impl<'a, 't> Small<'a, 't> {
                 .copied()
                 .collect();
             self.next += batch.len();
-            self.ahead.push_back(self.pool.submit(move |_: &mut Worker| read_batch(&batch)));
+            let bytes = self.pool.buffer();
+            let job = move |_: &mut Worker| read_batch(&batch, bytes);
+            self.ahead.push_back(self.pool.submit(job));
         }
     }
 }
 
-fn read_batch(files: &[File<'_>]) -> Result<Batch, Failure> {
+fn read_batch(files: &[File<'_>], mut bytes: Vec<u8>) -> Result<Batch, Failure> {
     let total: u64 = files.iter().map(|file| file.size).sum();
-    let mut batch = Batch {
-        bytes: vec![0; total as usize],
-        ends: VecDeque::with_capacity(files.len()),
-        taken: 0,
-    };
+    bytes.resize(total as usize, 0);
+    let mut batch = Batch { bytes, ends: VecDeque::with_capacity(files.len()), taken: 0 };
     let mut at = 0;
     for file in files {
         let end = at + file.size as usize;

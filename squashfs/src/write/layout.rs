@@ -13,6 +13,8 @@
 
 use std::io::{self, Write};
 
+use super::cutter::{Bounds, Cutter};
+use crate::chunks::ChunkTable;
 use crate::format::BlockSize;
 
 /// Segments start at multiples of this.
@@ -26,6 +28,10 @@ const LONGEST: u64 = 16 << 20;
 pub(super) struct Stored {
     pub(super) bytes: Vec<u8>,
     pub(super) size: BlockSize,
+    /// Hashes of the raw and of the stored bytes, if an index is wanted.
+    pub(super) hashes: Option<([u8; 32], [u8; 32])>,
+    /// Taken from an earlier image.
+    pub(super) reused: bool,
 }
 
 /// Appends to the image and knows the position.
@@ -33,21 +39,38 @@ pub(super) struct Layout<'a, W: Write> {
     out: &'a mut W,
     position: u64,
     segment: u64,
+    cutter: Cutter,
 }
 
 impl<'a, W: Write> Layout<'a, W> {
     pub(super) fn new(out: &'a mut W) -> Self {
-        Self { out, position: 0, segment: 0 }
+        Self { out, position: 0, segment: 0, cutter: Cutter::new() }
     }
 
     pub(super) fn position(&self) -> u64 {
         self.position
     }
 
+    /// Appends a piece: chunks of the image are cut between pieces.
     pub(super) fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         self.out.write_all(bytes)?;
         self.position += bytes.len() as u64;
+        self.cutter.piece(bytes);
         Ok(())
+    }
+
+    /// Ends the chunk; those that follow have other bounds.
+    pub(super) fn cut(&mut self, bounds: Bounds) {
+        self.cutter.cut();
+        self.cutter.set_bounds(bounds);
+    }
+
+    /// All chunks, the first of which has the bytes `head`.
+    pub(super) fn finish(self, head: &[u8]) -> ChunkTable {
+        self.cutter.finish(head)
     }
 
     /// Says that blocks of another file follow, with the hash of its path.
@@ -56,7 +79,9 @@ impl<'a, W: Write> Layout<'a, W> {
         if length >= LONGEST || (length >= SHORTEST && hash % 8 == 0) {
             let next = self.position.next_multiple_of(ALIGNMENT);
             const ZEROS: [u8; ALIGNMENT as usize] = [0; ALIGNMENT as usize];
+            self.cutter.cut();
             self.put(&ZEROS[..(next - self.position) as usize])?;
+            self.cutter.cut();
             self.segment = next;
         }
         Ok(())

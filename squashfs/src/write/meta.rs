@@ -62,6 +62,17 @@ impl<'a> MetaWriter<'a> {
     }
 }
 
+/// The metadata blocks of a table, and what follows them as one piece.
+pub(super) fn pieces(mut table: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let header = table.first_chunk().and_then(|header| MetaHeader::decode(*header).ok());
+        let length = header.map_or(table.len(), |header| MetaHeader::SIZE + header.stored as usize);
+        let (piece, rest) = table.split_at(length.min(table.len()));
+        table = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
 /// A table of two levels that starts at `at` in the image: its bytes, and where its positions are.
 pub(super) fn two_levels(
     entries: &[u8],

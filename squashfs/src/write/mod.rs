@@ -8,7 +8,8 @@
 //! The way of a file ([`data`]): small ones are read in batches and share fragment blocks whose cuts
 //! depend on names ([`fragment`]); larger ones are cut into blocks. Files with the same content are
 //! stored once, known by BLAKE3. Worker threads ([`pool`]) read and compress a bounded number of
-//! blocks ahead of the thread that writes them in order ([`layout`]). Then come the tables
+//! blocks ahead of the thread that writes them in order ([`layout`]) and cuts them into chunks
+//! ([`cutter`]). Then come the tables
 //! ([`tables`], [`meta`]) in the order of inodes that [`plan`] fixed.
 //!
 //! ```
@@ -25,6 +26,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod block;
+mod cutter;
 mod data;
 mod digest;
 mod fragment;
@@ -32,17 +35,21 @@ mod layout;
 mod meta;
 mod plan;
 mod pool;
+mod reuse;
 mod tables;
 mod tree;
 mod twins;
 
 use std::io::{self, Seek, SeekFrom, Write};
+use std::sync::Arc;
 
 pub use digest::{ContentDigestError, content_digest};
+pub use reuse::{BlockIndex, BlockIndexError, IndexImageError, Previous};
 pub use tree::{
     Attribute, Content, Metadata, Node, NodeId, NodeKind, OpenContent, Tree, TreeError,
 };
 
+use crate::chunks::ChunkTable;
 use crate::codec::{CodecError, Compression, Compressor};
 use crate::format::{
     BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, Flags, METADATA_SIZE, MetaHeader, NO_TABLE, Superblock,
@@ -61,6 +68,10 @@ pub struct WriteOptions {
     pub jobs: Option<usize>,
     /// The time of making that the superblock records, seconds since 1970.
     pub time: u32,
+    /// An earlier image whose compressed blocks are taken over; the bytes do not depend on it.
+    pub previous: Option<Arc<Previous>>,
+    /// Make a [`BlockIndex`] for the next write.
+    pub index: bool,
 }
 
 impl Default for WriteOptions {
@@ -71,6 +82,8 @@ impl Default for WriteOptions {
             block_size: 128 << 10,
             jobs: None,
             time: 0,
+            previous: None,
+            index: false,
         }
     }
 }
@@ -94,10 +107,10 @@ impl WriteOptions {
         self.jobs.unwrap_or_else(processors).clamp(1, 256)
     }
 
-    /// Blocks in flight: enough to keep the workers busy, and not more than some MiB.
+    /// Blocks in flight: 16 MiB of them, so that a thread that has to wait for a processor does not
+    /// keep the others waiting, and at least enough to keep all busy.
     fn window(&self) -> usize {
-        let most = (32 << 20) / self.block_size as usize;
-        (self.jobs() * 4).min(most).max(self.jobs() + 1)
+        ((16 << 20) / self.block_size as usize).clamp(self.jobs() * 2, self.jobs() * 64)
     }
 
     fn compressor(&self, block_size: u32) -> Result<Compressor, CodecError> {
@@ -132,6 +145,12 @@ pub struct Summary {
     pub duplicates: u64,
     /// The superblock.
     pub superblock: Superblock,
+    /// Chunks of the file system, from its superblock on.
+    pub chunks: ChunkTable,
+    /// Blocks taken from [`WriteOptions::previous`].
+    pub reused: u64,
+    /// The index, if [`WriteOptions::index`] asked for it.
+    pub index: Option<BlockIndex>,
 }
 
 /// Why an image cannot be written.
@@ -209,7 +228,9 @@ pub fn write<W: Write + Seek>(
     let plan = plan::Plan::new(tree);
     let mut layout = layout::Layout::new(out);
     let mut compressor = options.compressor(METADATA_SIZE as u32)?;
-    let has_options = head(&mut layout, &compressor)?;
+    let head = head(&compressor);
+    layout.put(&head).map_err(WriteError::Output)?;
+    layout.cut(cutter::DATA);
     let data =
         with_workers(options, |pool| data::write_data(tree, &plan, options, pool, &mut layout))?;
     let tables = tables::encode(tree, &plan, &data.records, options)?;
@@ -219,7 +240,7 @@ pub fn write<W: Write + Seek>(
         block_size: size,
         fragments: data.fragments.len() as u32,
         compressor: options.compression.id(),
-        flags: flags(has_options, &data, &tables),
+        flags: flags(head.len() > Superblock::SIZE, &data, &tables),
         ids: tables.ids.len(),
         root: tables.root,
         bytes_used: 0,
@@ -232,13 +253,22 @@ pub fn write<W: Write + Seek>(
     };
     tail(&mut layout, &mut superblock, &data, &tables, &mut compressor)?;
     let bytes = layout.position();
+    let superblock_bytes = superblock.encode();
+    let chunks = layout.finish(&[&superblock_bytes, &head[Superblock::SIZE..]].concat());
     out.seek(SeekFrom::Start(start)).map_err(WriteError::Output)?;
-    out.write_all(&superblock.encode()).map_err(WriteError::Output)?;
+    out.write_all(&superblock_bytes).map_err(WriteError::Output)?;
     out.seek(SeekFrom::Start(start + bytes)).map_err(WriteError::Output)?;
     out.flush().map_err(WriteError::Output)?;
-    let duplicates = data.duplicates;
-    let (inodes, fragments) = (superblock.inodes, superblock.fragments);
-    Ok(Summary { bytes, inodes, fragments, duplicates, superblock })
+    Ok(Summary {
+        bytes,
+        inodes: superblock.inodes,
+        fragments: superblock.fragments,
+        duplicates: data.duplicates,
+        superblock,
+        chunks,
+        reused: data.reused,
+        index: data.index,
+    })
 }
 
 /// Runs `submit` with worker threads behind its pool.
@@ -247,11 +277,14 @@ fn with_workers<'t, T>(
     submit: impl FnOnce(&pool::Pool<'t>) -> Result<T, WriteError>,
 ) -> Result<T, WriteError> {
     let pool = pool::Pool::new();
+    let previous = options.previous.as_ref().filter(|one| one.fits(&options.description()));
     std::thread::scope(|scope| {
         let _close = pool::CloseOnDrop(&pool);
         for _ in 0..options.jobs() {
             let compressor = options.compressor(options.block_size)?;
-            let worker = pool::Worker { compressor, raw: Vec::new() };
+            let (index, previous) = (options.index, previous.cloned());
+            let (raw, compressed) = (Vec::new(), Vec::new());
+            let worker = pool::Worker { compressor, raw, compressed, index, previous };
             scope.spawn(|| pool.work(worker));
         }
         submit(&pool)
@@ -259,17 +292,15 @@ fn with_workers<'t, T>(
 }
 
 /// Room for the superblock, and the compressor's options if there are any.
-fn head<W: Write>(
-    layout: &mut layout::Layout<'_, W>,
-    compressor: &Compressor,
-) -> Result<bool, WriteError> {
-    layout.put(&[0; Superblock::SIZE]).map_err(WriteError::Output)?;
-    let Some(options) = compressor.options() else { return Ok(false) };
-    let bytes = options.encode();
-    let header = MetaHeader { stored: bytes.len() as u16, compressed: false };
-    layout.put(&header.encode()).map_err(WriteError::Output)?;
-    layout.put(&bytes).map_err(WriteError::Output)?;
-    Ok(true)
+fn head(compressor: &Compressor) -> Vec<u8> {
+    let mut head = vec![0; Superblock::SIZE];
+    if let Some(options) = compressor.options() {
+        let bytes = options.encode();
+        let header = MetaHeader { stored: bytes.len() as u16, compressed: false };
+        head.extend_from_slice(&header.encode());
+        head.extend_from_slice(&bytes);
+    }
+    head
 }
 
 fn flags(has_options: bool, data: &data::Data, tables: &tables::Tables) -> Flags {
@@ -295,7 +326,13 @@ fn tail<W: Write>(
     compressor: &mut Compressor,
 ) -> Result<(), WriteError> {
     let mut put = |bytes: &[u8]| -> Result<u64, WriteError> {
-        layout.put(bytes).map_err(WriteError::Output)?;
+        // Small tables share a chunk.
+        if bytes.len() > 8 << 10 {
+            layout.cut(cutter::TABLES);
+        }
+        for piece in meta::pieces(bytes) {
+            layout.put(piece).map_err(WriteError::Output)?;
+        }
         Ok(layout.position())
     };
     superblock.inode_table = put(&[])?;
@@ -320,6 +357,5 @@ fn tail<W: Write>(
     }
     superblock.bytes_used = at;
     let padding = at.next_multiple_of(4096) - at;
-    put(&[0; 4096][..padding as usize])?;
-    Ok(())
+    layout.put(&[0; 4096][..padding as usize]).map_err(WriteError::Output)
 }

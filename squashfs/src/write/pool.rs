@@ -2,14 +2,22 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::WriteError;
+use super::reuse::Previous;
 
-/// What a worker keeps between jobs: its compressor and a buffer to read into.
+/// What a worker keeps between jobs.
 pub(super) struct Worker {
     pub(super) compressor: crate::codec::Compressor,
+    /// A buffer to read into.
     pub(super) raw: Vec<u8>,
+    /// A buffer to compress into.
+    pub(super) compressed: Vec<u8>,
+    /// Hashes of blocks are wanted.
+    pub(super) index: bool,
+    /// Where compressed blocks may be taken from.
+    pub(super) previous: Option<Arc<Previous>>,
 }
 
 type Job<'t> = Box<dyn FnOnce(&mut Worker) + Send + 't>;
@@ -18,6 +26,8 @@ type Job<'t> = Box<dyn FnOnce(&mut Worker) + Send + 't>;
 pub(super) struct Pool<'t> {
     queue: Mutex<Queue<'t>>,
     wake: Condvar,
+    /// Large buffers that go back and forth between threads.
+    spare: Mutex<Vec<Vec<u8>>>,
 }
 
 struct Queue<'t> {
@@ -37,7 +47,7 @@ impl<T> Pending<T> {
 impl<'t> Pool<'t> {
     pub(super) fn new() -> Self {
         let queue = Queue { jobs: VecDeque::new(), closed: false };
-        Self { queue: Mutex::new(queue), wake: Condvar::new() }
+        Self { queue: Mutex::new(queue), wake: Condvar::new(), spare: Mutex::default() }
     }
 
     pub(super) fn submit<T: Send + 't>(
@@ -52,6 +62,18 @@ impl<'t> Pool<'t> {
         self.lock().jobs.push_back(job);
         self.wake.notify_one();
         Pending(receiver)
+    }
+
+    /// A buffer that was [given back](Pool::give_back), with its old content, or an empty one.
+    pub(super) fn buffer(&self) -> Vec<u8> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    /// Keeps a buffer for later.
+    pub(super) fn give_back(&self, buffer: Vec<u8>) {
+        if buffer.capacity() > 0 {
+            self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        }
     }
 
     /// Runs jobs until the pool is closed and the queue is empty.

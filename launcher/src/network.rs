@@ -1,0 +1,142 @@
+//! A private network: user-mode, by `pasta` from the package `passt`.
+//!
+//! `pasta` copies packets between the job's network namespace and sockets of the launcher's, so nothing of it needs root.
+//! It doesn't notice when its user is gone, and loses the wish to die with its parent when it enters the job's user
+//! namespace. So it runs as a job of its own, which shares everything with the launcher but, where
+//! the launcher may make one, has its own process namespace: the init that dies with the launcher takes it along.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, getegid, geteuid};
+
+use crate::caps::CapabilitySet;
+use crate::error::LaunchError;
+use crate::process::Process;
+use crate::spec::{PortForward, Protocol, Seccomp};
+
+/// The address at which a job with a private network finds the host's name server.
+pub const PRIVATE_DNS: &str = "169.254.1.1";
+
+/// The arguments of `pasta` for the namespaces of this process.
+fn arguments(pid: Pid, own_users: bool, as_root: bool, ports: &[PortForward]) -> Vec<OsString> {
+    let ns = |name: &str| format!("/proc/{}/ns/{name}", pid.as_raw_nonzero());
+    let mut argv: Vec<String> = [
+        "pasta",
+        "--foreground",
+        "--quiet",
+        "--config-net",
+        "--no-map-gw",
+        "--dns-forward",
+        PRIVATE_DNS,
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    // Says that it is ready by writing its pid.
+    argv.extend(["--pid".into(), "/dev/stdout".into(), "--netns".into(), ns("net")]);
+    if own_users {
+        argv.extend(["--userns".into(), ns("user")]);
+    } else {
+        argv.push("--netns-only".into());
+    }
+    if as_root {
+        // Otherwise it becomes nobody, who may not enter the job's namespaces.
+        argv.extend(["--runas".into(), "0".into()]);
+    }
+    for (protocol, option) in [(Protocol::Tcp, "--tcp-ports"), (Protocol::Udp, "--udp-ports")] {
+        let mut none = true;
+        for port in ports.iter().filter(|port| port.protocol == protocol) {
+            let address = port.address.map(|address| format!("{address}/")).unwrap_or_default();
+            argv.extend([option.into(), format!("{address}{}:{}", port.host, port.job)]);
+            none = false;
+        }
+        if none {
+            argv.extend([option.into(), "none".into()]);
+        }
+    }
+    // Nothing of the host's loopback appears in the job.
+    argv.extend(["--tcp-ns", "none", "--udp-ns", "none"].map(str::to_owned));
+    argv.into_iter().map(Into::into).collect()
+}
+
+/// The program that makes the network of the process `pid`.
+pub(crate) fn program(pid: Pid, own_users: bool, ports: &[PortForward]) -> Process {
+    let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    Process {
+        argv: arguments(pid, own_users, uid == 0, ports),
+        env: std::env::vars_os().filter(|(name, _)| name == "PATH").collect(),
+        cwd: "/".into(),
+        uid,
+        gid,
+        groups: Vec::new(),
+        capabilities: CapabilitySet::ALL,
+        seccomp: Seccomp::Unconfined,
+        no_new_privileges: true,
+        rlimits: Vec::new(),
+        clamp_rlimits: false,
+        umask: 0o022,
+        oom_score_adj: None,
+    }
+}
+
+/// Where `pasta` says that it is ready, and what it has to complain about.
+pub(crate) struct Words {
+    ready: File,
+    complaints: File,
+}
+
+/// The streams for `pasta`, and what to read from.
+pub(crate) fn streams() -> io::Result<(crate::launch::Stdio, Words)> {
+    let (ready, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (complaints, stderr) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    let stdin = OwnedFd::from(File::open("/dev/null")?);
+    let stdio = crate::launch::Stdio::Streams { stdin, stdout, stderr };
+    Ok((stdio, Words { ready: ready.into(), complaints: complaints.into() }))
+}
+
+/// Waits until the network works.
+pub(crate) fn wait(words: Words) -> Result<(), LaunchError> {
+    let Words { mut ready, mut complaints } = words;
+    let mut pid = [0; 16];
+    match ready.read(&mut pid) {
+        Ok(length) if length > 0 => Ok(()),
+        Err(error) => Err(LaunchError::Network(error)),
+        Ok(_) => {
+            let mut said = Vec::new();
+            // Whatever it managed to say; the pipe may not be closed yet.
+            complaints.read_to_end(&mut said).ok();
+            let said = String::from_utf8_lossy(&said);
+            // It also complains about a missing system log.
+            let lines: Vec<_> = said.lines().filter(|line| !line.contains("to syslog")).collect();
+            Err(LaunchError::Network(io::Error::other(format!("pasta: {}", lines.join("; ")))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_and_namespaces() {
+        let port = |protocol, address: Option<&str>, host, job| PortForward {
+            protocol,
+            address: address.map(|a| a.parse().unwrap()),
+            host,
+            job,
+        };
+        let ports =
+            [port(Protocol::Tcp, Some("127.0.0.1"), 8080, 80), port(Protocol::Tcp, None, 22, 22)];
+        let pid = Pid::from_raw(42).unwrap();
+        let line = arguments(pid, true, false, &ports).join(" ".as_ref()).into_string().unwrap();
+        assert!(line.contains("--netns /proc/42/ns/net --userns /proc/42/ns/user"), "{line}");
+        assert!(
+            line.contains("--tcp-ports 127.0.0.1/8080:80 --tcp-ports 22:22 --udp-ports none"),
+            "{line}"
+        );
+        assert!(!line.contains("--runas"), "{line}");
+    }
+}

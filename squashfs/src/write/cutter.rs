@@ -1,0 +1,79 @@
+//! Cuts what is written into the chunks of the [chunk table](crate::chunks).
+//!
+//! Cuts lie between pieces (stored blocks, metadata blocks). A chunk ends behind a piece whose last
+//! bytes say so once it is long enough, before a piece that would make it too long, and around
+//! padding, whose length changes with what comes before it.
+
+use crate::chunks::ChunkTable;
+
+/// Between which lengths chunks are cut, in bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Bounds {
+    shortest: usize,
+    longest: usize,
+}
+
+pub(super) const DATA: Bounds = Bounds { shortest: 64 << 10, longest: 256 << 10 };
+/// Tables are a small part of an image, but change a little with every change.
+pub(super) const TABLES: Bounds = Bounds { shortest: 32 << 10, longest: 128 << 10 };
+
+pub(super) struct Cutter {
+    table: ChunkTable,
+    hasher: blake3::Hasher,
+    length: usize,
+    bounds: Bounds,
+}
+
+impl Cutter {
+    /// The first chunk holds the superblock, whose bytes are known last: see [`Cutter::finish`].
+    pub(super) fn new() -> Self {
+        Self {
+            table: ChunkTable::default(),
+            hasher: blake3::Hasher::new(),
+            length: 0,
+            bounds: DATA,
+        }
+    }
+
+    pub(super) fn set_bounds(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+    }
+
+    pub(super) fn piece(&mut self, bytes: &[u8]) {
+        if self.length + bytes.len() > self.bounds.longest {
+            self.cut();
+        }
+        self.hasher.update(bytes);
+        self.length += bytes.len();
+        if self.length >= self.bounds.shortest && is_end(bytes) {
+            self.cut();
+        }
+    }
+
+    pub(super) fn cut(&mut self) {
+        if self.length > 0 {
+            self.table.push(self.length as u32, *self.hasher.finalize().as_bytes());
+            self.hasher.reset();
+            self.length = 0;
+        }
+    }
+
+    /// The table, with `head` as the bytes of the first chunk.
+    pub(super) fn finish(mut self, head: &[u8]) -> ChunkTable {
+        self.cut();
+        let mut table = ChunkTable::default();
+        table.push(head.len() as u32, *blake3::hash(head).as_bytes());
+        let rest = self.table.chunks().iter().skip(1);
+        rest.for_each(|chunk| table.push(chunk.length, chunk.digest));
+        table
+    }
+}
+
+/// Every fourth piece, by its last bytes.
+fn is_end(piece: &[u8]) -> bool {
+    let tail = &piece[piece.len() - piece.len().min(16)..];
+    let mixed = tail.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (mixed >> 40) % 4 == 0
+}
