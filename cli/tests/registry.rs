@@ -70,7 +70,7 @@ fn a_changed_line_moves_one_layer() {
     let packed = pack(&world);
     assert_eq!(packed.stderr.matches("packed").count(), 1, "{packed:?}");
     assert_eq!(packed.stdout.trim(), format!("A@{commit}"));
-    assert_eq!(images(&world.path("registry")).len(), before + 2, "one image and one manifest");
+    assert_eq!(images(&world.path("registry")).len(), before + 3, "one image, its chunk table and one manifest");
 
     let pulled = world.ok(&["pull", &format!("A@{}", &commit[..7]), "--registry", &served.url]);
     assert_eq!(pulled.stderr.matches("fetched").count(), 1, "{pulled:?}");

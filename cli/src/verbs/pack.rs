@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use mica_fetcher::PushOptions;
 use mica_fetcher::registry::{self, Published, WriteRegistry};
-use mica_graph::{Digest, Layer, Manifest, PackageName, Version};
-use mica_packer::{PackOptions, pack_scan};
+use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, Version};
+use mica_packer::{PackOptions, chunks_path, pack_scan};
 
 use super::plan::{Built, PlannedLayer, Target, scan_layers};
 use crate::context::Context;
@@ -139,13 +139,15 @@ impl Request<'_> {
         let planned = scan_layers(&self.built.graph, target, self.options)?;
         let version = self.version(&planned)?;
         let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
-        // Files of the layers packed here; the registry has the others.
+        // Images and chunk tables of the layers packed here; the registry has the others.
         let mut images = HashMap::new();
         let mut layers = Vec::with_capacity(planned.len());
         for layer in planned {
             let image = scratch.path().join(format!("{}.xar", layers.len()));
             let packed = self.layer(layer, &version, &image)?;
             if packed.packed {
+                let table = packed.layer.chunks.as_ref().map(|blob| blob.digest);
+                images.extend(table.map(|digest| (digest, chunks_path(&image))));
                 images.insert(packed.layer.digest, image);
             }
             layers.push(packed);
@@ -182,13 +184,14 @@ impl Request<'_> {
         if !self.args.quiet {
             packed.notices.iter().for_each(|notice| note(format_args!("{}: {notice}", module.label)));
         }
+        let table = packed.chunks.encode();
         let layer = Layer {
             module: module.label.clone(),
             version: version.clone(),
             digest: packed.digest,
             size: packed.size,
             inputs,
-            chunks: None,
+            chunks: Some(Blob { digest: Digest::of(&table), size: table.len() as u64 }),
             root: module.root,
         };
         Ok(PackedLayer { layer, packed: true, elapsed: started.elapsed() })

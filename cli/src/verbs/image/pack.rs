@@ -44,6 +44,12 @@ pub(crate) struct Args {
     /// Keep the owners of the files
     #[arg(long)]
     keep_owner: bool,
+    /// An earlier image, whose compressed blocks are taken over where the content is the same
+    #[arg(long, value_name = "FILE")]
+    previous: Option<PathBuf>,
+    /// Do not write FILE.chunks (for fetching differences) and FILE.index (for --previous) beside the image
+    #[arg(long)]
+    no_sidecars: bool,
     /// Read the image again, through backhand too, and compare it with the directory
     #[arg(long)]
     verify: bool,
@@ -91,6 +97,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         jobs: args.jobs.map(usize::from),
         owner: (!args.keep_owner).then_some(args.owner),
         mtime: super::source_date_epoch()?,
+        chunks: !args.no_sidecars,
+        index: !args.no_sidecars,
+        previous: args.previous.clone(),
         header: (!args.no_header).then(|| Header { target: args.xar_target.clone() }),
     };
     let packed = pack_dir(&args.dir, &args.output, &options)?;
