@@ -124,6 +124,29 @@ fn a_stack_of_images_shows_the_topmost_file() {
 }
 
 #[test]
+fn a_whole_system_becomes_the_root() {
+    for user in USERS {
+        let world = world_with_image(user);
+        // A shell with its libraries, as the host has them, is the smallest system.
+        let script = "mkdir -p root/bin root/etc && cp -L /bin/sh /bin/cat root/bin/ && \
+            ldd /bin/sh /bin/cat | grep -o '/[^ :]*' | sort -u | while read f; do \
+            mkdir -p root/$(dirname $f) && cp -Ln $f root/$f; done; echo alice:x:0:0::/:/bin/sh > root/etc/passwd";
+        assert!(world.command("sh").args(["-c", script]).status().unwrap().success());
+        world.ok(&["image", "pack", "root", "-o", "base.sqfs", "--no-header"]);
+        let run = |flags: &[&str], script: &str| {
+            let args = [&["run", "--rm", "--rootfs"], flags, &["--image", "base.sqfs", "--", "sh", "-c", script]];
+            world.run(&args.concat())
+        };
+        let ran = run(&["--hostname", "box"], "cat /etc/hostname; echo w > /w; cat /w; read x < /usr/bin/env || echo no host");
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), "box\nw\nno host\n"), "{ran:?}");
+        let ran = run(&["--read-only", "-u", "alice"], "cat /etc/hosts > /dev/null && echo w > /tmp/w && echo w > /w");
+        assert!(ran.code == Some(2) && ran.stderr.contains("Read-only"), "{ran:?}");
+        let ran = run(&["-u", "bob"], "true");
+        assert!(ran.code == Some(125) && ran.stderr.contains("bob"), "{ran:?}");
+    }
+}
+
+#[test]
 fn volumes_and_tmpfs() {
     for user in USERS {
         let world = world_with_image(user);

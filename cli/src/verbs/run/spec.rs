@@ -63,7 +63,9 @@ pub(super) fn job_config(
     command: &[OsString],
     job: &JobDir,
 ) -> anyhow::Result<JobConfig> {
-    let upper = (!args.storage.read_only).then(|| job.private_upper());
+    // A root of its own needs one even if the job may not write: mount points such as /proc are made there.
+    let needs_upper = !args.storage.read_only || source.mount_point(args) == Path::new("/");
+    let upper = needs_upper.then(|| job.private_upper());
     Ok(JobConfig {
         name: args.life.name.clone(),
         source: source.name.clone(),
