@@ -452,7 +452,7 @@ fn host_pids() {
 
 fn killed_supervisor() {
     let tree = tree();
-    for mode in ["--supervise", "--supervise-in-thread"] {
+    for mode in ["--supervise", "--supervise-in-thread", "--supervise-host-pids"] {
         let mut command = std::process::Command::new("/proc/self/exe");
         command
             .arg(mode)
