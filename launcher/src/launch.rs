@@ -248,6 +248,7 @@ fn clone_job(
         cgroup.entrances().map_err(|(path, source)| LaunchError::EnterCgroup { path, source })?;
     let child = ChildPlan {
         go: control_of_init.as_fd(),
+        other_end: control.as_fd(),
         report: report_of_init.as_fd(),
         executable: executable.as_ref(),
         argv: arguments(&keep),
