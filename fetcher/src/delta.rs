@@ -122,6 +122,14 @@ impl Recipe {
         self.segments = closed;
     }
 
+    /// How many requests it takes, for an image of which nothing is there yet.
+    pub(crate) fn requests(&self) -> usize {
+        if self.segments.is_empty() {
+            return 1;
+        }
+        self.segments.iter().filter(|segment| segment.local.is_none()).count()
+    }
+
     /// Bytes that are here.
     pub(crate) fn local(&self) -> u64 {
         let local = self.segments.iter().filter(|segment| segment.local.is_some());
@@ -247,7 +255,7 @@ mod tests {
         let k = u64::from(K);
         let expected = [(Some(0), 200 * k), (None, 202 * k), (Some(300 * k), 302 * k)];
         assert_eq!(steps(&recipe, 302 * k), expected);
-        assert_eq!(recipe.local(), 300 * k);
+        assert_eq!((recipe.local(), recipe.requests()), (300 * k, 1));
         let Step::Copy { offset, length, .. } = recipe.step(150 * k, 302 * k) else { panic!() };
         assert_eq!((offset, length), (150 * k, 50 * k), "resumed in the middle of a run");
     }

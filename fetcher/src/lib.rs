@@ -57,7 +57,9 @@
 
 mod cache;
 mod delta;
+mod explain;
 mod file;
+mod history;
 mod parallel;
 mod progress;
 mod pull;
@@ -70,7 +72,9 @@ pub use cache::{
     Cache, CacheError, CachedPackage, Damage, DiskUse, Lease, LookupError, PruneOptions, Pruned,
     Verified,
 };
+pub use explain::{Explained, Way, explain};
 pub use file::FileError;
+pub use history::{HistoryEntry, history};
 pub use progress::{Event, Progress};
 pub use pull::{Outcome, PullError, PullOptions, Pulled, heal, pull};
 pub use push::{PushError, PushOptions, Pushed, push};

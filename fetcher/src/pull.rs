@@ -276,7 +276,7 @@ impl Job<'_> {
             recipe = delta::recipe(self.registry, self.cache, package, of);
             tracing::debug!(layer = %of.module, size = of.size, local = recipe.local(), "fetching");
         }
-        let mut last = false;
+        let mut wrong = 0;
         loop {
             if let Err(error) = self.fill(&mut part, &recipe, &mut came) {
                 if matches!(error, PullError::Full { .. }) {
@@ -293,18 +293,19 @@ impl Job<'_> {
             };
             let (found, expected) = (mismatch.found, self.blob.digest);
             tracing::warn!(%expected, %found, bytes = mismatch.len, "wrong bytes");
-            if last {
+            wrong += 1;
+            if wrong > self.registry.sources() {
                 let registry = self.registry.address().to_owned();
                 return Err(RegistryError::WrongBytes { registry, expected, found }.into());
             }
             // What was here, left over or copied, or one bad transfer, may be to blame: once more, all from there.
+            self.registry.distrust(self.blob);
             self.progress.event(Event::Restarted { layer: self.layer });
             recipe = Recipe::whole();
             match self.reserve()? {
                 Some(again) => part = again,
                 None => return Ok(Outcome::Shared),
             }
-            last = true;
         }
     }
 

@@ -1,5 +1,7 @@
 //! The cache: damage, leases, removal, names.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod common;
 
 use std::os::fd::{AsFd, OwnedFd};

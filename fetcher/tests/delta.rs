@@ -1,10 +1,12 @@
 //! A new version of a large layer: only its new chunks cross the network.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod common;
 
 use common::proxy::{Fault, Proxy};
 use common::{Bench, chain, hasty_retry, http, noise};
-use mica_fetcher::{Cache, Outcome, PullOptions, Pulled, ServeOptions, Server, listen};
+use mica_fetcher::{Cache, Outcome, PullOptions, Pulled, ServeOptions, Server, Way, listen};
 use mica_graph::Manifest;
 
 const CHUNK: usize = 100_000;
@@ -69,6 +71,32 @@ fn only_new_chunks_come() {
     let total = 21 * CHUNK as u64;
     // Index, manifest, chunk table, two runs.
     assert_eq!(second(&[], |_, _| {}), (NEW, total - NEW, 5));
+}
+
+#[test]
+fn a_pull_is_explained_and_versions_are_compared() {
+    let Versions { bench, server, manifests } = versions();
+    let (cache, registry) = (bench.cache(), http(&server.url()));
+    let explain = |reference: &str| {
+        mica_fetcher::explain(&*registry, &reference.parse().unwrap(), &cache).unwrap()
+    };
+    let size = 20 * CHUNK as u64;
+    assert_eq!(explain("A@v1").layers[0].1, Way::Whole { fetch: size, resume: 0 });
+    drop(pull(&server.url(), "A@v1", &cache));
+    assert_eq!(explain("A@v1").layers[0].1, Way::Cached);
+    let explained = explain("A@v2");
+    let copy = 19 * CHUNK as u64;
+    assert_eq!(explained.layers[0].1, Way::Chunks { fetch: NEW, copy, requests: 2 });
+    assert_eq!(pull(&server.url(), "A@v2", &cache).fetched_bytes(), explained.fetch());
+    let name = "A".parse().unwrap();
+    let versions = mica_fetcher::history(&*registry, &name, 10).unwrap();
+    let shown: Vec<_> =
+        versions.iter().map(|v| (v.version.as_str(), v.tags.len(), v.changed, v.ship)).collect();
+    assert_eq!(shown, [("v2", 1, 1, size + CHUNK as u64), ("v1", 0, 1, size)]);
+    assert_eq!(versions[1].digest, manifests[0].digest());
+    assert_eq!(mica_fetcher::history(&*registry, &name, 1).unwrap().len(), 1);
+    let error = mica_fetcher::history(&*registry, &"B".parse().unwrap(), 1).unwrap_err();
+    assert!(error.to_string().ends_with("has no package B"));
 }
 
 #[test]

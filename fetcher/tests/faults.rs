@@ -1,5 +1,7 @@
 //! What networks and servers do to a pull.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod common;
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! What every kind of registry must do, on the real ones: a folder, our server over it, a server of static files.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod common;
 
 use std::io::Read;

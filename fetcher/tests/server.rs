@@ -1,5 +1,7 @@
 //! The server as other HTTP clients see it: curl is the judge.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod common;
 
 use std::process::Command;
@@ -108,13 +110,21 @@ fn a_stop_lets_requests_end_and_frees_the_port() {
     let Served { bench, server, blob } = served(Writers::Nobody);
     let address = server.address().to_string();
     let url = format!("{}/{blob}", server.url());
+    let output = bench.path("slow");
     let mut slow = Command::new("curl")
-        .args(["-sS", "--noproxy", "*", "--limit-rate", "200k", "-o", "/dev/null", &url])
+        .args(["-sS", "-N", "--noproxy", "*", "--limit-rate", "50k", &url, "-o"])
+        .arg(&output)
         .spawn()
         .expect("this test needs curl");
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    // Until it is in the middle.
+    let since = std::time::Instant::now();
+    while std::fs::metadata(&output).map_or(0, |meta| meta.len()) == 0 {
+        assert!(since.elapsed() < std::time::Duration::from_secs(60), "curl gets nothing");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
     server.stop().unwrap();
     assert!(slow.wait().unwrap().success());
+    assert_eq!(std::fs::read(output).unwrap().len(), 100_000);
     let again = listen(&address).unwrap();
     Server::spawn(again, &bench.path("registry"), ServeOptions::default()).unwrap();
 }

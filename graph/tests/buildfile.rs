@@ -166,9 +166,19 @@ fn errors_of_rules() {
       | ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
     ");
     assert_snapshot!(error("cc_library(name = 'x', linkstatic = True)\n"), @r"
-    a/BUILD:1:1: cc_library has no attribute `linkstatic`
+    a/BUILD:1:1: linkstatic is not supported: each library is a shared object, and so a layer of its own
     1 | cc_library(name = 'x', linkstatic = True)
       | ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    ");
+    assert_snapshot!(error("cc_library(name = 'x', alwayslink = True)\n"), @r"
+    a/BUILD:1:1: cc_library has no attribute `alwayslink`
+    1 | cc_library(name = 'x', alwayslink = True)
+      | ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+    ");
+    assert_snapshot!(error("py_binary(name = 'x', srcs = ['a.c'], python_version = 'PY2')\n"), @r"
+    a/BUILD:1:56: PY2 is not supported: Python 3 runs it
+    1 | py_binary(name = 'x', srcs = ['a.c'], python_version = 'PY2')
+      |                                                        ^^^^^
     ");
     assert_snapshot!(error("cc_library(name = 'x', srcs = 'a.c')\n"), @r"
     a/BUILD:1:1: attribute `srcs` of cc_library: a list of strings is wanted here, not string

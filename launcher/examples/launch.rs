@@ -1,7 +1,8 @@
 //! Starts a program in a tree, with the default confinement: `launch TREE|/ PROGRAM [ARGUMENT …]`.
 //!
 //! With `/` the program runs in a read-only view of the host. `MICA_MEMORY`, `MICA_PIDS` and `MICA_CPUS` set limits,
-//! `MICA_NETWORK=none` takes the network away. This is what `bench/launch.sh` measures.
+//! `MICA_NETWORK` is `none` or
+//! `private`. This is what `bench/launch.sh` measures.
 #![allow(clippy::print_stderr)]
 
 use std::error::Error;
@@ -53,9 +54,11 @@ fn run() -> Result<i32, Box<dyn Error>> {
     spec.limits.memory = limit("MICA_MEMORY");
     spec.limits.pids = limit("MICA_PIDS");
     spec.limits.cpus = limit("MICA_CPUS");
-    if std::env::var_os("MICA_NETWORK").is_some_and(|network| network == "none") {
-        spec.namespaces.network = Network::None;
-    }
+    spec.namespaces.network = match std::env::var("MICA_NETWORK").as_deref() {
+        Ok("none") => Network::None,
+        Ok("private") => Network::Private,
+        _ => Network::Host,
+    };
     let mut job = launch(&spec, Stdio::inherit()?)?;
     for warning in job.warnings() {
         eprintln!("warning: {warning}");

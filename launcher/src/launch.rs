@@ -223,14 +223,15 @@ fn clone_job(
     let talk = LaunchError::Talk;
     let stdio = stdio.above_two().map_err(talk)?;
     let (streams, descriptors) = stdio.parts();
+    let own_pids = namespaces.pid == Namespace::New;
     let start = Start {
         steps: plan.steps,
         process: plan.process,
         stdio: streams,
-        own_pids: namespaces.pid == Namespace::New,
+        own_pids,
         // The kernel means the thread, not the process: where another thread than the first calls, the control socket
-        // alone has to tell the init that we are gone.
-        die_with_parent: rustix::thread::gettid() == rustix::process::getpid(),
+        // alone has to tell the init that we are gone. So it has to where the init must live on to kill what it started.
+        die_with_parent: own_pids && rustix::thread::gettid() == rustix::process::getpid(),
     };
     let memory = wire::to_memory("mica-plan", &start).map_err(talk)?;
     let (control, control_of_init) = wire::pair().map_err(talk)?;
@@ -247,6 +248,7 @@ fn clone_job(
         cgroup.entrances().map_err(|(path, source)| LaunchError::EnterCgroup { path, source })?;
     let child = ChildPlan {
         go: control_of_init.as_fd(),
+        other_end: control.as_fd(),
         report: report_of_init.as_fd(),
         executable: executable.as_ref(),
         argv: arguments(&keep),

@@ -57,6 +57,8 @@ pub(crate) enum Executable<'a> {
 pub(crate) struct ChildPlan<'a> {
     /// The child waits for one byte from here; end of file means that the parent died.
     pub(crate) go: BorrowedFd<'a>,
+    /// The launcher's end of the same socket. The child's copy must go, or the end of the launcher would not be seen.
+    pub(crate) other_end: BorrowedFd<'a>,
     /// Where failures are written.
     pub(crate) report: BorrowedFd<'a>,
     pub(crate) executable: Executable<'a>,
@@ -125,6 +127,12 @@ unsafe fn become_init(
     envp: *const *const libc::c_char,
 ) -> ! {
     let report = plan.report.as_raw_fd();
+    // SAFETY: plain integers. The launching thread can't end while it waits for us, so this means its process; nothing else
+    // owns this copy of the descriptor.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        libc::close(plan.other_end.as_raw_fd());
+    }
     for (index, &tasks) in plan.tasks.iter().enumerate() {
         // SAFETY: writes one live byte; 0 stands for the writer.
         if unsafe { libc::write(tasks, b"0".as_ptr().cast(), 1) } != 1 {

@@ -21,6 +21,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--upper" => options.upper = Some(Upper::new(value)),
             "--volatile" => options.upper = Some(Upper { volatile: true, ..Upper::new(value) }),
             "--threads" => options.threads = value.parse()?,
+            "--readahead" => options.readahead_kib = Some(value.parse()?),
             "--cache" => options.block_cache_bytes = value.parse()?,
             _ => return Err(format!("unknown flag {flag}").into()),
         }

@@ -88,7 +88,6 @@ impl BlockCache {
         Ok(data)
     }
 
-    #[cfg(test)]
     /// Drops a block that is not expected to be asked for again.
     pub(crate) fn forget(&self, key: BlockKey) {
         let mut inner = self.lock();

@@ -34,6 +34,7 @@
 //! ```
 
 mod blocks;
+mod decode;
 mod error;
 mod idle;
 mod ids;

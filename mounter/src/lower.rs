@@ -3,9 +3,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mica_squashfs::{Block, FileBlocks, FileKind, Image, Inode, InodeRef, ReadError};
+use mica_squashfs::{Block, FileKind, Image, Inode, InodeRef, ReadError};
 
-use crate::blocks::{BlockCache, BlockKey};
+use crate::decode::{Ahead, Decoder, OpenFile};
 use crate::ids::{Attr, Ids, Time, lower_ino};
 use crate::kind::Kind;
 use crate::overlay::{Class, Entry, Layers, Marks, Part};
@@ -38,18 +38,18 @@ pub(crate) type Res<T> = Result<T, LowerError>;
 const OPEN_FILES: usize = 256;
 
 pub(crate) struct Lower {
-    stack: Stack,
+    decoder: Arc<Decoder>,
+    ahead: Ahead,
     /// Layers that have any attribute, and so may have marks.
     marked: Vec<bool>,
     pub(crate) has_xattrs: bool,
     ids: Ids,
-    blocks: BlockCache,
     files: Mutex<Files>,
 }
 
 #[derive(Default)]
 struct Files {
-    open: HashMap<u64, Arc<FileBlocks>>,
+    open: HashMap<u64, Arc<OpenFile>>,
     queue: VecDeque<u64>,
 }
 
@@ -71,34 +71,33 @@ impl Lower {
         Lower {
             has_xattrs: marked.contains(&true),
             marked,
-            stack,
+            decoder: Arc::new(Decoder::new(stack, cache_bytes)),
+            ahead: Ahead::default(),
             ids,
-            blocks: BlockCache::new(cache_bytes),
             files: Mutex::default(),
         }
     }
 
     /// Whether there are no layers at all.
     pub(crate) fn is_empty(&self) -> bool {
-        self.stack.layers.is_empty()
+        self.stack().is_empty()
     }
 
     fn fail(&self, layer: usize, source: ReadError) -> LowerError {
-        LowerError { layer: self.name(layer).to_owned(), block: None, source }
+        self.decoder.fail(layer, None, source)
     }
 
-    fn name(&self, layer: usize) -> &str {
-        self.stack.layers.get(layer).map_or("?", |l| &l.name)
+    fn stack(&self) -> &[crate::stack::StackLayer] {
+        &self.decoder.stack.layers
     }
 
     fn image(&self, layer: usize) -> &Image {
-        // Layer numbers come from walking this very stack.
-        &self.stack.layers[layer].image
+        self.decoder.image(layer)
     }
 
     /// The images, for sums over all.
     pub(crate) fn images(&self) -> impl Iterator<Item = &Image> {
-        self.stack.layers.iter().map(|layer| layer.image.as_ref())
+        self.stack().iter().map(|layer| layer.image.as_ref())
     }
 
     fn inode(&self, layer: usize, reference: InodeRef) -> Res<Inode> {
@@ -145,7 +144,7 @@ impl Lower {
     }
 
     /// The blocks of a file; the lists of the files read last are kept.
-    pub(crate) fn file(&self, part: LowerPart) -> Res<Arc<FileBlocks>> {
+    fn file(&self, part: LowerPart) -> Res<Arc<OpenFile>> {
         let key = lower_ino(part.layer, part.node.number);
         let lock = || self.files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = lock().open.get(&key) {
@@ -153,7 +152,8 @@ impl Lower {
         }
         let inode = self.inode(part.layer, part.node.reference)?;
         let blocks = self.image(part.layer).blocks(&inode);
-        let file = Arc::new(blocks.map_err(|e| self.fail(part.layer, e))?);
+        let blocks = blocks.map_err(|e| self.fail(part.layer, e))?;
+        let file = Arc::new(OpenFile::new(part.layer, blocks));
         let mut files = lock();
         if files.open.insert(key, Arc::clone(&file)).is_none() {
             files.queue.push_back(key);
@@ -166,33 +166,6 @@ impl Lower {
         Ok(file)
     }
 
-    /// Calls `sink` with the bytes of block `index` of a file; `None` for zeros that are not stored.
-    fn with_block<T>(
-        &self,
-        layer: usize,
-        file: &FileBlocks,
-        index: u64,
-        sink: impl FnOnce(Option<&[u8]>, usize) -> T,
-    ) -> Res<T> {
-        let fail =
-            |source| LowerError { layer: self.name(layer).to_owned(), block: Some(index), source };
-        let (block, start, len, max) = match file.block(index).map_err(fail)? {
-            Block::Hole { len } => return Ok(sink(None, len as usize)),
-            Block::Data { block, len } => (block, 0, len as usize, len as usize),
-            Block::Fragment { block, start, len } => {
-                (block, start as usize, len as usize, file.block_size() as usize)
-            }
-        };
-        let key = BlockKey { layer: layer as u32, offset: block.offset };
-        let image = self.image(layer);
-        let data = self.blocks.get(key, |out| image.read_block(&block, max, out)).map_err(fail)?;
-        let bytes = data.get(start..start + len).ok_or_else(|| {
-            let (have, want) = (data.len(), start + len);
-            fail(ReadError::BlockLength { position: block.offset, have, want })
-        })?;
-        Ok(sink(Some(bytes), len))
-    }
-
     /// Reads from a file: calls `reply` once, with as many bytes as there are, up to `size`.
     pub(crate) fn read<T>(
         &self,
@@ -202,23 +175,32 @@ impl Lower {
         reply: impl FnOnce(&[u8]) -> T,
     ) -> Res<T> {
         let file = self.file(part)?;
-        let end = offset.saturating_add(size as u64).min(file.size());
+        let end = offset.saturating_add(size as u64).min(file.blocks.size());
         if offset >= end {
             return Ok(reply(&[]));
         }
-        let block_size = u64::from(file.block_size());
+        let block_size = u64::from(file.blocks.block_size());
         let (first, last) = (offset / block_size, (end - 1) / block_size);
+        if file.goes_on(offset, end) {
+            self.ahead.ask(&self.decoder, &file, last + 1);
+        }
         let within = (offset % block_size) as usize;
         if first == last {
             let to = within + (end - offset) as usize;
-            return self.with_block(part.layer, &file, first, |bytes, _| match bytes {
-                Some(bytes) => reply(&bytes[within..to]),
-                None => reply(&vec![0; to - within]),
-            });
+            return self.decoder.with_block(
+                &file,
+                first,
+                whole(within, to, block_size),
+                |bytes, _| match bytes {
+                    Some(bytes) => reply(&bytes[within..to]),
+                    None => reply(&vec![0; to - within]),
+                },
+            );
         }
         let mut out = Vec::with_capacity((end - offset) as usize);
         for index in first..=last {
-            self.with_block(part.layer, &file, index, |bytes, len| {
+            let covered = end >= (index + 1) * block_size && (index > first || within == 0);
+            self.decoder.with_block(&file, index, covered, |bytes, len| {
                 let from = if index == first { within } else { 0 };
                 let to = len.min((end - index * block_size) as usize);
                 match bytes {
@@ -237,9 +219,10 @@ impl Lower {
         mut sink: impl FnMut(u64, &[u8]) -> Result<(), E>,
     ) -> Res<Result<(), E>> {
         let file = self.file(part)?;
-        for index in 0..file.count() {
-            let at = index * u64::from(file.block_size());
-            let written = self.with_block(part.layer, &file, index, |bytes, _| match bytes {
+        for index in 0..file.blocks.count() {
+            let at = index * u64::from(file.blocks.block_size());
+            self.ahead.ask(&self.decoder, &file, index + 1);
+            let written = self.decoder.with_block(&file, index, true, |bytes, _| match bytes {
                 Some(bytes) => sink(at, bytes),
                 None => Ok(()),
             })?;
@@ -253,6 +236,7 @@ impl Lower {
     /// The next data (or hole) at or after `offset`; `None` past the end.
     pub(crate) fn seek(&self, part: LowerPart, offset: u64, hole: bool) -> Res<Option<u64>> {
         let file = self.file(part)?;
+        let file = &file.blocks;
         if offset >= file.size() {
             return Ok(None);
         }
@@ -312,6 +296,11 @@ impl Lower {
     }
 }
 
+/// Whether a read takes a block from its beginning to its end.
+fn whole(from: usize, to: usize, block_size: u64) -> bool {
+    from == 0 && to as u64 == block_size
+}
+
 fn is_mark(name: &[u8], mark: &[u8]) -> bool {
     [b"trusted.overlay.".as_slice(), b"user.overlay."]
         .iter()
@@ -323,7 +312,7 @@ impl Layers for Lower {
     type Error = LowerError;
 
     fn count(&self) -> usize {
-        self.stack.layers.len()
+        self.stack().len()
     }
 
     fn root(&self, layer: usize) -> Res<LowerNode> {

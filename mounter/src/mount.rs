@@ -4,8 +4,10 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use fuser::{Config, MountOption, Session, SessionACL};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
@@ -28,7 +30,12 @@ pub struct Mount {
     point: Point,
     shared: Arc<Shared>,
     serving: Option<JoinHandle<io::Result<()>>>,
+    /// Disconnected when the server ends.
+    ended: Receiver<()>,
 }
+
+/// How long an unmount waits for the server of a mount that nobody uses.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// How a mount was taken down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,9 +74,13 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
     let (session, helper) = start(&path, &shared, options)?;
     let failed = |source| MountError::Session { path: path.clone(), source };
     let id = mount_id(&path).map_err(|errno| failed(errno.into()));
+    let (alive, ended): (Sender<()>, _) = channel();
     let serving = std::thread::Builder::new()
         .name("mica-mount".to_owned())
-        .spawn(move || session.run())
+        .spawn(move || {
+            let _alive = alive;
+            session.run()
+        })
         .map_err(failed);
     let (id, serving) = match (id, serving) {
         (Ok(id), Ok(serving)) => (id, serving),
@@ -78,11 +89,14 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
             return Err(error);
         }
     };
+    if let Some(kib) = options.readahead_kib {
+        raise_readahead(&path, kib);
+    }
     let point = Point { path, id, helper };
     if let Some(timeout) = options.idle_timeout {
         crate::idle::watch(point.clone(), Arc::clone(&shared), timeout);
     }
-    Ok(Mount { point, shared, serving: Some(serving) })
+    Ok(Mount { point, shared, serving: Some(serving), ended })
 }
 
 fn tree(stack: Stack, options: &MountOptions) -> Result<Tree, MountError> {
@@ -194,6 +208,21 @@ fn mount_id(path: &Path) -> rustix::io::Result<u64> {
     Ok(stat.stx_mnt_id)
 }
 
+/// The server can't ask for more than the kernel's 128 KiB; root can set it from outside.
+#[allow(clippy::disallowed_methods)]
+fn raise_readahead(path: &Path, kib: u32) {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let raised = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::empty())
+        .map_err(io::Error::from)
+        .and_then(|stat| {
+            let device = format!("{}:{}", stat.stx_dev_major, stat.stx_dev_minor);
+            std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), kib.to_string())
+        });
+    if let Err(error) = raised {
+        tracing::debug!(%error, "readahead stays as the kernel has it");
+    }
+}
+
 fn take_down(path: &Path, helper: bool, lazy: bool) -> io::Result<()> {
     let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
     match rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW) {
@@ -257,9 +286,13 @@ impl Mount {
 
     /// Takes the mount down: at once if nobody uses it, else lazily.
     pub fn unmount(mut self) -> Result<Unmounted, UnmountError> {
-        let result = self.detach();
+        let mut result = self.detach();
         if let (Ok(Unmounted::Clean), Some(serving)) = (&result, self.serving.take()) {
-            finish(serving);
+            // Another mount namespace may hold a copy of the mount, which then is served on.
+            match self.ended.recv_timeout(LEAVING) {
+                Err(RecvTimeoutError::Timeout) => result = Ok(Unmounted::Lazy),
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => finish(serving),
+            }
         }
         self.serving = None;
         let path = self.point.path.clone();

@@ -57,6 +57,9 @@ pub struct MountOptions {
     pub idle_timeout: Option<Duration>,
     /// Threads that answer requests; at least 1. More than a few lose more than they win.
     pub threads: usize,
+    /// Readahead in KiB, where this process may set it (root); `None` leaves the kernel's 128. More helps those
+    /// who read large files from end to end, and costs those who touch many in places.
+    pub readahead_kib: Option<u32>,
     /// The device name in `/proc/self/mounts`.
     pub name: String,
 }
@@ -72,6 +75,7 @@ impl Default for MountOptions {
             dev: false,
             idle_timeout: None,
             threads: 2,
+            readahead_kib: None,
             name: "mica".to_owned(),
         }
     }

@@ -35,7 +35,7 @@ impl Cache {
         if self.has(blob)? {
             return Ok(Reserved::Present);
         }
-        let path = self.folder("incoming").join(format!("{}.part", blob.digest.hex()));
+        let path = self.part_path(blob);
         loop {
             let file = file::open_part(&path).named("create", &path)?;
             if !file::try_flock(&file).named("lock", &path)? {
@@ -59,6 +59,15 @@ impl Cache {
             }
             return Ok(Reserved::Ours(Box::new(Part::resume(file, path, blob.clone())?)));
         }
+    }
+
+    fn part_path(&self, blob: &Blob) -> PathBuf {
+        self.folder("incoming").join(format!("{}.part", blob.digest.hex()))
+    }
+
+    /// How much an interrupted fetch left of a blob.
+    pub(crate) fn part_len(&self, blob: &Blob) -> Result<u64, CacheError> {
+        Ok(file::stat(&self.part_path(blob))?.map_or(0, |meta| meta.len()))
     }
 
     fn has(&self, blob: &Blob) -> Result<bool, CacheError> {

@@ -32,12 +32,14 @@ mod dir;
 pub(crate) mod http;
 mod index;
 pub(crate) mod layout;
+mod mirrored;
 mod open;
 pub(crate) mod wire;
 
 pub use dir::DirRegistry;
 pub use http::{Access, HttpOptions, HttpRegistry};
 pub use index::{AddError, Entry, Index, ParseIndexError, Resolved, SelectError, WordKind};
+pub use mirrored::MirroredRegistry;
 pub use open::{open, open_writable};
 
 /// Whence packages come.
@@ -56,6 +58,14 @@ pub trait Registry: Send + Sync {
 
     /// The layer that was packed from these inputs, if one was and its image is there.
     fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError>;
+
+    /// Says that what came of a blob was wrong, so that another source is asked for it, if there is one.
+    fn distrust(&self, _blob: &Blob) {}
+
+    /// How many sources there are: so many times wrong bytes may come before a transfer is given up.
+    fn sources(&self) -> usize {
+        1
+    }
 
     /// The version a reference means.
     fn resolve(&self, package: &PackageRef) -> Result<Resolved, RegistryError> {
@@ -454,6 +464,8 @@ impl RegistryError {
 pub struct OpenOptions {
     /// For HTTP.
     pub http: HttpOptions,
+    /// Addresses of mirrors, for reading. They get no credentials but those in their own URLs.
+    pub mirrors: Vec<String>,
 }
 
 /// What an address means.

@@ -3,14 +3,33 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Address, DirRegistry, HttpRegistry, OpenOptions, Registry, RegistryError, WriteRegistry,
+    Access, Address, DirRegistry, HttpOptions, HttpRegistry, MirroredRegistry, OpenOptions,
+    Registry, RegistryError, WriteRegistry,
 };
 
-/// Opens a registry for reading: a folder, or the URL of any server of static files over one.
+/// Opens a registry for reading: a folder, or the URL of any server of static files over one; with its mirrors.
 pub fn open(address: &str, options: &OpenOptions) -> Result<Box<dyn Registry>, RegistryError> {
+    let origin = open_one(address, &options.http)?;
+    if options.mirrors.is_empty() {
+        return Ok(origin);
+    }
+    let http = HttpOptions { access: Access::Anonymous, ..options.http.clone() };
+    let mut mirrors = Vec::new();
+    for mirror in &options.mirrors {
+        match open_one(mirror, &http) {
+            Ok(mirror) => mirrors.push(mirror),
+            // A wrong address is the caller's mistake; a folder that is away is what the others are for.
+            Err(error @ RegistryError::Address { .. }) => return Err(error),
+            Err(error) => tracing::warn!(mirror, %error, "doing without a mirror"),
+        }
+    }
+    Ok(Box::new(MirroredRegistry::new(origin, mirrors)))
+}
+
+fn open_one(address: &str, http: &HttpOptions) -> Result<Box<dyn Registry>, RegistryError> {
     Ok(match parse(address)? {
         Address::Folder(path) => Box::new(DirRegistry::open(&path)?),
-        Address::Http(url) => Box::new(HttpRegistry::new(&url, &options.http)?),
+        Address::Http(url) => Box::new(HttpRegistry::new(&url, http)?),
     })
 }
 

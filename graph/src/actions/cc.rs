@@ -77,6 +77,10 @@ impl Analyzer<'_> {
 
     /// What all libraries in `attrs` offer together.
     fn cc_deps(&self, target: &Target, attrs: &[&str]) -> Result<CcInfo, BuildFileError> {
+        if target.flag("linkstatic") {
+            let message = "linkstatic is not supported: each library is a shared object, and so a layer of its own";
+            return Err(target.error(message));
+        }
         let mut all = CcInfo::default();
         for include in target.strs("includes") {
             let folder = if include == "." { "" } else { include };

@@ -38,6 +38,14 @@ impl Analyzer<'_> {
 
     /// Folders for Python's path: those asked for here and below.
     fn imports(&self, target: &Target) -> Result<Vec<String>, BuildFileError> {
+        for attr in ["srcs_version", "python_version"] {
+            if let Some(version) =
+                target.str(attr).filter(|&version| matches!(version, "PY2" | "PY2ONLY"))
+            {
+                return Err(target
+                    .error_at(version, format!("{version} is not supported: Python 3 runs it")));
+            }
+        }
         let mut imports = Vec::new();
         for import in target.strs("imports") {
             let folder = if import == "." { "" } else { import };

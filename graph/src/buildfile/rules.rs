@@ -118,6 +118,7 @@ const CC_LIBRARY: &[AttrDef] = &[
     attr("linkopts", Strs),
     attr("linker_flags", Strs),
     attr("soname", Str),
+    attr("linkstatic", Bool),
 ];
 
 const CC_BINARY: &[AttrDef] = &[
@@ -134,6 +135,7 @@ const CC_BINARY: &[AttrDef] = &[
     attr("local_defines", Strs),
     attr("linkopts", Strs),
     attr("linker_flags", Strs),
+    attr("linkstatic", Bool),
     attr("args", Strs),
     attr("env", Dict),
 ];
@@ -144,6 +146,7 @@ const PY_LIBRARY: &[AttrDef] = &[
     attr("data", Labels),
     attr("resources", Labels),
     attr("imports", Strs),
+    attr("srcs_version", Str),
 ];
 
 const PY_BINARY: &[AttrDef] = &[
@@ -152,6 +155,8 @@ const PY_BINARY: &[AttrDef] = &[
     attr("data", Labels),
     attr("resources", Labels),
     attr("imports", Strs),
+    attr("srcs_version", Str),
+    attr("python_version", Str),
     attr("main", Label),
     attr("main_module", Str),
     attr("args", Strs),

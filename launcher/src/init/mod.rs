@@ -115,10 +115,10 @@ fn prepare(start: &Start) -> Result<OwnedFd, Trouble> {
     }
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|e| Trouble::new("forbid tracing the init", e))?;
-    if start.die_with_parent {
-        set_parent_process_death_signal(Some(Signal::KILL))
-            .map_err(|e| Trouble::new("die with the launcher", e))?;
-    }
+    // It was set for the time up to here in any case.
+    let signal = start.die_with_parent.then_some(Signal::KILL);
+    set_parent_process_death_signal(signal)
+        .map_err(|e| Trouble::new("die with the launcher", e))?;
     rustix::process::umask(rustix::fs::Mode::empty());
     // A session of our own: no terminal of the caller's can signal us, or be pushed input into.
     setsid().map_err(|e| Trouble::new("start a session", e))?;

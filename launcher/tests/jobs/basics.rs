@@ -32,6 +32,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("basics::dropping", By::Both, dropping),
     ("basics::generated_files", By::Both, generated_files),
     ("basics::host_pids", By::Both, host_pids),
+    ("basics::many_at_once", By::Both, many_at_once),
     ("basics::killed_supervisor", By::Both, killed_supervisor),
 ];
 
@@ -452,7 +453,7 @@ fn host_pids() {
 
 fn killed_supervisor() {
     let tree = tree();
-    for mode in ["--supervise", "--supervise-in-thread"] {
+    for mode in ["--supervise", "--supervise-in-thread", "--supervise-host-pids"] {
         let mut command = std::process::Command::new("/proc/self/exe");
         command
             .arg(mode)
@@ -470,4 +471,19 @@ fn killed_supervisor() {
         let group = serde_json::from_str(&group).unwrap();
         assert!(mica_launcher::cleanup(&group));
     }
+}
+
+fn many_at_once() {
+    let tree = tree();
+    let open = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open();
+    std::thread::scope(|scope| {
+        let run =
+            |code: i32| output(&shell(tree.path(), &format!("sleep 0.2; exit {code}"))).0.code();
+        let jobs: Vec<_> = (0..50).map(|code| (code, scope.spawn(move || run(code)))).collect();
+        for (code, job) in jobs {
+            assert_eq!(job.join().unwrap(), code);
+        }
+    });
+    assert_eq!(open(), before);
 }

@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::thread::UnshareFlags;
 
-use mica_launcher::{Exit, Job, LaunchError, Mount, Root, Spec, Stdio, init_main, launch};
+use mica_launcher::{
+    Exit, Job, LaunchError, Mount, Namespace, Root, Spec, Stdio, init_main, launch,
+};
 
 const NOBODY: u32 = 65534;
 
@@ -41,7 +43,7 @@ pub(crate) fn run(tests: &[Test]) -> ExitCode {
     if let [mode, tree] = arguments.as_slice()
         && mode.starts_with("--supervise")
     {
-        supervise(Path::new(tree), mode.ends_with("thread"));
+        supervise(Path::new(tree), mode);
     }
     let filters: Vec<&String> = arguments.iter().filter(|a| !a.starts_with("--")).collect();
     if arguments.iter().any(|a| a == "--list") {
@@ -85,17 +87,19 @@ pub(crate) fn run(tests: &[Test]) -> ExitCode {
 }
 
 /// Launches a job that holds standard output open, says so, and waits to be killed.
-fn supervise(tree: &Path, in_thread: bool) -> ! {
-    let tree = tree.to_owned();
+fn supervise(tree: &Path, mode: &str) -> ! {
+    let mut spec = shell(tree, "sleep 1000 & setsid sleep 1000 & wait");
+    if mode.ends_with("host-pids") {
+        spec.namespaces.pid = Namespace::Host;
+    }
     let work = move || {
-        let spec = shell(&tree, "sleep 1000 & setsid sleep 1000 & wait");
         let job = start(&spec, Stdio::inherit().unwrap());
         println!("{}", serde_json::to_string(job.cgroup()).unwrap());
         loop {
             std::thread::park();
         }
     };
-    if in_thread {
+    if mode.ends_with("thread") {
         std::thread::spawn(work);
     } else {
         work();

@@ -1,5 +1,5 @@
 //! Images in memory, and mounts of them in scratch folders.
-#![allow(dead_code, unreachable_pub)] // each test file uses a part
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // each test file uses a part
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
