@@ -55,7 +55,12 @@ pub struct StartedJob {
 /// Starts the supervisor of `job`, which goes on without the calling process, and hands it the job's `lock`.
 ///
 /// `program` is the binary that calls [`crate::supervise`] for the word [`SUPERVISE`].
-pub fn start(program: &Path, job: JobDir, lock: Lock, attach: Attach) -> Result<StartedJob, StartError> {
+pub fn start(
+    program: &Path,
+    job: JobDir,
+    lock: Lock,
+    attach: Attach,
+) -> Result<StartedJob, StartError> {
     let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| StartError::Spawn(error.into()))?;
     let pipe = inheritable(&theirs).map_err(StartError::Spawn)?;
@@ -136,15 +141,19 @@ pub enum SignalError {
 pub fn signal(job: &JobDir, signal: i32) -> Result<(), SignalError> {
     let number = Signal::from_named_raw(signal).ok_or(SignalError::NotASignal(signal))?;
     let not_running = || SignalError::NotRunning(job.id().to_owned());
-    let status = job.status()?.filter(|status| status.phase == Phase::Running).ok_or_else(not_running)?;
+    let status =
+        job.status()?.filter(|status| status.phase == Phase::Running).ok_or_else(not_running)?;
     let pid = status.pid.and_then(Pid::from_raw).ok_or_else(not_running)?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| not_running())?;
     // Still owned after the descriptor was had: so the process it names is the job's, not a later one.
     if !job.is_owned() {
         return Err(not_running());
     }
-    pidfd_send_signal(&pidfd, number)
-        .map_err(|source| SignalError::Kernel { id: job.id().to_owned(), signal, source })
+    pidfd_send_signal(&pidfd, number).map_err(|source| SignalError::Kernel {
+        id: job.id().to_owned(),
+        signal,
+        source,
+    })
 }
 
 /// Asks the job to end, and makes it after `timeout`; returns when nothing of it is left.
@@ -174,7 +183,8 @@ fn wait_released_for(job: &JobDir, timeout: Duration) -> Result<bool, FileError>
         if left.is_zero() {
             return Ok(false);
         }
-        let timespec = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let timespec =
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
         // Interrupted or in time: the loop looks again.
         if poll(&mut fds, Some(&timespec)).is_ok_and(|ready| ready > 0) {

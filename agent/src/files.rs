@@ -26,7 +26,10 @@ impl FileError {
 }
 
 /// Attaches the verb and the path to an I/O error: `.map_err(at("read", path))`.
-pub(crate) fn at<E: Into<io::Error>>(verb: &'static str, path: &Path) -> impl FnOnce(E) -> FileError {
+pub(crate) fn at<E: Into<io::Error>>(
+    verb: &'static str,
+    path: &Path,
+) -> impl FnOnce(E) -> FileError {
     move |source| FileError { verb, path: path.to_owned(), source: source.into() }
 }
 

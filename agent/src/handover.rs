@@ -22,6 +22,9 @@ impl Handover {
         if lock == pipe {
             return None;
         }
-        Some(Self { lock: Lock::adopted(File::from(sys::adopt_fd(lock)?)), pipe: sys::adopt_fd(pipe)? })
+        Some(Self {
+            lock: Lock::adopted(File::from(sys::adopt_fd(lock)?)),
+            pipe: sys::adopt_fd(pipe)?,
+        })
     }
 }

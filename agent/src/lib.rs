@@ -38,18 +38,20 @@ mod supervisor;
 mod sys;
 
 pub use client::{
-    Attach, FollowError, SUPERVISE, SignalError, StartError, StartedJob, follow, remove, signal, start, stop,
+    Attach, FollowError, SUPERVISE, SignalError, StartError, StartedJob, follow, remove, signal,
+    start, stop,
 };
 pub use files::{FileError, Lock};
 pub use mounts::{
-    MountConfig, MountDir, MountInvocation, Mounts, SERVE_MOUNT, ServeMountError, UmountError, serve_config,
-    serve_mount, start_mount,
+    MountConfig, MountDir, MountInvocation, Mounts, SERVE_MOUNT, ServeMountError, UmountError,
+    serve_config, serve_mount, start_mount,
 };
 pub use namespace::NamespaceError;
 pub use reconcile::reconcile;
 pub use report::{MountReport, Report};
 pub use stack::StackError;
 pub use state::{
-    CreateError, Failure, FindError, JobConfig, JobDir, JobLayer, Phase, StateDir, Status, Timings, UpperDirs, now_ms,
+    CreateError, Failure, FindError, JobConfig, JobDir, JobLayer, Phase, StateDir, Status, Timings,
+    UpperDirs, now_ms,
 };
 pub use supervisor::{Invocation, SuperviseError, supervise};

@@ -120,7 +120,12 @@ pub(crate) struct LineSplitter {
 
 impl LineSplitter {
     /// Takes the next bytes and writes the lines they complete.
-    pub(crate) fn push(&mut self, bytes: &[u8], stream: Stream, log: &mut LogWriter) -> io::Result<()> {
+    pub(crate) fn push(
+        &mut self,
+        bytes: &[u8],
+        stream: Stream,
+        log: &mut LogWriter,
+    ) -> io::Result<()> {
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
             self.partial.extend_from_slice(piece);
             if piece.ends_with(b"\n") || self.partial.len() >= MAX_LINE {
@@ -250,10 +255,7 @@ mod tests {
         log.write(Stream::Stdout, b"second\n").unwrap();
         log.size = ROTATE_AT;
         log.write(Stream::Stderr, b"third\n").unwrap();
-        assert_eq!(
-            texts(&reader.read_new().unwrap()),
-            [b"second\n".to_vec(), b"third\n".to_vec()]
-        );
+        assert_eq!(texts(&reader.read_new().unwrap()), [b"second\n".to_vec(), b"third\n".to_vec()]);
         assert_eq!(LogReader::new(dir.path()).read_new().unwrap().len(), 3);
     }
 

@@ -151,7 +151,10 @@ impl Mounts {
         for mount in self.list()? {
             let Ok(Some(lock)) = Lock::try_new(&mount.lock_path()) else { continue };
             if let Err(error) = mount.take_down_dead() {
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot clean up a dead mount");
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot clean up a dead mount"
+                );
                 continue;
             }
             mount.remove(&lock)?;
@@ -166,7 +169,9 @@ impl Mounts {
         // A dead server's mount point can't be looked at, so it is not resolved unless need be.
         let resolved = fs::canonicalize(mountpoint).ok();
         let is_it = |mount: &MountDir| {
-            mount.mountpoint().is_ok_and(|point| point == wanted || Some(&point) == resolved.as_ref())
+            mount
+                .mountpoint()
+                .is_ok_and(|point| point == wanted || Some(&point) == resolved.as_ref())
         };
         let mount = self.list()?.into_iter().find(is_it).ok_or_else(unknown)?;
         mica_mounter::unmount_at(&mount.mountpoint()?)?;
@@ -236,7 +241,11 @@ fn unescape(field: &str) -> String {
 }
 
 /// Starts a mount's server and returns when the mount can be used.
-pub fn start_mount(program: &Path, mount: &MountDir, lock: Lock) -> Result<MountReport, StartError> {
+pub fn start_mount(
+    program: &Path,
+    mount: &MountDir,
+    lock: Lock,
+) -> Result<MountReport, StartError> {
     let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| StartError::Spawn(error.into()))?;
     let pipe = inheritable(&theirs).map_err(StartError::Spawn)?;

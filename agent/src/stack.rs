@@ -31,12 +31,16 @@ pub(crate) fn open(layers: &[JobLayer]) -> Result<Stack, StackError> {
 
 /// How to mount a job's stack: its upper is thrown away with it, unless it was named.
 pub(crate) fn options(upper: Option<&UpperDirs>, volatile: bool) -> MountOptions {
-    let upper = upper.map(|dirs| Upper { upper: dirs.upper.clone(), work: dirs.work.clone(), volatile });
+    let upper =
+        upper.map(|dirs| Upper { upper: dirs.upper.clone(), work: dirs.work.clone(), volatile });
     MountOptions { upper, ..MountOptions::default() }
 }
 
 /// Keeps the layers' images in the cache while the lease lives.
-pub(crate) fn lease(cache: Option<&Path>, layers: &[JobLayer]) -> Result<Option<Lease>, CacheError> {
+pub(crate) fn lease(
+    cache: Option<&Path>,
+    layers: &[JobLayer],
+) -> Result<Option<Lease>, CacheError> {
     let Some(cache) = cache else { return Ok(None) };
     let digests: Vec<_> = layers.iter().filter_map(|layer| layer.digest).collect();
     Ok(Some(Cache::open(cache)?.lease(&digests)?))

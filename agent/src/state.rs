@@ -169,8 +169,9 @@ pub struct Failure {
 impl Failure {
     /// The error with its causes.
     pub(crate) fn new(error: &dyn std::error::Error, hint: Option<String>, exit_code: i32) -> Self {
-        let mut chain: Vec<String> =
-            std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect();
+        let mut chain: Vec<String> = std::iter::successors(Some(error), |error| error.source())
+            .map(ToString::to_string)
+            .collect();
         chain.dedup(); // a transparent wrapper says the same as what it wraps
         Self { chain, hint, exit_code }
     }
@@ -257,7 +258,8 @@ impl StateDir {
         // Two commands that give one name at one time meet here.
         let _names = Lock::wait(&self.names_lock()).map_err(file)?;
         if let Some(name) = &config.name
-            && let Some(other) = self.jobs().map_err(file)?.into_iter().find(|job| job.has_name(name))
+            && let Some(other) =
+                self.jobs().map_err(file)?.into_iter().find(|job| job.has_name(name))
         {
             return Err(CreateError::NameInUse { name: name.clone(), id: other.id }.into());
         }
@@ -275,7 +277,8 @@ impl StateDir {
         for entry in fs::read_dir(&dir).map_err(at("list", &dir))? {
             let entry = entry.map_err(at("list", &dir))?;
             if let Ok(id) = entry.file_name().into_string() {
-                let created = entry.metadata().and_then(|meta| meta.created().or(meta.modified())).ok();
+                let created =
+                    entry.metadata().and_then(|meta| meta.created().or(meta.modified())).ok();
                 jobs.push((created, JobDir { id, path: entry.path() }));
             }
         }
@@ -305,7 +308,8 @@ impl StateDir {
 impl JobDir {
     /// Opens the folder a supervisor was told.
     pub(crate) fn at(path: PathBuf) -> Self {
-        let id = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let id =
+            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Self { id, path }
     }
 
@@ -382,7 +386,9 @@ impl JobDir {
             removed = fs::remove_dir_all(&self.path);
         }
         match removed {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(at("remove", &self.path)(error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(at("remove", &self.path)(error))
+            }
             _ => Ok(()),
         }
     }
@@ -404,7 +410,9 @@ fn make_dirs_writable(dir: &Path) {
 pub(crate) fn new_id() -> String {
     let mut bytes = [0_u8; 6];
     // getrandom(2) can't fail for so few bytes once the kernel is up; a clash would only repeat the call.
-    while rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()) != Ok(bytes.len()) {}
+    while rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
+        != Ok(bytes.len())
+    {}
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

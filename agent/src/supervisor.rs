@@ -209,7 +209,11 @@ fn streams() -> io::Result<(Stdio, OwnedFd, OwnedFd)> {
 
 /// Waits for the job's end. A signal to the supervisor is a wish to end: the job gets its stop signal, and after
 /// its time SIGKILL.
-fn wait(job: &mut Job, config: &JobConfig, mut signals: Signals) -> io::Result<mica_launcher::Exit> {
+fn wait(
+    job: &mut Job,
+    config: &JobConfig,
+    mut signals: Signals,
+) -> io::Result<mica_launcher::Exit> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut deadline: Option<Instant> = None;
     loop {

@@ -40,7 +40,12 @@ fn log_to_stderr(level: Option<&str>) {
 pub(crate) fn log_to_file(path: &Path) {
     let filter = EnvFilter::new(std::env::var("MICA_LOG").unwrap_or_else(|_| "warn".into()));
     if let Ok(file) = OpenOptions::new().append(true).create(true).open(path) {
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(file).with_ansi(false).compact().init();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(file)
+            .with_ansi(false)
+            .compact()
+            .init();
     }
 }
 

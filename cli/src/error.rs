@@ -41,7 +41,11 @@ impl<T, E: Into<anyhow::Error>> Advise<T> for Result<T, E> {
 }
 
 /// An error with advice.
-pub(crate) fn advised(error: anyhow::Error, hint: Option<String>, exit_code: Option<u8>) -> anyhow::Error {
+pub(crate) fn advised(
+    error: anyhow::Error,
+    hint: Option<String>,
+    exit_code: Option<u8>,
+) -> anyhow::Error {
     Advised { error, hint, exit_code }.into()
 }
 
@@ -56,7 +60,9 @@ pub(crate) fn report(error: &anyhow::Error, usual: u8) -> ExitCode {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn render(error: &anyhow::Error) -> (String, Option<u8>) {

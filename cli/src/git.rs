@@ -17,7 +17,9 @@ pub(crate) struct Commit {
 
 /// Asks git for the commit `dir` is at; `None` where there is no git, no repository or no commit.
 pub(crate) fn commit_of(dir: &Path) -> anyhow::Result<Option<Commit>> {
-    let Some(hash) = ask(dir, &["rev-parse", "--verify", "--quiet", "HEAD"]) else { return Ok(None) };
+    let Some(hash) = ask(dir, &["rev-parse", "--verify", "--quiet", "HEAD"]) else {
+        return Ok(None);
+    };
     let status = run(dir, &["status", "--porcelain", "--", "."])?;
     Ok(Some(Commit { hash, dirty: !status.is_empty() }))
 }
@@ -46,12 +48,8 @@ fn ask(dir: &Path, args: &[&str]) -> Option<String> {
 
 /// Runs git in `dir` and returns what it printed.
 pub(crate) fn run(dir: &Path, args: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new("git")
-        .arg("-C")
-        .arg(dir)
-        .args(args)
-        .output()
-        .context("cannot run git")?;
+    let output =
+        Command::new("git").arg("-C").arg(dir).args(args).output().context("cannot run git")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("git {} failed in {}: {}", args.join(" "), dir.display(), said.trim());

@@ -60,7 +60,10 @@ pub(crate) fn short_source(source: &str) -> String {
 }
 
 /// Prints rows in aligned columns under a heading; the last column is never padded.
-pub(crate) fn table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> anyhow::Result<()> {
+pub(crate) fn table<const N: usize>(
+    heading: [&str; N],
+    rows: &[[String; N]],
+) -> anyhow::Result<()> {
     let mut out = stdout();
     out.write_all(render_table(heading, rows).as_bytes())?;
     out.flush()?;
@@ -138,7 +141,8 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let text = render_table(["A", "LONG"], &[["xyz".into(), "1".into()], ["ü".into(), "2".into()]]);
+        let text =
+            render_table(["A", "LONG"], &[["xyz".into(), "1".into()], ["ü".into(), "2".into()]]);
         assert_eq!(text, "A    LONG\nxyz  1\nü    2\n");
     }
 }

@@ -41,7 +41,9 @@ impl Settings {
     fn from_file(path: &Path) -> anyhow::Result<Self> {
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
             Err(error) => {
                 return Err(error).with_context(|| format!("cannot read {}", path.display()));
             }
@@ -52,8 +54,7 @@ impl Settings {
         for dir in [&mut settings.cache, &mut settings.state, &mut settings.runtime] {
             *dir = dir.take().map(|dir| folder.join(dir));
         }
-        settings.registry =
-            settings.registry.map(|location| relative_to(folder, location));
+        settings.registry = settings.registry.map(|location| relative_to(folder, location));
         Ok(settings)
     }
 }
@@ -82,8 +83,9 @@ impl Places {
     /// Reads the settings as seen from the folder `cwd`; `registry` is the flag's value.
     pub(crate) fn find(cwd: &Path, registry: Option<&str>) -> anyhow::Result<Self> {
         let root = rustix::process::geteuid().is_root();
-        let mut settings = Settings { registry: registry.map(str::to_owned), ..Settings::default() }
-            .or(Settings::from_env());
+        let mut settings =
+            Settings { registry: registry.map(str::to_owned), ..Settings::default() }
+                .or(Settings::from_env());
         if let Some(workspace) = find_workspace(cwd) {
             settings = settings.or(Settings::from_file(&workspace.join("mica.toml"))?);
         }
@@ -110,15 +112,17 @@ impl Places {
             None if settings.runtime.is_none() && !root => state.join("run"),
             _ => place(settings.runtime, "XDG_RUNTIME_DIR", "", "/run/mica")?,
         };
-        let registry =
-            settings.registry.unwrap_or_else(|| state.join("registry").to_string_lossy().into_owned());
+        let registry = settings
+            .registry
+            .unwrap_or_else(|| state.join("registry").to_string_lossy().into_owned());
         Ok(Self { registry, cache, state, runtime })
     }
 }
 
 /// `$var`, or `$HOME/below`; relative values are to be ignored (XDG Base Directory Specification).
 fn xdg(var: &str, below: &str) -> Option<PathBuf> {
-    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let absolute =
+        |name: &str| env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
     absolute(var).or_else(|| Some(absolute("HOME")?.join(below)))
 }
 
@@ -126,7 +130,5 @@ fn xdg(var: &str, below: &str) -> Option<PathBuf> {
 pub(crate) fn find_workspace(cwd: &Path) -> Option<PathBuf> {
     const MARKS: [&str; 6] =
         ["mica.toml", "WORKSPACE", "WORKSPACE.bazel", "MODULE.bazel", ".buckconfig", ".git"];
-    cwd.ancestors()
-        .find(|dir| MARKS.iter().any(|mark| dir.join(mark).exists()))
-        .map(Path::to_owned)
+    cwd.ancestors().find(|dir| MARKS.iter().any(|mark| dir.join(mark).exists())).map(Path::to_owned)
 }

@@ -42,7 +42,8 @@ fn world() -> impl Fn(common::User) -> World {
 fn status(world: &World, id: &str, key: &str) -> i32 {
     let text = world.ok(&["inspect", id]).stdout;
     // The status comes after the configuration, which has such words of its own.
-    let line = text.lines().rev().find(|line| line.trim().starts_with(&format!("\"{key}\":"))).unwrap();
+    let line =
+        text.lines().rev().find(|line| line.trim().starts_with(&format!("\"{key}\":"))).unwrap();
     line.split(':').nth(1).unwrap().trim().trim_end_matches(',').parse().unwrap()
 }
 
@@ -70,7 +71,17 @@ fn a_killed_supervisor_takes_its_job_down_and_the_next_command_cleans_up() {
     let make = world();
     for user in USERS {
         let world = make(user);
-        let args = ["run", "-d", "--best-effort-limits", "--memory", "64m", "--pids-limit", "20", "--image", "app.xar"];
+        let args = [
+            "run",
+            "-d",
+            "--best-effort-limits",
+            "--memory",
+            "64m",
+            "--pids-limit",
+            "20",
+            "--image",
+            "app.xar",
+        ];
         let command = ["--", "sh", "-c", "sleep 1000 & sleep 1000"];
         let id = world.ok(&[&args[..], &command].concat()).stdout.trim().to_owned();
         let (supervisor, job) = (status(&world, &id, "supervisor"), status(&world, &id, "pid"));
@@ -91,7 +102,17 @@ fn a_killed_command_leaves_its_job_to_the_supervisor() {
     for user in USERS {
         let world = make(user);
         let mut child = world
-            .mica(&["run", "--name", "job", "--image", "app.xar", "--", "sh", "-c", "echo started; sleep 0.5; echo done"])
+            .mica(&[
+                "run",
+                "--name",
+                "job",
+                "--image",
+                "app.xar",
+                "--",
+                "sh",
+                "-c",
+                "echo started; sleep 0.5; echo done",
+            ])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -112,7 +133,11 @@ fn a_killed_init_ends_the_job() {
     let make = world();
     for user in USERS {
         let world = make(user);
-        let id = world.ok(&["run", "-d", "--image", "app.xar", "--", "sleep", "1000"]).stdout.trim().to_owned();
+        let id = world
+            .ok(&["run", "-d", "--image", "app.xar", "--", "sleep", "1000"])
+            .stdout
+            .trim()
+            .to_owned();
         kill(status(&world, &id, "pid"));
         assert_eq!(world.ok(&["wait", &id]).stdout, "137\n");
         wait_for(|| world.leftovers().is_empty());
@@ -132,7 +157,8 @@ fn a_demo_killed_anywhere_is_cleaned_up_and_works_the_next_time() {
         let world = World::new(user);
         // Steps of the demo, from before its first folder to its last job.
         for ms in [5, 30, 80, 150, 250, 400, 600, 900] {
-            let mut child = world.mica(&["demo"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            let mut child =
+                world.mica(&["demo"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             std::thread::sleep(Duration::from_millis(ms));
             child.kill().unwrap();
             child.wait().unwrap();

@@ -12,7 +12,8 @@ use std::process::{Command, Stdio};
 use common::{User, World, need_fuse};
 
 fn python(script: &str) -> String {
-    let output = Command::new("python3").args(["-c", script]).output().expect("this test needs python3");
+    let output =
+        Command::new("python3").args(["-c", script]).output().expect("this test needs python3");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
@@ -42,8 +43,14 @@ fn cpython() -> PathBuf {
     }
     prepared("cpython", |dir| {
         let name = python("import sys; print('python%d.%d' % sys.version_info[:2])");
-        copy(&python("import os, sys; print(os.path.realpath(sys.executable))"), &dir.join("bin").join(&name));
-        copy(&python("import sysconfig; print(sysconfig.get_path('stdlib'))"), &dir.join("lib").join(&name));
+        copy(
+            &python("import os, sys; print(os.path.realpath(sys.executable))"),
+            &dir.join("bin").join(&name),
+        );
+        copy(
+            &python("import sysconfig; print(sysconfig.get_path('stdlib'))"),
+            &dir.join("lib").join(&name),
+        );
     })
 }
 
@@ -65,7 +72,8 @@ fn entries(root: &Path) -> BTreeMap<PathBuf, String> {
     let mut groups: BTreeMap<u64, PathBuf> = BTreeMap::new();
     let mut stack = vec![root.to_owned()];
     while let Some(dir) = stack.pop() {
-        let mut names: Vec<PathBuf> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut names: Vec<PathBuf> =
+            fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
         names.sort();
         for path in names {
             let meta = fs::symlink_metadata(&path).unwrap();
@@ -75,7 +83,12 @@ fn entries(root: &Path) -> BTreeMap<PathBuf, String> {
                 text += &format!(" -> {}", fs::read_link(&path).unwrap().display());
             } else if meta.is_file() {
                 let first = groups.entry(meta.ino()).or_insert_with(|| below.clone());
-                text += &format!(" {} bytes, {} links, like {}", meta.size(), meta.nlink(), first.display());
+                text += &format!(
+                    " {} bytes, {} links, like {}",
+                    meta.size(),
+                    meta.nlink(),
+                    first.display()
+                );
             } else if meta.is_dir() {
                 stack.push(path);
             }
@@ -90,7 +103,10 @@ fn python_numpy_and_pandas_run_from_layers() {
     need_fuse();
     let (prefix, site) = (cpython(), site_packages());
     let world = World::new(User::Me);
-    world.write("app/main.py", "import numpy, pandas\nprint(pandas.DataFrame({'a': numpy.arange(4)}).a.sum())\n");
+    world.write(
+        "app/main.py",
+        "import numpy, pandas\nprint(pandas.DataFrame({'a': numpy.arange(4)}).a.sum())\n",
+    );
     fs::hard_link(world.path("app/main.py"), world.path("app/linked.py")).unwrap();
     let json = |path: &Path| format!("{:?}", path.to_str().unwrap());
     world.write(
@@ -106,12 +122,18 @@ fn python_numpy_and_pandas_run_from_layers() {
             json(&prefix),
         ),
     );
-    let interpreter = if prefix.join("bin/python3").exists() { "python3".to_owned() } else {
+    let interpreter = if prefix.join("bin/python3").exists() {
+        "python3".to_owned()
+    } else {
         python("import sys; print('python%d.%d' % sys.version_info[:2])")
     };
     let graph = fs::read_to_string(world.path("graph.json")).unwrap();
-    world.write("graph.json", &graph.replace("python/bin/python3", &format!("python/bin/{interpreter}")));
-    let packed = world.ok(&["pack", "--graph", "graph.json", "--target", "//:demo", "--version", "v1"]);
+    world.write(
+        "graph.json",
+        &graph.replace("python/bin/python3", &format!("python/bin/{interpreter}")),
+    );
+    let packed =
+        world.ok(&["pack", "--graph", "graph.json", "--target", "//:demo", "--version", "v1"]);
     assert_eq!(packed.stderr.matches("packed").count(), 3, "{packed:?}");
 
     let mut server = world
@@ -129,13 +151,28 @@ fn python_numpy_and_pandas_run_from_layers() {
 
     let point = world.ok(&["mount", "demo@v1"]).stdout;
     let mounted = Path::new(point.trim());
-    for (name, source) in [("python", &prefix), ("site-packages", &site), ("app", &world.path("app"))] {
+    for (name, source) in
+        [("python", &prefix), ("site-packages", &site), ("app", &world.path("app"))]
+    {
         let there = mounted.join(name);
-        let output = Command::new("diff").args(["-r", "--no-dereference"]).arg(source).arg(&there).output().unwrap();
+        let output = Command::new("diff")
+            .args(["-r", "--no-dereference"])
+            .arg(source)
+            .arg(&there)
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{name}: {}", said.lines().take(20).collect::<Vec<_>>().join("\n"));
+        assert!(
+            output.status.success(),
+            "{name}: {}",
+            said.lines().take(20).collect::<Vec<_>>().join("\n")
+        );
         let (expected, found) = (entries(source), entries(&there));
-        let differing: Vec<_> = expected.iter().filter(|(path, text)| found.get(*path) != Some(text)).take(10).collect();
+        let differing: Vec<_> = expected
+            .iter()
+            .filter(|(path, text)| found.get(*path) != Some(text))
+            .take(10)
+            .collect();
         assert!(differing.is_empty() && expected.len() == found.len(), "{name}: {differing:#?}");
     }
     world.ok(&["umount", point.trim()]);

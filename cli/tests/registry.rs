@@ -70,12 +70,18 @@ fn a_changed_line_moves_one_layer() {
     let packed = pack(&world);
     assert_eq!(packed.stderr.matches("packed").count(), 1, "{packed:?}");
     assert_eq!(packed.stdout.trim(), format!("A@{commit}"));
-    assert_eq!(images(&world.path("registry")).len(), before + 3, "one image, its chunk table and one manifest");
+    assert_eq!(
+        images(&world.path("registry")).len(),
+        before + 3,
+        "one image, its chunk table and one manifest"
+    );
 
     let pulled = world.ok(&["pull", &format!("A@{}", &commit[..7]), "--registry", &served.url]);
     assert_eq!(pulled.stderr.matches("fetched").count(), 1, "{pulled:?}");
     assert_eq!(pulled.stderr.matches("cached").count(), 5, "{pulled:?}");
-    assert!(world.ok(&["pull", "A", "--registry", &served.url]).stderr.matches("fetched").count() == 0);
+    assert!(
+        world.ok(&["pull", "A", "--registry", &served.url]).stderr.matches("fetched").count() == 0
+    );
     assert_eq!(world.ok(&["images", "-q"]).stdout.lines().count(), 2);
 }
 
@@ -95,7 +101,10 @@ fn packing_again_writes_nothing_and_needs_a_new_version_for_new_content() {
     let commit = first.strip_prefix("A@").unwrap();
     let args = ["pack", "--workspace", "monorepo", "--target", "//app:A", "--version", commit];
     let said = world.fails(1, &args);
-    assert!(said.contains(commit) && said.contains("blake3:"), "the digest that holds it is named: {said}");
+    assert!(
+        said.contains(commit) && said.contains("blake3:"),
+        "the digest that holds it is named: {said}"
+    );
     let dry = world.ok(&["pack", "--workspace", "monorepo", "--target", "//app:A", "--dry-run"]);
     assert!(dry.stdout.is_empty() && dry.stderr.matches("would reuse").count() == 6, "{dry:?}");
 }
@@ -106,7 +115,8 @@ fn a_target_is_published_to_a_server_that_lets_us() {
     world.workspace("monorepo");
     world.write("token", "s3cret\n");
     let served = Served::new(&world, &["--token-file", "token"]);
-    let args = ["pack", "--workspace", "monorepo", "--target", "//app:A", "--registry", &served.url];
+    let args =
+        ["pack", "--workspace", "monorepo", "--target", "//app:A", "--registry", &served.url];
     let said = world.fails(1, &args);
     assert!(said.contains("token"), "{said}");
     let output = world.mica(&args).env("MICA_TOKEN", "s3cret").output().unwrap();
@@ -128,7 +138,8 @@ fn a_plain_file_server_is_a_registry() {
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let port = line.split(" port ").nth(1).unwrap().split(' ').next().unwrap();
-    let pulled = world.run(&["pull", &reference, "--registry", &format!("http://127.0.0.1:{port}")]);
+    let pulled =
+        world.run(&["pull", &reference, "--registry", &format!("http://127.0.0.1:{port}")]);
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(pulled.code, Some(0), "{pulled:?}");
@@ -196,11 +207,14 @@ fn altered_and_truncated_images_never_count_as_cached() {
 #[test]
 fn plan_and_inspect_agree_on_the_stack() {
     let (world, _, reference) = packed_monorepo();
-    let plan = world.ok(&["plan", "--workspace", "monorepo", "--target", "//app:A", "--json"]).stdout;
+    let plan =
+        world.ok(&["plan", "--workspace", "monorepo", "--target", "//app:A", "--json"]).stdout;
     world.ok(&["pull", &reference]);
     let inspect = world.ok(&["inspect", &reference]).stdout;
     let modules = |text: &str| -> Vec<String> {
-        let label = |line: &str| Some(line.trim().strip_prefix("\"module\": \"")?.split('"').next()?.to_owned());
+        let label = |line: &str| {
+            Some(line.trim().strip_prefix("\"module\": \"")?.split('"').next()?.to_owned())
+        };
         text.lines().filter_map(label).collect()
     };
     let stack = modules(&inspect);

@@ -92,7 +92,21 @@ fn streams_and_environment() {
     for user in USERS {
         let world = world_with_image(user);
         let mut child = world
-            .mica(&["run", "--rm", "-i", "--image", "app.xar", "-e", "A=1", "-e", "HOST", "--", "sh", "-c", "cat; echo $A $HOST $SECRET; echo e >&2"])
+            .mica(&[
+                "run",
+                "--rm",
+                "-i",
+                "--image",
+                "app.xar",
+                "-e",
+                "A=1",
+                "-e",
+                "HOST",
+                "--",
+                "sh",
+                "-c",
+                "cat; echo $A $HOST $SECRET; echo e >&2",
+            ])
             .env("HOST", "h")
             .env("SECRET", "s")
             .stdin(Stdio::piped())
@@ -116,7 +130,15 @@ fn a_stack_of_images_shows_the_topmost_file() {
         world.hand_over();
         world.ok(&["image", "pack", "top", "-o", "top.sqfs", "--no-header"]);
         let ran = world.ok(&[
-            "run", "--rm", "--image", "top.sqfs", "--image", "app.xar", "--", "sh", "-c",
+            "run",
+            "--rm",
+            "--image",
+            "top.sqfs",
+            "--image",
+            "app.xar",
+            "--",
+            "sh",
+            "-c",
             "pwd; cat hello.txt; bin/say x",
         ]);
         assert_eq!(ran.stdout, "/packages/top\nfrom the top\nsaid x\n");
@@ -134,12 +156,22 @@ fn a_whole_system_becomes_the_root() {
         assert!(world.command("sh").args(["-c", script]).status().unwrap().success());
         world.ok(&["image", "pack", "root", "-o", "base.sqfs", "--no-header"]);
         let run = |flags: &[&str], script: &str| {
-            let args = [&["run", "--rm", "--rootfs"], flags, &["--image", "base.sqfs", "--", "sh", "-c", script]];
+            let args = [
+                &["run", "--rm", "--rootfs"],
+                flags,
+                &["--image", "base.sqfs", "--", "sh", "-c", script],
+            ];
             world.run(&args.concat())
         };
-        let ran = run(&["--hostname", "box"], "cat /etc/hostname; echo w > /w; cat /w; read x < /usr/bin/env || echo no host");
+        let ran = run(
+            &["--hostname", "box"],
+            "cat /etc/hostname; echo w > /w; cat /w; read x < /usr/bin/env || echo no host",
+        );
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), "box\nw\nno host\n"), "{ran:?}");
-        let ran = run(&["--read-only", "-u", "alice"], "cat /etc/hosts > /dev/null && echo w > /tmp/w && echo w > /w");
+        let ran = run(
+            &["--read-only", "-u", "alice"],
+            "cat /etc/hosts > /dev/null && echo w > /tmp/w && echo w > /w",
+        );
         assert!(ran.code == Some(2) && ran.stderr.contains("Read-only"), "{ran:?}");
         let ran = run(&["-u", "bob"], "true");
         assert!(ran.code == Some(125) && ran.stderr.contains("bob"), "{ran:?}");
@@ -153,13 +185,32 @@ fn volumes_and_tmpfs() {
         world.write("data/in", "given\n");
         world.hand_over();
         let ran = world.ok(&[
-            "run", "--rm", "-v", "./data:/mnt", "--tmpfs", "/srv:size=1m", "--image", "app.xar", "--", "sh", "-c",
+            "run",
+            "--rm",
+            "-v",
+            "./data:/mnt",
+            "--tmpfs",
+            "/srv:size=1m",
+            "--image",
+            "app.xar",
+            "--",
+            "sh",
+            "-c",
             "cat /mnt/in; echo back > /mnt/out; echo t > /srv/t; cat /srv/t",
         ]);
         assert_eq!(ran.stdout, "given\nt\n");
         assert_eq!(std::fs::read_to_string(world.path("data/out")).unwrap(), "back\n");
         let ran = world.run(&[
-            "run", "--rm", "-v", "./data:/mnt:ro", "--image", "app.xar", "--", "sh", "-c", "echo x > /mnt/out",
+            "run",
+            "--rm",
+            "-v",
+            "./data:/mnt:ro",
+            "--image",
+            "app.xar",
+            "--",
+            "sh",
+            "-c",
+            "echo x > /mnt/out",
         ]);
         assert_ne!(ran.code, Some(0), "{ran:?}");
     }
@@ -170,7 +221,18 @@ fn a_detached_job_lives_by_its_files() {
     for user in USERS {
         let world = world_with_image(user);
         let id = world
-            .ok(&["run", "-d", "--name", "job", "--image", "app.xar", "--", "sh", "-c", "echo one; echo two >&2; exec sleep 60"])
+            .ok(&[
+                "run",
+                "-d",
+                "--name",
+                "job",
+                "--image",
+                "app.xar",
+                "--",
+                "sh",
+                "-c",
+                "echo one; echo two >&2; exec sleep 60",
+            ])
             .stdout;
         let id = id.trim();
         assert_eq!(world.ok(&["ps", "-q"]).stdout.trim(), id);
@@ -191,7 +253,18 @@ fn a_detached_job_lives_by_its_files() {
 #[test]
 fn logs_follow_until_the_job_ends() {
     let world = world_with_image(common::User::Me);
-    world.ok(&["run", "-d", "--name", "job", "--image", "app.xar", "--", "sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.2; done"]);
+    world.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "job",
+        "--image",
+        "app.xar",
+        "--",
+        "sh",
+        "-c",
+        "for i in 1 2 3; do echo $i; sleep 0.2; done",
+    ]);
     assert_eq!(world.ok(&["logs", "-f", "job"]).stdout, "1\n2\n3\n");
     assert_eq!(world.ok(&["logs", "-n", "1", "job"]).stdout, "3\n");
 }
@@ -223,11 +296,31 @@ fn limits_are_enforced_or_refused() {
     let world = world_with_image(common::User::Me);
     if rustix::process::geteuid().is_root() {
         let ran = world.run(&[
-            "run", "--rm", "--memory", "32m", "--image", "app.xar", "--", "sh", "-c", "head -c 200m /dev/zero | tail -c 100m | wc -c",
+            "run",
+            "--rm",
+            "--memory",
+            "32m",
+            "--image",
+            "app.xar",
+            "--",
+            "sh",
+            "-c",
+            "head -c 200m /dev/zero | tail -c 100m | wc -c",
         ]);
-        assert!(ran.stderr.contains("memory"), "the memory hog is killed and mica says why: {ran:?}");
+        assert!(
+            ran.stderr.contains("memory"),
+            "the memory hog is killed and mica says why: {ran:?}"
+        );
         let ran = world.run(&[
-            "run", "--rm", "--pids-limit", "8", "--image", "app.xar", "--", "sh", "-c",
+            "run",
+            "--rm",
+            "--pids-limit",
+            "8",
+            "--image",
+            "app.xar",
+            "--",
+            "sh",
+            "-c",
             "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 5 & done; wait",
         ]);
         assert!(ran.stderr.to_lowercase().contains("fork"), "{ran:?}");

@@ -52,7 +52,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if !args.repair {
-        note(format_args!("{} files are damaged; `mica cache verify --repair` fetches them again", paths.len()));
+        note(format_args!(
+            "{} files are damaged; `mica cache verify --repair` fetches them again",
+            paths.len()
+        ));
         return Ok(ExitCode::FAILURE);
     }
     let registry = registry::open(&context.places.registry, &pull::registry_options())?;

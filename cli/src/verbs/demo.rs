@@ -71,7 +71,8 @@ struct Round {
 impl Demo {
     fn new(scratch: &Scratch, places: Places) -> anyhow::Result<Self> {
         let workspace = scratch.dir.join("monorepo");
-        fs::create_dir(&workspace).with_context(|| format!("cannot create {}", workspace.display()))?;
+        fs::create_dir(&workspace)
+            .with_context(|| format!("cannot create {}", workspace.display()))?;
         MONOREPO.extract(&workspace).context("cannot write the example monorepo")?;
         let has_git = git::is_installed();
         if has_git {
@@ -124,7 +125,9 @@ impl Demo {
     fn run_job(&self, reference: &str) -> anyhow::Result<Status> {
         let words = ["mica", "run", "--rm", "--memory", "256m", "--pids-limit", "64"];
         let words = words.into_iter().chain(["--best-effort-limits", "--pull", "never", reference]);
-        let Verb::Run(args) = Cli::try_parse_from(words)?.verb else { bail!("`run` is not a verb") };
+        let Verb::Run(args) = Cli::try_parse_from(words)?.verb else {
+            bail!("`run` is not a verb")
+        };
         let status = run::run_to_end(&args, &self.context)?;
         match status.exit_code {
             Some(0) => Ok(status),
@@ -136,18 +139,25 @@ impl Demo {
 fn commit(workspace: &Path, message: &str) -> anyhow::Result<()> {
     git::run(workspace, &["add", "--all"])?;
     let identity = ["-c", "user.name=mica", "-c", "user.email=mica@localhost"];
-    let words = ["-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message];
+    let words =
+        ["-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message];
     git::run(workspace, &[&identity[..], &words[..]].concat())?;
     Ok(())
 }
 
 fn print_table(first: &Round, second: &Round) -> anyhow::Result<()> {
-    let row = |name: &str, value: &dyn Fn(&Round) -> String| [name.to_owned(), value(first), value(second)];
-    let us = |us: Option<u64>| us.map_or("-".to_owned(), |us| output::duration(Duration::from_micros(us)));
+    let row = |name: &str, value: &dyn Fn(&Round) -> String| {
+        [name.to_owned(), value(first), value(second)]
+    };
+    let us = |us: Option<u64>| {
+        us.map_or("-".to_owned(), |us| output::duration(Duration::from_micros(us)))
+    };
     let rows = [
         row("version", &|round| round.package.manifest.version.as_str().chars().take(12).collect()),
         row("layers packed", &|round| round.package.packed().to_string()),
-        row("layers reused", &|round| (round.package.layers.len() - round.package.packed()).to_string()),
+        row("layers reused", &|round| {
+            (round.package.layers.len() - round.package.packed()).to_string()
+        }),
         row("bytes packed", &|round| output::bytes(round.package.packed_bytes())),
         row("layers fetched", &|round| round.pulled.fetched_layers().to_string()),
         row("bytes fetched", &|round| output::bytes(round.pulled.fetched_bytes())),
@@ -175,7 +185,8 @@ impl Scratch {
             // Its demo lives as long as somebody holds the lock.
             if let Ok(Some(_)) = Lock::try_new(&entry.path().join("lock")) {
                 let dir = entry.path();
-                fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+                fs::remove_dir_all(&dir)
+                    .with_context(|| format!("cannot remove {}", dir.display()))?;
             }
         }
         let dir = tempfile::Builder::new().prefix("run-").tempdir_in(&root)?.keep();

@@ -66,7 +66,11 @@ fn cells(package: &CachedPackage) -> [String; 6] {
         manifest.name.to_string(),
         version,
         if tags.is_empty() { "-".into() } else { tags.join(",") },
-        if package.layers == all { all.to_string() } else { format!("{} of {all}", package.layers) },
+        if package.layers == all {
+            all.to_string()
+        } else {
+            format!("{} of {all}", package.layers)
+        },
         output::bytes(manifest.size()),
         output::ago(ms(package.added)),
     ]

@@ -23,7 +23,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     // A job's name or id has no `@`; without one the job is meant first, as with docker.
     match context.jobs()?.find(&args.word) {
         Ok(job) => {
-            output::json(&json!({ "id": job.id(), "config": job.config()?, "status": job.status()? }))?;
+            output::json(
+                &json!({ "id": job.id(), "config": job.config()?, "status": job.status()? }),
+            )?;
             return Ok(ExitCode::SUCCESS);
         }
         Err(FindError::Unknown(_)) => {}

@@ -17,7 +17,9 @@ use crate::{app, hints, output};
 /// Returns when the mount can be used, and prints where it is. Without --upper the mount is read-only.
 /// An ordinary user needs fusermount3 (package fuse3); `mica run` needs neither it nor root.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "mica mount [OPTIONS] REF [DIR]\n       mica mount [OPTIONS] --image TOP [--image BASE]... [DIR]")]
+#[command(
+    override_usage = "mica mount [OPTIONS] REF [DIR]\n       mica mount [OPTIONS] --image TOP [--image BASE]... [DIR]"
+)]
 pub(crate) struct Args {
     /// The package, and the folder to mount it on [default: a new folder]
     #[arg(value_name = "REF] [DIR", num_args = 0..=2)]
@@ -70,7 +72,9 @@ fn print(mountpoint: &Path) {
 fn config(args: &Args, context: &Context) -> anyhow::Result<MountConfig> {
     let (source, layers, cache, dir) = if args.images.is_empty() {
         let (reference, dir) = match &args.words[..] {
-            [] => bail!("nothing to mount; name a package (mica mount A@953bc) or an image (mica mount --image FILE)"),
+            [] => bail!(
+                "nothing to mount; name a package (mica mount A@953bc) or an image (mica mount --image FILE)"
+            ),
             [reference] => (reference, None),
             [reference, dir, ..] => (reference, Some(dir)),
         };

@@ -13,8 +13,8 @@ use mica_packer::{PackOptions, chunks_path, pack_scan};
 
 use super::plan::{Built, PlannedLayer, Target, scan_layers};
 use crate::context::Context;
-use crate::output::{self, note};
 use crate::git;
+use crate::output::{self, note};
 
 /// Build a target, pack its modules into layers and publish the package
 ///
@@ -88,7 +88,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     if args.dry_run {
         return dry_run(args, context, &built, &options);
     }
-    let registry = registry::open_writable(&context.places.registry, &super::pull::registry_options())?;
+    let registry =
+        registry::open_writable(&context.places.registry, &super::pull::registry_options())?;
     let request = Request { args, built: &built, options: &options, registry: &*registry };
     let package = request.pack()?;
     if !args.quiet {
@@ -121,7 +122,8 @@ pub(crate) fn pack_workspace(
     };
     let built = args.target.build()?;
     let registry = registry::open_writable(registry, &super::pull::registry_options())?;
-    Request { args: &args, built: &built, options: &PackOptions::default(), registry: &*registry }.pack()
+    Request { args: &args, built: &built, options: &PackOptions::default(), registry: &*registry }
+        .pack()
 }
 
 struct Request<'a> {
@@ -152,9 +154,15 @@ impl Request<'_> {
             }
             layers.push(packed);
         }
-        let manifest = self.manifest(version, layers.iter().map(|packed| packed.layer.clone()).collect())?;
+        let manifest =
+            self.manifest(version, layers.iter().map(|packed| packed.layer.clone()).collect())?;
         self.push(&manifest, &images)?;
-        Ok(PackedPackage { manifest, layers, build: self.built.elapsed, elapsed: started.elapsed() })
+        Ok(PackedPackage {
+            manifest,
+            layers,
+            build: self.built.elapsed,
+            elapsed: started.elapsed(),
+        })
     }
 
     fn version(&self, layers: &[PlannedLayer<'_>]) -> anyhow::Result<Version> {
@@ -182,7 +190,10 @@ impl Request<'_> {
         let packed = pack_scan(scan, image, self.options)
             .with_context(|| format!("cannot pack the layer of {}", module.label))?;
         if !self.args.quiet {
-            packed.notices.iter().for_each(|notice| note(format_args!("{}: {notice}", module.label)));
+            packed
+                .notices
+                .iter()
+                .for_each(|notice| note(format_args!("{}: {notice}", module.label)));
         }
         let table = packed.chunks.encode();
         let layer = Layer {
@@ -237,7 +248,12 @@ impl PackedLayer {
 }
 
 /// Asks the registry, where there is one, and changes nothing in it.
-fn dry_run(args: &Args, context: &Context, built: &Built, options: &PackOptions) -> anyhow::Result<ExitCode> {
+fn dry_run(
+    args: &Args,
+    context: &Context,
+    built: &Built,
+    options: &PackOptions,
+) -> anyhow::Result<ExitCode> {
     let layers = scan_layers(&built.graph, &args.target.target, options)?;
     let registry = registry::open(&context.places.registry, &super::pull::registry_options()).ok();
     for layer in &layers {
@@ -246,7 +262,11 @@ fn dry_run(args: &Args, context: &Context, built: &Built, options: &PackOptions)
             None => None,
         };
         let does = if known.is_some() { "would reuse" } else { "would pack " };
-        note(format_args!("{does}  {:>10}  {}", output::bytes(layer.scan.bytes), layer.module.label));
+        note(format_args!(
+            "{does}  {:>10}  {}",
+            output::bytes(layer.scan.bytes),
+            layer.module.label
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -84,7 +84,10 @@ fn read_graph(file: &Path, base: Option<&Path>) -> anyhow::Result<BuildGraph> {
         (text, std::env::current_dir()?)
     } else {
         let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-        (fs::read_to_string(file).with_context(cannot)?, folder.unwrap_or(Path::new(".")).to_owned())
+        (
+            fs::read_to_string(file).with_context(cannot)?,
+            folder.unwrap_or(Path::new(".")).to_owned(),
+        )
     };
     Ok(BuildGraph::from_json(&text, base.unwrap_or(&folder))?)
 }
@@ -108,7 +111,10 @@ pub(crate) fn scan_layers<'g>(
         let outputs: Vec<Output> = module
             .outputs
             .iter()
-            .map(|output| Output { tree_path: PathBuf::from(&output.path), source: output.source.clone() })
+            .map(|output| Output {
+                tree_path: PathBuf::from(&output.path),
+                source: output.source.clone(),
+            })
             .collect();
         let scan = scan_outputs(&outputs, &options.scan())
             .with_context(|| format!("cannot pack the outputs of {}", module.label))?;
@@ -118,7 +124,8 @@ pub(crate) fn scan_layers<'g>(
     if layers.is_empty() {
         return Err(anyhow!("{target} has no outputs, so there is nothing to pack"));
     }
-    let scans: Vec<_> = layers.iter().map(|layer| (layer.module.label.clone(), &layer.scan)).collect();
+    let scans: Vec<_> =
+        layers.iter().map(|layer| (layer.module.label.clone(), &layer.scan)).collect();
     check_conflicts(&scans)?;
     Ok(layers)
 }

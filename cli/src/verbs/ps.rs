@@ -75,7 +75,9 @@ fn status_text(status: Option<&Status>) -> String {
     let ended = || output::ago(status.finished_ms.unwrap_or_default());
     match status.phase {
         Phase::Starting => "starting".into(),
-        Phase::Running => format!("running for {}", output::since(status.started_ms.unwrap_or_default())),
+        Phase::Running => {
+            format!("running for {}", output::since(status.started_ms.unwrap_or_default()))
+        }
         Phase::Exited if status.oom_killed => format!("exited ({code}, out of memory) {}", ended()),
         Phase::Exited => format!("exited ({code}) {}", ended()),
         Phase::Failed => format!("failed ({code}) {}", ended()),

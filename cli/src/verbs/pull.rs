@@ -34,7 +34,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let pulled = pull(&context.places.registry, &args.reference, &cache, args.quiet)?;
     if !args.quiet {
         for (layer, outcome) in pulled.manifest.layers.iter().zip(&pulled.layers) {
-            note(format_args!("{}  {:>10}  {}", word(outcome), output::bytes(layer.size), layer.module));
+            note(format_args!(
+                "{}  {:>10}  {}",
+                word(outcome),
+                output::bytes(layer.size),
+                layer.module
+            ));
         }
     }
     output::lines([pulled.manifest.digest().to_string().as_str()])?;
@@ -69,7 +74,8 @@ pub(crate) fn registry_options() -> OpenOptions {
         Ok(token) if !token.is_empty() => Access::Bearer(token),
         _ => Access::Anonymous,
     };
-    OpenOptions { http: HttpOptions { access, ..HttpOptions::default() } }
+    let http = HttpOptions { access, ..HttpOptions::default() };
+    OpenOptions { http, ..OpenOptions::default() }
 }
 
 /// The package's manifest, its images being in the cache: from there, or from the registry.
@@ -87,7 +93,8 @@ pub(crate) fn obtain(
                 return Ok(manifest);
             }
             Ok(_) => {}
-            Err(LookupError::UnknownPackage(_) | LookupError::Select(_)) if when == PullWhen::Missing => {}
+            Err(LookupError::UnknownPackage(_) | LookupError::Select(_))
+                if when == PullWhen::Missing => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -99,7 +106,11 @@ pub(crate) fn cached_layers(cache: &Cache, manifest: &Manifest) -> anyhow::Resul
     let paths = cache.stack(manifest)?;
     let layers = manifest.layers.iter().zip(paths);
     Ok(layers
-        .map(|(layer, path)| JobLayer { name: layer.module.to_string(), path, digest: Some(layer.digest) })
+        .map(|(layer, path)| JobLayer {
+            name: layer.module.to_string(),
+            path,
+            digest: Some(layer.digest),
+        })
         .collect())
 }
 
@@ -112,7 +123,9 @@ impl Bar {
             true => ProgressBar::new(0),
             false => ProgressBar::hidden(),
         };
-        let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+        let style = ProgressStyle::with_template(
+            "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+        );
         if let Ok(style) = style {
             bar.set_style(style);
         }
@@ -131,9 +144,14 @@ impl Progress for Bar {
         match event {
             Event::Started { manifest, bytes, .. } => {
                 self.0.set_length(bytes);
-                self.0.set_message(output::short_source(&format!("{}@{}", manifest.name, manifest.version)));
+                self.0.set_message(output::short_source(&format!(
+                    "{}@{}",
+                    manifest.name, manifest.version
+                )));
             }
-            Event::LayerStarted { resumed: bytes, .. } | Event::Bytes { bytes, .. } => self.0.inc(bytes),
+            Event::LayerStarted { resumed: bytes, .. } | Event::Bytes { bytes, .. } => {
+                self.0.inc(bytes)
+            }
             Event::Retrying { error, wait, .. } => {
                 let again = output::duration(wait);
                 self.0.suspend(|| note(format_args!("{error}; trying again in {again}")));

@@ -42,7 +42,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     drop(bar);
     if !args.quiet {
         let sent = pushed.sent.iter().filter(|sent| **sent).count();
-        note(format_args!("sent {sent} of {} layers, {}", pushed.sent.len(), output::bytes(pushed.bytes)));
+        note(format_args!(
+            "sent {sent} of {} layers, {}",
+            pushed.sent.len(),
+            output::bytes(pushed.bytes)
+        ));
     }
     output::lines([pushed.digest.to_string().as_str()])?;
     Ok(ExitCode::SUCCESS)

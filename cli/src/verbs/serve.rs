@@ -33,13 +33,17 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let root = match &args.root {
         Some(root) => root.clone(),
         None if context.places.registry.contains("://") => {
-            anyhow::bail!("the configured registry {} is not a folder; name one with --root", context.places.registry)
+            anyhow::bail!(
+                "the configured registry {} is not a folder; name one with --root",
+                context.places.registry
+            )
         }
         None => PathBuf::from(&context.places.registry),
     };
     let writers = match &args.token_file {
         Some(file) => {
-            let token = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let token = std::fs::read_to_string(file)
+                .with_context(|| format!("cannot read {}", file.display()))?;
             match token.trim() {
                 "" => anyhow::bail!("{} holds no token", file.display()),
                 token => Writers::Token(token.to_owned()),

@@ -159,12 +159,24 @@ impl World {
 
     fn git(&self, workspace: &Path, args: &[&str]) -> String {
         let output = Command::new("git")
-            .args(["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "safe.directory=*", "-C"])
+            .args([
+                "-c",
+                "user.name=t",
+                "-c",
+                "user.email=t@localhost",
+                "-c",
+                "safe.directory=*",
+                "-C",
+            ])
             .arg(workspace)
             .args(args)
             .output()
             .expect("git is needed by the tests");
-        assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "git {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
@@ -207,7 +219,8 @@ impl From<Output> for Ran {
 #[track_caller]
 pub(crate) fn need_fuse() {
     use std::os::unix::fs::MetadataExt;
-    let meta = std::fs::metadata("/dev/fuse").expect("this test needs /dev/fuse (as root: modprobe fuse)");
+    let meta =
+        std::fs::metadata("/dev/fuse").expect("this test needs /dev/fuse (as root: modprobe fuse)");
     assert!(
         meta.mode() & 0o006 == 0o006,
         "this test needs a /dev/fuse that everybody may open (as root: chmod 666 /dev/fuse); scripts/test sees to it"

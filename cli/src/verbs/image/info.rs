@@ -46,7 +46,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             ("DEPENDENCIES", &header.dependencies),
             ("XAREXEC_TARGET", &header.xarexec_target),
         ];
-        let fixed = fixed.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?)));
+        let fixed =
+            fixed.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.clone()?)));
         fixed.chain(header.others.iter().cloned()).collect()
     });
     let info = Info {
@@ -70,7 +71,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let kind = if info.xar.is_some() { "XAR, " } else { "" };
     writeln!(out, "format       {kind}squashfs 4.0 at offset {}", info.offset)?;
     writeln!(out, "size         {} ({} bytes)", output::bytes(info.size), info.size)?;
-    writeln!(out, "compression  {}, blocks of {}", info.compression, output::bytes(info.block_size.into()))?;
+    writeln!(
+        out,
+        "compression  {}, blocks of {}",
+        info.compression,
+        output::bytes(info.block_size.into())
+    )?;
     writeln!(out, "inodes       {}", info.inodes)?;
     writeln!(out, "fragments    {}", info.fragments)?;
     writeln!(out, "ids          {}", info.ids)?;

@@ -74,10 +74,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 pub(crate) fn source_date_epoch() -> anyhow::Result<u32> {
     match std::env::var_os("SOURCE_DATE_EPOCH") {
         None => Ok(0),
-        Some(value) => value
-            .to_str()
-            .and_then(|value| value.parse().ok())
-            .with_context(|| format!("SOURCE_DATE_EPOCH={} is not a number of seconds since 1970 that squashfs can hold", value.display())),
+        Some(value) => value.to_str().and_then(|value| value.parse().ok()).with_context(|| {
+            format!(
+                "SOURCE_DATE_EPOCH={} is not a number of seconds since 1970 that squashfs can hold",
+                value.display()
+            )
+        }),
     }
 }
 
@@ -90,13 +92,16 @@ fn find(image: &Image, path: &Path) -> anyhow::Result<Inode> {
         let name = match part {
             Component::RootDir | Component::CurDir => continue,
             Component::Normal(name) => name,
-            Component::ParentDir | Component::Prefix(_) => bail!("{} has a `..` in it", path.display()),
+            Component::ParentDir | Component::Prefix(_) => {
+                bail!("{} has a `..` in it", path.display())
+            }
         };
         let found = match inode.kind {
             InodeKind::Directory { .. } => image.lookup(&inode, name.as_bytes())?,
             _ => None,
         };
-        let found = found.with_context(|| format!("there is no {} in the image", path.display()))?;
+        let found =
+            found.with_context(|| format!("there is no {} in the image", path.display()))?;
         inode = image.inode(found)?;
     }
     Ok(inode)

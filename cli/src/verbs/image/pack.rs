@@ -85,7 +85,8 @@ fn parse_block_size(text: &str) -> Result<u32, String> {
 }
 
 fn parse_owner(text: &str) -> Result<(u32, u32), String> {
-    let parsed = text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
+    let parsed =
+        text.split_once(':').and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
     parsed.ok_or_else(|| format!("`{text}` is not of the form UID:GID"))
 }
 

@@ -29,9 +29,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let image = args.image.open()?;
     let unpacked = unpack(&image, &args.dir, &UnpackOptions { threads: args.jobs })
         .with_context(|| format!("cannot unpack {}", args.image.path.display()))?;
-    unpacked.lost.iter().for_each(|lost| note(format_args!("not restored: {} of /{}", lost.what, String::from_utf8_lossy(&lost.path))));
+    unpacked.lost.iter().for_each(|lost| {
+        note(format_args!(
+            "not restored: {} of /{}",
+            lost.what,
+            String::from_utf8_lossy(&lost.path)
+        ))
+    });
     if unpacked.owners_lost > 0 {
-        note(format_args!("not restored: the owners of {} files, which need root", unpacked.owners_lost));
+        note(format_args!(
+            "not restored: the owners of {} files, which need root",
+            unpacked.owners_lost
+        ));
     }
     note(format_args!("unpacked {} files, {}", unpacked.files, output::bytes(unpacked.bytes)));
     Ok(ExitCode::SUCCESS)

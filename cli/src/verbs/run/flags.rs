@@ -12,7 +12,9 @@ use crate::signals;
 /// Flags stop at the reference: what follows it goes to the program. Exit codes: the job's own; 125 mica
 /// failed; 126 the program cannot be executed; 127 it was not found; 128+n it was killed by signal n.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "mica run [OPTIONS] REF [--] [ARGS]...\n       mica run [OPTIONS] --image TOP [--image BASE]... [--] COMMAND [ARGS]...")]
+#[command(
+    override_usage = "mica run [OPTIONS] REF [--] [ARGS]...\n       mica run [OPTIONS] --image TOP [--image BASE]... [--] COMMAND [ARGS]..."
+)]
 pub(crate) struct Args {
     /// The package (`A`, `A@tag`, `A@commit` or a beginning of one) and its arguments
     #[arg(value_name = "REF", trailing_var_arg = true, allow_hyphen_values = true)]
@@ -185,7 +187,8 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         "t" => 40,
         _ => return Err(format!("`{unit}` is not a unit; use k, m, g or t")),
     };
-    let number: f64 = digits.parse().map_err(|_| format!("`{text}` is not a size such as 512m or 2g"))?;
+    let number: f64 =
+        digits.parse().map_err(|_| format!("`{text}` is not a size such as 512m or 2g"))?;
     let bytes = number * (1_u64 << shift) as f64;
     if !(0.0..9.0e18).contains(&bytes) {
         return Err(format!("`{text}` is out of range"));
@@ -224,7 +227,11 @@ fn parse_volume(text: &str) -> Result<Mount, String> {
             "rw" | "rprivate" => {}
             "private" => recursive = false,
             "rslave" => follow = true,
-            other => return Err(format!("`{other}` is not an option of a volume; use ro, rw, rprivate, private or rslave")),
+            other => {
+                return Err(format!(
+                    "`{other}` is not an option of a volume; use ro, rw, rprivate, private or rslave"
+                ));
+            }
         }
     }
     Ok(Mount::Bind { source, target, read_only, recursive, follow })
@@ -247,7 +254,11 @@ fn parse_tmpfs(text: &str) -> Result<Mount, String> {
             None if option == "rw" => read_only = false,
             None if option == "exec" => exec = true,
             None if option == "noexec" => exec = false,
-            _ => return Err(format!("`{option}` is not an option of a tmpfs; use size=, mode=, ro or exec")),
+            _ => {
+                return Err(format!(
+                    "`{option}` is not an option of a tmpfs; use size=, mode=, ro or exec"
+                ));
+            }
         }
     }
     Ok(Mount::Tmpfs { target, size, mode, read_only, exec })
@@ -260,7 +271,9 @@ fn parse_device(text: &str) -> Result<Device, String> {
     let writable = match parts.next() {
         None | Some("rw" | "rwm") => true,
         Some("r" | "ro") => false,
-        Some(other) => return Err(format!("`{other}` are not permissions of a device; use r or rw")),
+        Some(other) => {
+            return Err(format!("`{other}` are not permissions of a device; use r or rw"));
+        }
     };
     Ok(Device { source, target, writable })
 }

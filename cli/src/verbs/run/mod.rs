@@ -136,7 +136,9 @@ fn source(args: &Args, context: &Context) -> anyhow::Result<(Source, Vec<OsStrin
         return Ok((image_source(&args.images, command.is_empty())?, command));
     }
     let Some((reference, rest)) = args.words.split_first() else {
-        bail!("nothing to run; name a package (mica run A@953bc) or an image (mica run --image FILE -- COMMAND)");
+        bail!(
+            "nothing to run; name a package (mica run A@953bc) or an image (mica run --image FILE -- COMMAND)"
+        );
     };
     let reference: PackageRef = reference.to_string_lossy().parse()?;
     let cache = context.cache()?;
@@ -170,7 +172,8 @@ fn image_source(images: &[PathBuf], wants_entrypoint: bool) -> anyhow::Result<So
 /// Image files as layers; each must be a file that opens as an image.
 pub(crate) fn image_layers(images: &[PathBuf]) -> anyhow::Result<Vec<JobLayer>> {
     let layer = |file: &PathBuf| {
-        let path = file.canonicalize().with_context(|| format!("cannot find image {}", file.display()))?;
+        let path =
+            file.canonicalize().with_context(|| format!("cannot find image {}", file.display()))?;
         Image::open(&path, &OpenOptions::default())?;
         Ok(JobLayer { name: file.display().to_string(), path, digest: None })
     };

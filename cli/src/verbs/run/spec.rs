@@ -97,7 +97,8 @@ pub(super) fn spec(
     let mut spec = Spec::new(id, root, argv(args, source, command, &at)?);
     let hostname = args.process.hostname.clone().unwrap_or_else(|| id.to_owned());
     spec.env = environment(args, source, &at, &hostname)?;
-    let workdir = args.process.workdir.clone().or(source.process.workdir.clone().map(PathBuf::from));
+    let workdir =
+        args.process.workdir.clone().or(source.process.workdir.clone().map(PathBuf::from));
     spec.cwd = at.join(workdir.unwrap_or_default());
     spec.user = args.process.user.clone().or(source.process.user.clone());
     if at == Path::new("/") {
@@ -133,7 +134,12 @@ fn confine(spec: &mut Spec, args: &Args, source: &Source) {
 }
 
 /// The program and its arguments: `--entrypoint` or the package's, then those given or the package's own.
-fn argv(args: &Args, source: &Source, command: &[OsString], at: &Path) -> anyhow::Result<Vec<OsString>> {
+fn argv(
+    args: &Args,
+    source: &Source,
+    command: &[OsString],
+    at: &Path,
+) -> anyhow::Result<Vec<OsString>> {
     let entrypoint: Vec<OsString> = match &args.process.entrypoint {
         Some(program) => vec![program.clone()],
         None => source.process.entrypoint.iter().map(Into::into).collect(),
@@ -215,12 +221,18 @@ fn search_path(at: &Path) -> OsString {
 
 /// `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a job with a root of its own.
 fn name_service_files(hostname: &str) -> Vec<GeneratedFile> {
-    let file = |target: &str, content: String| GeneratedFile { target: target.into(), content, mode: 0o644 };
+    let file = |target: &str, content: String| GeneratedFile {
+        target: target.into(),
+        content,
+        mode: 0o644,
+    };
     let mut files = vec![
         file("/etc/hostname", format!("{hostname}\n")),
         file(
             "/etc/hosts",
-            format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"),
+            format!(
+                "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
+            ),
         ),
     ];
     // A host that resolves no names has none to hand on.

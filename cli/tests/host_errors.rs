@@ -1,0 +1,47 @@
+//! Hosts that lack what a job needs: what people are told, and the exit code.
+
+mod common;
+
+use common::{Ran, User, World};
+
+/// Runs `mica run` after `prepare` in a user and mount namespace of its own, where the host can be bent.
+fn run_after(prepare: &str) -> Ran {
+    let world = World::new(User::Me);
+    world.write("tree/f", "hello\n");
+    world.ok(&["image", "pack", "tree", "-o", "app.xar"]);
+    let mica = world.mica::<&str>(&[]).get_program().to_owned();
+    let script = format!("{prepare} {} run --rm --image app.xar -- true", mica.to_string_lossy());
+    let output = world
+        .command("unshare")
+        .args(["--user", "--map-root-user", "--mount", "sh", "-ec", &script])
+        .output();
+    output.expect("this test needs unshare (util-linux)").into()
+}
+
+#[test]
+fn a_missing_fuse_device_is_named_with_its_remedy() {
+    let ran = run_after(
+        "touch null; mount --bind /dev/null null; mount -t tmpfs none /dev; touch /dev/null; \
+         mount --bind null /dev/null;",
+    );
+    assert_eq!(ran.code, Some(125), "{ran:?}");
+    assert!(
+        ran.stderr.contains("cannot open /dev/fuse") && ran.stderr.contains("modprobe fuse"),
+        "{ran:?}"
+    );
+}
+
+const NO_NAMESPACES: &str = "echo 0 > /proc/sys/user/max_user_namespaces;";
+
+#[test]
+fn missing_user_namespaces_are_named_with_their_remedy() {
+    let unprivileged = format!("{NO_NAMESPACES} setpriv --bounding-set=-all --inh-caps=-all");
+    for prepare in [NO_NAMESPACES, &unprivileged] {
+        let ran = run_after(prepare);
+        assert_eq!(ran.code, Some(125), "{ran:?}");
+        assert!(
+            ran.stderr.contains("namespace") && ran.stderr.contains("max_user_namespaces"),
+            "{prepare}: {ran:?}"
+        );
+    }
+}
