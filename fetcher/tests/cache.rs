@@ -123,6 +123,7 @@ fn one_flipped_bit_in_any_file_is_found_named_and_healed() {
         let mut bytes = std::fs::read(&path).unwrap();
         for place in [0, bytes.len() / 2, bytes.len() - 1] {
             bytes[place] ^= 4;
+            std::fs::remove_file(&path).unwrap();
             std::fs::write(&path, &bytes).unwrap();
             bytes[place] ^= 4;
             let verified = cache.verify(true).unwrap();

@@ -35,12 +35,13 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-const TESTS: [(&str, fn()); 5] = [
+const TESTS: [(&str, fn()); 6] = [
     ("a_killed_pull_leaves_nothing_half", a_killed_pull_leaves_nothing_half),
     ("a_killed_push_leaves_nothing_half", a_killed_push_leaves_nothing_half),
     ("processes_that_want_the_same_fetch_it_once", processes_that_want_the_same_fetch_it_once),
     ("pulling_and_pruning_at_once_under_a_quota", pulling_and_pruning_at_once_under_a_quota),
     ("a_full_disk_is_said_so_and_goes_on", a_full_disk_is_said_so_and_goes_on),
+    ("https_trusts_the_roots_of_the_machine", https_trusts_the_roots_of_the_machine),
 ];
 
 fn pull_process(url: &str, reference: &str, cache: &str, quota: &str) {
@@ -260,4 +261,73 @@ fn a_full_disk_is_said_so_and_goes_on() {
     pull(&*registry, "A@v0", &cache).unwrap();
     bench.assert_cached(&cache, &manifests[0]);
     drop(cache);
+}
+
+/// Kills the server at the end.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+const TLS_SERVER: &str = "
+import http.server, ssl
+server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), http.server.SimpleHTTPRequestHandler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain('../leaf.pem', '../leaf.key')
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print(server.server_port, flush=True)
+server.serve_forever()
+";
+
+fn openssl(folder: &Path, arguments: &str) {
+    let output = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output();
+    let output = output.expect("this test needs openssl");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn https_trusts_the_roots_of_the_machine() {
+    let (bench, _server, manifests) = published(2, 100_000, 1);
+    let folder = bench.folder.path();
+    let request = "-newkey rsa:2048 -nodes -subj";
+    openssl(
+        folder,
+        &format!("req -x509 -days 2 {request} /CN=mica-test-ca -keyout ca.key -out ca.pem"),
+    );
+    openssl(folder, &format!("req {request} /CN=localhost -keyout leaf.key -out leaf.csr"));
+    std::fs::write(bench.path("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").unwrap();
+    openssl(
+        folder,
+        "x509 -req -days 2 -in leaf.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -out leaf.pem",
+    );
+    let mut server = Command::new("python3")
+        .args(["-c", TLS_SERVER])
+        .current_dir(bench.path("registry"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("this test needs python3");
+    let mut port = String::new();
+    let output = server.stdout.take().unwrap();
+    let _server = Killed(server);
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut port).unwrap();
+    let url = format!("https://localhost:{}", port.trim());
+    let cache = text(bench.path("cache"));
+    let pull = |trusted: &str| {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["pull", &url, "A", &cache, "-"])
+            .env("SSL_CERT_FILE", bench.path(trusted))
+            .env_remove("SSL_CERT_DIR")
+            .output()
+            .unwrap()
+    };
+    let refused = pull("names");
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && message.contains("UnknownIssuer"), "{message}");
+    let trusted = pull("ca.pem");
+    assert!(trusted.status.success(), "{}", String::from_utf8_lossy(&trusted.stderr));
+    bench.assert_cached(&bench.cache(), &manifests[0]);
 }

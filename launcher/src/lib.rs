@@ -33,6 +33,7 @@
 //! ```
 
 mod caps;
+pub mod cdi;
 pub mod cgroup;
 mod error;
 mod facts;

@@ -97,6 +97,9 @@ pub fn plan(spec: &Spec, facts: &HostFacts) -> Result<Plan, PlanError> {
     root(spec, facts, &mut steps);
     kernel_filesystems(spec, facts, tty_group, &mut steps);
     requested(spec, &mut steps);
+    if !spec.hooks.is_empty() {
+        steps.push(Step::Hooks(spec.hooks.clone()));
+    }
     if !spec.privileged {
         steps.extend(MASKED.map(|path| Step::Mask(path.into())));
         if spec.namespaces.pid == Namespace::New {

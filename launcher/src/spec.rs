@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cdi::Hook;
 use crate::os;
 
 /// A job: the program, the tree it lives in, and how it is confined.
@@ -56,6 +57,9 @@ pub struct Spec {
     /// Devices beside the usual ones.
     #[serde(default)]
     pub devices: Vec<Device>,
+    /// Programs of the host's that prepare the job's root; usually added by [`crate::cdi::Registry::inject`].
+    #[serde(default)]
+    pub hooks: Vec<Hook>,
     /// Resource limits of the whole job.
     #[serde(default)]
     pub limits: Limits,
@@ -130,6 +134,7 @@ impl Spec {
             mounts: Vec::new(),
             files: Vec::new(),
             devices: Vec::new(),
+            hooks: Vec::new(),
             limits: Limits::default(),
             best_effort_limits: false,
             rlimits: Vec::new(),

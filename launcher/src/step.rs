@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cdi::Hook;
 use crate::os;
 
 /// One step of the init, in the namespaces of the job. Targets are paths in the job's root, and links in them never lead out of it.
@@ -90,6 +91,8 @@ pub enum Step {
     Mask(#[serde(with = "os")] PathBuf),
     /// Make a path read-only with all below it, if it exists.
     ReadOnly(#[serde(with = "os")] PathBuf),
+    /// Run programs of the host's on the new root.
+    Hooks(Vec<Hook>),
     /// Make the root itself read-only; what is mounted in it stays as it is.
     ReadOnlyRoot,
     /// Make the new root `/` and let go of the host's.
@@ -181,6 +184,11 @@ impl fmt::Display for Step {
             Self::File { target, .. } => write!(f, "write {}", target.display()),
             Self::Mask(path) => write!(f, "hide {}", path.display()),
             Self::ReadOnly(path) => write!(f, "make {} read-only", path.display()),
+            Self::Hooks(hooks) => {
+                let names: Vec<_> =
+                    hooks.iter().map(|hook| hook.path.display().to_string()).collect();
+                write!(f, "run hooks: {}", names.join(", "))
+            }
             Self::ReadOnlyRoot => write!(f, "make the root read-only"),
             Self::Pivot => write!(f, "change to the new root"),
         }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use mica_graph::Digest;
 use mica_squashfs::write::{Content, ContentDigestError, NodeId, NodeKind, Tree, content_digest};
 
-use crate::{PackOptions, Scan};
+use crate::{DigestCache, PackOptions, Scan};
 
 /// Why the inputs of a layer have no digest.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +33,16 @@ pub enum InputsError {
 /// A digest of everything that shapes the image: names, kinds, metadata, contents, hard links, and
 /// how it is packed.
 pub fn inputs_digest(scan: &Scan, options: &PackOptions) -> Result<Digest, InputsError> {
+    inputs_digest_cached(scan, options, &mut DigestCache::default())
+}
+
+/// The same digest; files that `cache` knows are not read. Afterwards it holds what belongs to
+/// this scan, and nothing else.
+pub fn inputs_digest_cached(
+    scan: &Scan,
+    options: &PackOptions,
+    cache: &mut DigestCache,
+) -> Result<Digest, InputsError> {
     let mut hasher = Fields(blake3::Hasher::new());
     hasher.bytes(b"mica inputs 1");
     hasher.bytes(options.description().as_bytes());
@@ -43,7 +53,7 @@ pub fn inputs_digest(scan: &Scan, options: &PackOptions) -> Result<Digest, Input
     });
     let target = options.header.as_ref().and_then(|header| header.target.as_deref());
     hasher.bytes(target.unwrap_or("").as_bytes());
-    let contents = content_digests(scan, options.jobs)?;
+    let contents = content_digests(scan, options.jobs, cache)?;
     let mut walk = Walk { tree: &scan.tree, contents: &contents, hasher, seen: Vec::new() };
     walk.seen.resize(scan.tree.len(), None);
     walk.all();
@@ -127,9 +137,47 @@ impl Walk<'_> {
 
 type Digests = Vec<Option<blake3::Hash>>;
 
-/// Digests of all files' contents, by node, read on several threads.
-fn content_digests(scan: &Scan, jobs: Option<usize>) -> Result<Digests, InputsError> {
-    let files = files_with_paths(&scan.tree);
+/// Digests of all files' contents, by node.
+fn content_digests(
+    scan: &Scan,
+    jobs: Option<usize>,
+    cache: &mut DigestCache,
+) -> Result<Digests, InputsError> {
+    let mut digests: Digests = vec![None; scan.tree.len()];
+    let (mut kept, mut unknown) = (DigestCache::default(), Vec::new());
+    for (id, content) in files_with_content(&scan.tree) {
+        let identity = content.identity();
+        match identity.as_ref().and_then(|identity| cache.get(identity)) {
+            Some(digest) => {
+                kept.insert(identity.as_deref().unwrap_or_default(), &digest);
+                digests[id.index()] = Some(digest);
+            }
+            None => unknown.push((id, content, identity)),
+        }
+    }
+    let files: Vec<_> = unknown.iter().map(|(_, content, _)| *content).collect();
+    for (index, digest) in read_all(&files, jobs) {
+        let (id, _, identity) = &unknown[index];
+        let digest = digest.map_err(|error| {
+            let path = path_of(&scan.tree, *id);
+            match error {
+                ContentDigestError::Read(source) => InputsError::Read { path, source },
+                ContentDigestError::Changed => InputsError::Changed { path },
+            }
+        })?;
+        if let Some(identity) = identity {
+            kept.insert(identity, &digest);
+        }
+        digests[id.index()] = Some(digest);
+    }
+    *cache = kept;
+    Ok(digests)
+}
+
+type Read = (usize, Result<blake3::Hash, ContentDigestError>);
+
+/// Digests by index, read on several threads; stops after the first failure.
+fn read_all(files: &[&dyn Content], jobs: Option<usize>) -> Vec<Read> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::with_capacity(files.len()));
     let processors = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -139,33 +187,21 @@ fn content_digests(scan: &Scan, jobs: Option<usize>) -> Result<Digests, InputsEr
                 let (mut buffer, mut mine) = (Vec::new(), Vec::new());
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((id, content)) = files.get(index) else { break };
+                    let Some(content) = files.get(index) else { break };
                     let digest = content_digest(*content, &mut buffer);
-                    let failed = digest.is_err();
-                    mine.push((*id, digest));
-                    if failed {
+                    if digest.is_err() {
                         next.store(files.len(), Ordering::Relaxed);
                     }
+                    mine.push((index, digest));
                 }
                 results.lock().unwrap_or_else(PoisonError::into_inner).append(&mut mine);
             });
         }
     });
-    let mut digests: Digests = vec![None; scan.tree.len()];
-    for (id, digest) in results.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        let digest = digest.map_err(|error| {
-            let path = path_of(&scan.tree, id);
-            match error {
-                ContentDigestError::Read(source) => InputsError::Read { path, source },
-                ContentDigestError::Changed => InputsError::Changed { path },
-            }
-        })?;
-        digests[id.index()] = Some(digest);
-    }
-    Ok(digests)
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn files_with_paths(tree: &Tree) -> Vec<(NodeId, &dyn Content)> {
+fn files_with_content(tree: &Tree) -> Vec<(NodeId, &dyn Content)> {
     let content = |id| match &tree.node(id).kind {
         NodeKind::File(content) if content.size() > 0 => Some((id, &**content)),
         _ => None,

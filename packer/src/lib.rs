@@ -21,6 +21,7 @@
 //! ```
 
 mod conflict;
+mod digest_cache;
 mod hash;
 mod inputs;
 mod options;
@@ -31,7 +32,8 @@ mod scan;
 mod verify;
 
 pub use conflict::{ConflictError, check_conflicts};
-pub use inputs::{InputsError, inputs_digest};
+pub use digest_cache::DigestCache;
+pub use inputs::{InputsError, inputs_digest, inputs_digest_cached};
 pub use options::{Header, PackOptions};
 pub use pack::{PackError, Packed, chunks_path, index_path, pack_dir, pack_layer, pack_scan};
 pub use scan::{Change, Notice, Output, Scan, ScanError, ScanOptions, scan_dir, scan_outputs};

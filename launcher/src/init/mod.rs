@@ -9,6 +9,7 @@
 //! ends with the job's own program; the kernel then kills the rest of the process namespace. When the launcher dies, the
 //! control socket ends, and so does the init.
 
+mod hooks;
 mod program;
 mod setup;
 mod targets;

@@ -17,9 +17,9 @@ use rustix::process::{fchdir, pivot_root};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use super::Trouble;
 use super::program::Terminal;
 use super::targets::{Targets, is_directory};
+use super::{Trouble, hooks};
 use crate::step::{Flags, Step};
 use crate::sys;
 use crate::wire::Streams;
@@ -32,6 +32,10 @@ pub(crate) fn carry_out(steps: &[Step], stdio: Streams) -> Result<Option<Termina
     }
     work.write_files(steps)?;
     for (index, step) in steps.iter().enumerate() {
+        if let Step::Hooks(programs) = step {
+            let targets = work.targets().map_err(|e| Trouble::new(step, e))?;
+            hooks::run(programs, staging(steps), targets)?;
+        }
         work.carry_out(index, step).map_err(|e| Trouble::new(step, e))?;
     }
     match stdio {
@@ -122,6 +126,16 @@ fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::io::Result<(
     move_mount(mount, "", target, "", flags)
 }
 
+/// The directory over which the new root is put together.
+fn staging(steps: &[Step]) -> &Path {
+    let at = steps.iter().find_map(|step| match step {
+        Step::Root { tree, .. } => Some(tree),
+        Step::EmptyRoot { at } => Some(at),
+        _ => None,
+    });
+    at.map_or(Path::new("/"), |at| at)
+}
+
 const PRIVATE: u64 = 1 << 18;
 const SLAVE: u64 = 1 << 19;
 
@@ -165,12 +179,10 @@ impl Work {
             .enumerate()
             .filter(|(_, step)| matches!(step, Step::File { .. }))
             .collect();
-        let at = steps.iter().find_map(|step| match step {
-            Step::Root { tree, .. } => Some(tree),
-            Step::EmptyRoot { at } => Some(at),
-            _ => None,
-        });
-        let (Some(at), false) = (at, files.is_empty()) else { return Ok(()) };
+        if files.is_empty() {
+            return Ok(());
+        }
+        let at = staging(steps);
         let trouble = |e: io::Error| Trouble::new("prepare files for the job", e);
         // Not to be seen by the host: this comes before the step that makes all mounts private.
         private_mounts().map_err(|e| Trouble::new(Step::PrivateMounts, e))?;
@@ -221,6 +233,8 @@ impl Work {
                 let mount = new_filesystem(kind, options, *flags)?;
                 attach(mount.as_fd(), self.targets()?.directory(target)?.as_fd())?;
             }
+            // Done by the caller, as its failure has more to say.
+            Step::Hooks(_) => {}
             Step::Mask(path) => self.mask(path)?,
             Step::ReadOnly(path) => self.read_only(path)?,
             Step::ReadOnlyRoot => {

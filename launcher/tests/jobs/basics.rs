@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use crate::support::*;
+use mica_launcher::cdi::Registry;
 use mica_launcher::{
     Ending, ExecSpec, GeneratedFile, Mount, Namespace, Network, PortForward, Protocol, Rlimit,
     Root, Spec, Stdio, launch,
@@ -32,6 +33,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("basics::dropping", By::Both, dropping),
     ("basics::generated_files", By::Both, generated_files),
     ("basics::host_pids", By::Both, host_pids),
+    ("basics::devices_by_name", By::Both, devices_by_name),
     ("basics::many_at_once", By::Both, many_at_once),
     ("basics::killed_supervisor", By::Both, killed_supervisor),
 ];
@@ -486,4 +488,46 @@ fn many_at_once() {
         }
     });
     assert_eq!(open(), before);
+}
+
+/// A vendor's device: a node, a library, a variable, and a hook that changes the root before the job sees it.
+fn devices_by_name() {
+    let tree = tree();
+    let vendor = scratch();
+    fs::write(vendor.path().join("library"), "code").unwrap();
+    let hook = vendor.path().join("hook");
+    let script = r#"#!/bin/sh
+bundle=$(sed 's/.*"bundle":"\([^"]*\)".*/\1/')
+root=$(sed 's/.*"path":"\([^"]*\)".*/\1/' "$bundle/config.json")
+echo "$1 $FROM" > "$root/tmp/hooked"
+"#;
+    fs::write(&hook, script).unwrap();
+    fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let text = format!(
+        "cdiVersion: 0.5.0\nkind: acme.com/card\ndevices:\n- name: one\n  containerEdits:\n    env: [CARD=one]\n    \
+         deviceNodes: [{{path: /dev/card, hostPath: /dev/zero}}]\n    \
+         mounts: [{{hostPath: {0}/library, containerPath: /usr/lib/acme/library, options: [ro, nosuid, nodev, bind]}}]\n    \
+         hooks: [{{hookName: createContainer, path: {0}/hook, args: [hook, refresh], env: [FROM=vendor, PATH=/bin]}}]\n",
+        vendor.path().display()
+    );
+    fs::write(vendor.path().join("acme.yaml"), text).unwrap();
+    let registry = Registry::read(&[vendor.path()]).unwrap();
+    let mut spec = shell(
+        tree.path(),
+        "head -c1 /dev/card | wc -c; cat /opt/library; echo $CARD; cat /tmp/hooked; ls -a /dev | grep -c bundle",
+    );
+    registry.inject(&["acme.com/card=one".into()], &mut spec).unwrap();
+    // /usr is the host's here, and read-only.
+    for mount in &mut spec.mounts {
+        if let Mount::Bind { target, .. } = mount
+            && target.ends_with("library")
+        {
+            *target = "/opt/library".into();
+        }
+    }
+    let (_, text) = output(&spec);
+    assert_eq!(text, "1\ncodeone\nrefresh vendor\n0\n");
+    fs::write(&hook, "#!/bin/sh\necho it broke >&2; exit 3\n").unwrap();
+    let message = chain(&refusal(&spec));
+    assert!(message.contains("/hook (exit status: 3: it broke)"), "{message}");
 }

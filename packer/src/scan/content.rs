@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use mica_squashfs::write::{Content, OpenContent};
 use rustix::fs::{Mode, OFlags, SeekFrom, Stat};
@@ -15,6 +16,9 @@ use rustix::io::Errno;
 pub(super) struct Root {
     pub(super) fd: OwnedFd,
 }
+
+/// The coarsest time stamps of a file system (FAT's) are this far apart.
+const RACY_SECONDS: i64 = 2;
 
 /// One system call takes a path of less than 4096 bytes.
 const LONGEST: usize = 4000;
@@ -81,11 +85,26 @@ pub(super) struct ScannedFile {
     pub(super) identity: Identity,
     /// It takes less room than its size on disk, so looking for holes pays.
     pub(super) sparse: bool,
+    /// When the scan began.
+    pub(super) scanned: SystemTime,
 }
 
 impl Content for ScannedFile {
     fn size(&self) -> u64 {
         self.identity.size
+    }
+
+    fn identity(&self) -> Option<Vec<u8>> {
+        let Identity { dev, ino, size, mtime, ctime } = self.identity;
+        // A change within the same tick of the clock leaves no trace: such a file has no identity
+        // to rely on until some time has passed.
+        let age = self.scanned.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64);
+        if ctime.0.max(mtime.0) + RACY_SECONDS >= age {
+            return None;
+        }
+        let numbers = [dev, ino, size, mtime.0 as u64, mtime.1, ctime.0 as u64, ctime.1]
+            .map(u64::to_le_bytes);
+        Some(numbers.concat())
     }
 
     fn open(&self) -> io::Result<Box<dyn OpenContent + '_>> {

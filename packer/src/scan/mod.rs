@@ -15,6 +15,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use mica_squashfs::write::{Attribute, Metadata, Node, NodeId, NodeKind, Tree, TreeError};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
@@ -176,13 +177,20 @@ struct Scanner<'a> {
     attributes: AttributeReader,
     /// Files with several names, by device and inode.
     linked: HashMap<(u64, u64), NodeId>,
+    started: SystemTime,
 }
 
 impl<'a> Scanner<'a> {
     fn new(options: &'a ScanOptions) -> Self {
         let tree = Tree::new(Metadata::with_mode(0o755));
         let scan = Scan { tree, notices: Vec::new(), bytes: 0, files: 0 };
-        Self { options, scan, attributes: AttributeReader::new(), linked: HashMap::new() }
+        Self {
+            options,
+            scan,
+            attributes: AttributeReader::new(),
+            linked: HashMap::new(),
+            started: SystemTime::now(),
+        }
     }
 
     fn output(&mut self, output: &Output) -> Result<(), ScanError> {
@@ -307,6 +315,7 @@ impl<'a> Scanner<'a> {
                 root: Arc::clone(&parent.root),
                 path: joined(&parent.path, name).into(),
                 identity,
+                scanned: self.started,
                 sparse: (stat.st_blocks as u64).saturating_mul(512) < identity.size,
             })),
             FileType::Symlink => {

@@ -5,9 +5,9 @@
 //! '------ segment ------'-------'--- segment ---'-------'
 //! ```
 //!
-//! Data is cut into segments of some MiB, each starting at a multiple of 64 KiB. A block that
+//! Data is cut into segments of some MiB, each starting at a multiple of 16 KiB. A block that
 //! shrinks or grows by some bytes moves what follows in its segment; the next segment stays where
-//! it was unless the change crosses a 64 KiB boundary, and with it all inodes that point there.
+//! it was unless the change crosses a 16 KiB boundary, and with it all inodes that point there.
 //! Where a segment may end is said by a hash of the next file's path, so that an insertion moves
 //! one cut and not all. The padding costs less than 1 %.
 
@@ -18,11 +18,11 @@ use crate::chunks::ChunkTable;
 use crate::format::BlockSize;
 
 /// Segments start at multiples of this.
-const ALIGNMENT: u64 = 64 << 10;
-/// A segment is at least this long, so that padding stays below 1 %: 32 KiB on average.
-const SHORTEST: u64 = 4 << 20;
+const ALIGNMENT: u64 = 16 << 10;
+/// A segment is at least this long, so that padding stays below 1 %: 8 KiB on average.
+const SHORTEST: u64 = 2 << 20;
 /// Beyond this a segment ends at the next file whatever its hash says.
-const LONGEST: u64 = 16 << 20;
+const LONGEST: u64 = 8 << 20;
 
 /// A compressed, stored or absent block.
 pub(super) struct Stored {

@@ -2,8 +2,13 @@
 
 use std::collections::HashMap;
 
-use crate::codec::{CodecError, Compressor};
+use crate::codec::{CodecError, Compression, Compressor};
 use crate::format::{METADATA_SIZE, MetaHeader, MetaRef};
+
+/// Compressed inode blocks are filled up to a multiple of this, see [`MetaWriter::steady`].
+const STEP: usize = 256;
+/// First bytes of a zstd frame that decoders skip; its length follows as a `u32`.
+const SKIPPABLE: [u8; 4] = 0x184D_2A50_u32.to_le_bytes();
 
 /// A table under construction: bytes go in, full blocks are compressed as they fill up.
 pub(super) struct MetaWriter<'a> {
@@ -15,12 +20,22 @@ pub(super) struct MetaWriter<'a> {
     /// Bytes of the block that is not full yet.
     open: Vec<u8>,
     scratch: Vec<u8>,
+    steady: bool,
 }
 
 impl<'a> MetaWriter<'a> {
     pub(super) fn new(compressor: &'a mut Compressor) -> Self {
         let open = Vec::with_capacity(METADATA_SIZE);
-        Self { compressor, done: Vec::new(), starts: Vec::new(), open, scratch: Vec::new() }
+        let (done, starts, scratch) = (Vec::new(), Vec::new(), Vec::new());
+        Self { compressor, done, starts, open, scratch, steady: false }
+    }
+
+    /// A table of which others name blocks by position. Compressed blocks take a multiple of
+    /// [`STEP`] bytes, so that a change in one does not move those behind it and with them every
+    /// reference; it costs a few per cent of the table. Only zstd has a way to fill up a block.
+    pub(super) fn steady(compressor: &'a mut Compressor) -> Self {
+        let steady = compressor.compression() == Compression::Zstd;
+        Self { steady, ..Self::new(compressor) }
     }
 
     /// Where the next byte goes.
@@ -52,6 +67,9 @@ impl<'a> MetaWriter<'a> {
 
     fn flush(&mut self) -> Result<(), CodecError> {
         let compressed = self.compressor.compress(&self.open, &mut self.scratch)?;
+        if compressed && self.steady {
+            fill_up(&mut self.scratch, self.open.len());
+        }
         let stored = if compressed { &self.scratch } else { &self.open };
         self.starts.push(self.done.len() as u64);
         let header = MetaHeader { stored: stored.len() as u16, compressed };
@@ -60,6 +78,23 @@ impl<'a> MetaWriter<'a> {
         self.open.clear();
         Ok(())
     }
+}
+
+/// Appends a skippable frame, if that leaves the block shorter than `raw` bytes.
+fn fill_up(block: &mut Vec<u8>, raw: usize) {
+    let header = SKIPPABLE.len() + 4;
+    let size = MetaHeader::SIZE + block.len();
+    let mut filled = size.next_multiple_of(STEP);
+    if filled != size && filled - size < header {
+        filled += STEP;
+    }
+    if filled == size || filled - MetaHeader::SIZE >= raw {
+        return;
+    }
+    let rest = filled - size - header;
+    block.extend_from_slice(&SKIPPABLE);
+    block.extend_from_slice(&(rest as u32).to_le_bytes());
+    block.resize(filled - MetaHeader::SIZE, 0);
 }
 
 /// The metadata blocks of a table, and what follows them as one piece.

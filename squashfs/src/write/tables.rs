@@ -69,7 +69,7 @@ pub(super) fn encode(
         records,
         xattr_ids,
         ids: Ids::default(),
-        inodes: MetaWriter::new(&mut inode_compressor),
+        inodes: MetaWriter::steady(&mut inode_compressor),
         listings: Listings::new(&mut directory_compressor),
         references: vec![MetaRef(0); tree.len()],
         scratch: Vec::new(),

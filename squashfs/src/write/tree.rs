@@ -9,6 +9,12 @@ pub trait Content: Send + Sync {
     /// Number of bytes; what is read must have exactly this length.
     fn size(&self) -> u64;
 
+    /// Bytes that differ whenever the content may differ, without reading it: device, inode, size
+    /// and times of a file. `None` if there is no such thing.
+    fn identity(&self) -> Option<Vec<u8>> {
+        None
+    }
+
     /// Opens it for reading. Called from several threads, perhaps more than once.
     fn open(&self) -> io::Result<Box<dyn OpenContent + '_>>;
 }
