@@ -8,8 +8,8 @@ use rustix::thread::UnshareFlags;
 
 /// Moves the calling thread into new namespaces.
 pub(crate) fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
-    // SAFETY: only CLONE_FILES (which we never pass) could take descriptors away from other owners.
     debug_assert!(!flags.contains(UnshareFlags::FILES));
+    // SAFETY: only CLONE_FILES (which we never pass) could take descriptors away from other owners.
     unsafe { rustix::thread::unshare_unsafe(flags) }
 }
 

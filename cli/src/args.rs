@@ -51,7 +51,7 @@ pub(crate) enum Verb {
     #[command(alias = "unmount")]
     Umount(verbs::umount::Args),
     /// Run a package, or image files, as a confined job
-    Run(verbs::run::Args),
+    Run(Box<verbs::run::Args>),
     /// List jobs
     Ps(verbs::ps::Args),
     /// Show what a job printed

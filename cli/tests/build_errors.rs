@@ -1,4 +1,5 @@
 //! Errors of packing: message and exit code.
+#![allow(clippy::unwrap_used)] // helpers of tests, outside of test functions
 
 mod common;
 
@@ -14,7 +15,7 @@ fn workspace(build: &str) -> World {
     world
 }
 
-fn pack<'a>(target: &'a str) -> [&'a str; 7] {
+fn pack(target: &str) -> [&str; 7] {
     ["pack", "--workspace", "mono", "--target", target, "--version", "v1"]
 }
 

@@ -1,4 +1,5 @@
 //! kill -9 of every process, at every time: the next command finds nothing that it doesn't clean up.
+#![allow(clippy::unwrap_used)] // helpers of tests, outside of test functions
 
 mod common;
 
@@ -89,7 +90,7 @@ fn a_killed_supervisor_takes_its_job_down_and_the_next_command_cleans_up() {
         wait_for(|| !is_alive(job));
         let listed = world.ok(&["ps", "-a"]).stdout;
         assert!(listed.contains("failed (137)"), "{listed}");
-        assert_eq!(cgroups(&[id.clone()]), Vec::<String>::new());
+        assert_eq!(cgroups(std::slice::from_ref(&id)), Vec::<String>::new());
         wait_for(|| world.leftovers().is_empty());
         assert_eq!(world.ok(&["wait", &id]).stdout, "137\n");
         world.ok(&["rm", &id]);

@@ -1,4 +1,5 @@
 //! `mica mount` and `mica umount` on the host.
+#![allow(clippy::unwrap_used)] // helpers of tests, outside of test functions
 
 mod common;
 

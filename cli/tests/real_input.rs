@@ -1,4 +1,5 @@
 //! A real CPython, numpy and pandas as layers: packed, fetched over HTTP, compared, and run.
+#![allow(clippy::unwrap_used)] // helpers of tests, outside of test functions
 
 mod common;
 

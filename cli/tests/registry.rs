@@ -1,4 +1,5 @@
 //! Packing, publishing, serving and pulling: what moves, and what people are told when something is wrong.
+#![allow(clippy::unwrap_used)] // helpers of tests, outside of test functions
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Jobs from packages and images: what people rely on from `mica run`, as root and as an ordinary user.
+#![allow(clippy::unwrap_used)] // helpers of tests, outside of test functions
 
 mod common;
 
