@@ -212,8 +212,8 @@ fn mount_id(path: &Path) -> rustix::io::Result<u64> {
 /// Takes down what a server that was killed left on `mountpoint`; says whether there was anything.
 /// [`mount`] does so itself.
 pub fn detach_dead(mountpoint: &Path) -> io::Result<bool> {
-    // A mount without its server answers everything with ENOTCONN.
-    match rustix::fs::stat(mountpoint) {
+    // Without its server a mount answers with ENOTCONN; stat(2) the kernel still answers by itself.
+    match rustix::fs::statfs(mountpoint) {
         Err(Errno::NOTCONN) => {
             take_down(mountpoint, true, true)?;
             Ok(true)
