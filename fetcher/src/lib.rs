@@ -60,6 +60,7 @@ mod delta;
 mod explain;
 mod file;
 mod history;
+mod lazy;
 mod parallel;
 mod progress;
 mod pull;
@@ -75,6 +76,7 @@ pub use cache::{
 pub use explain::{Explained, Way, explain};
 pub use file::FileError;
 pub use history::{HistoryEntry, history};
+pub use lazy::{Lazy, LazyError, LazyImage, LazyOptions, open_lazy};
 pub use progress::{Event, Progress};
 pub use pull::{Outcome, PullError, PullOptions, Pulled, heal, pull};
 pub use push::{PushError, PushOptions, Pushed, push};

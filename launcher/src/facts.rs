@@ -12,6 +12,7 @@ use rustix::thread::{CapabilitySet as Held, capabilities};
 
 use crate::cgroup::Layout;
 use crate::ids::{Caller, parse_map};
+use crate::plan::mounted_names;
 use crate::spec::{Root, Spec};
 
 /// Facts about the host, the caller and the tree.
@@ -19,7 +20,8 @@ use crate::spec::{Root, Spec};
 pub struct HostFacts {
     /// Who launches.
     pub caller: Caller,
-    /// Entries of the host's root directory; needed for [`Root::Host`] only.
+    /// Entries of the directory from which the job's root is put together: the host's root for [`Root::Host`]; the tree,
+    /// where that is read-only and lacks a directory that something has to be mounted on; otherwise none.
     pub root_entries: Vec<RootEntry>,
     /// The host's `/etc/resolv.conf`, if that is a link into a directory which the job gets afresh.
     pub resolv_conf: Option<(PathBuf, String)>,
@@ -31,7 +33,7 @@ pub struct HostFacts {
     pub cgroups: Layout,
 }
 
-/// An entry of the host's root directory.
+/// An entry of a root directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RootEntry {
     /// Its name.
@@ -40,7 +42,7 @@ pub struct RootEntry {
     pub kind: EntryKind,
 }
 
-/// What an entry of the host's root directory is.
+/// What an entry of a root directory is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     /// A directory or a file, to be bound.
@@ -79,8 +81,13 @@ impl HostFacts {
         };
         let cgroups = Layout::parse(&read("/proc/self/cgroup")?, &read("/proc/self/mountinfo")?);
         let (users, root_entries, resolv_conf) = match &spec.root {
+            Root::Tree(tree) if is_sparse(tree, spec)? => {
+                (tree.as_path(), root_entries(tree)?, None)
+            }
             Root::Tree(tree) => (tree.as_path(), Vec::new(), None),
-            Root::Host { .. } => (Path::new("/"), root_entries()?, linked_resolv_conf()),
+            Root::Host { .. } => {
+                (Path::new("/"), root_entries(Path::new("/"))?, linked_resolv_conf())
+            }
         };
         let passwd = read_in(users, "etc/passwd")?;
         let group = read_in(users, "etc/group")?;
@@ -114,10 +121,20 @@ pub(crate) fn read_in(tree: &Path, file: &str) -> Result<String, FactsError> {
     }
 }
 
-fn root_entries() -> Result<Vec<RootEntry>, FactsError> {
-    let error = |source| FactsError { path: "/".into(), source };
+/// Is the tree read-only without a directory for everything that is to be mounted?
+fn is_sparse(tree: &Path, spec: &Spec) -> Result<bool, FactsError> {
+    let error =
+        |source: rustix::io::Errno| FactsError { path: tree.to_owned(), source: source.into() };
+    let flags = rustix::fs::statvfs(tree).map_err(error)?.f_flag;
+    let missing = |name: &std::ffi::OsStr| tree.join(name).symlink_metadata().is_err();
+    Ok(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY)
+        && mounted_names(spec).into_iter().any(missing))
+}
+
+fn root_entries(directory: &Path) -> Result<Vec<RootEntry>, FactsError> {
+    let error = |source| FactsError { path: directory.to_owned(), source };
     let mut entries = Vec::new();
-    for entry in fs::read_dir("/").map_err(error)? {
+    for entry in fs::read_dir(directory).map_err(error)? {
         let entry = entry.map_err(error)?;
         let kind = if entry.file_type().map_err(error)?.is_symlink() {
             EntryKind::Symlink(fs::read_link(entry.path()).map_err(error)?)

@@ -3,6 +3,7 @@
 //! The order matters. Targets are looked up inside the new root, so whatever holds a target is mounted first; what the
 //! caller asked for comes after the defaults and may cover them; the root is made read-only last, when every mount point exists.
 
+use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
 use crate::caps::{CapabilitySet, UnknownCapability};
@@ -106,7 +107,9 @@ pub fn plan(spec: &Spec, facts: &HostFacts) -> Result<Plan, PlanError> {
             steps.extend(READ_ONLY.map(|path| Step::ReadOnly(path.into())));
         }
     }
-    if spec.read_only || matches!(spec.root, Root::Host { .. }) {
+    // A root that was put together is ours, and nobody's to write to.
+    let put_together = steps.iter().any(|step| matches!(step, Step::EmptyRoot { .. }));
+    if spec.read_only || put_together {
         steps.push(Step::ReadOnlyRoot);
     }
     steps.push(Step::Pivot);
@@ -138,13 +141,7 @@ fn check(spec: &Spec) -> Result<(), PlanError> {
     if spec.id.is_empty() || spec.id.len() > 128 || !spec.id.chars().all(good) {
         return Err(PlanError::Id(spec.id.clone()));
     }
-    let targets = spec.mounts.iter().map(|mount| match mount {
-        Mount::Bind { target, .. } | Mount::Tmpfs { target, .. } => target,
-    });
-    let targets = targets
-        .chain(spec.files.iter().map(|f| &f.target))
-        .chain(spec.devices.iter().map(|d| &d.target));
-    for path in targets.chain([&spec.cwd]) {
+    for path in targets(spec).chain([&spec.cwd]) {
         if !path.is_absolute() || path.components().any(|c| c == Component::ParentDir) {
             return Err(PlanError::Path(path.clone()));
         }
@@ -197,12 +194,20 @@ fn surroundings(spec: &Spec, steps: &mut Vec<Step>) {
 
 fn root(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
     match &spec.root {
+        Root::Tree(tree) if facts.root_entries.is_empty() => {
+            steps.push(Step::Root { tree: tree.clone(), no_devices: !spec.privileged });
+        }
         Root::Tree(tree) => {
-            steps.push(Step::Root { tree: tree.clone(), no_devices: !spec.privileged })
+            steps.push(Step::EmptyRoot { at: tree.clone() });
+            let flags = Flags { no_devices: !spec.privileged, ..Flags::default() };
+            entries(facts, tree, flags, |name| KERNEL.iter().any(|own| name == *own), steps);
         }
         Root::Host { tree, at } => {
             steps.push(Step::EmptyRoot { at: tree.clone() });
-            host_entries(facts, at, steps);
+            let covered = at.components().nth(1).map(Component::as_os_str);
+            let fresh =
+                |name: &OsStr| FRESH.iter().any(|fresh| name == *fresh) || Some(name) == covered;
+            entries(facts, Path::new("/"), Flags::DATA.read_only(true), fresh, steps);
             // What lives in /run talks to daemons of the host: a read-only bind doesn't stop a connect().
             steps.push(tmpfs("/run", Flags::STRICT, None, 0o755));
             steps.push(Step::Bind {
@@ -226,20 +231,39 @@ fn root(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
 /// Entries of the host's root that a job gets afresh, or not at all.
 const FRESH: [&str; 6] = ["dev", "proc", "run", "sys", "tmp", "lost+found"];
 
-fn host_entries(facts: &HostFacts, at: &Path, steps: &mut Vec<Step>) {
-    let covered = at.components().nth(1).map(Component::as_os_str);
-    for entry in &facts.root_entries {
-        if FRESH.iter().any(|fresh| entry.name == *fresh) || Some(entry.name.as_os_str()) == covered
-        {
-            continue;
-        }
-        let path = Path::new("/").join(&entry.name);
+/// Directories of every root on which something is mounted in any case.
+const KERNEL: [&str; 4] = ["dev", "proc", "sys", "tmp"];
+
+/// The first components of all paths on which something is mounted.
+pub(crate) fn mounted_names(spec: &Spec) -> Vec<&OsStr> {
+    let own = KERNEL.iter().map(OsStr::new);
+    own.chain(targets(spec).filter_map(|path| path.components().nth(1)).map(Component::as_os_str))
+        .collect()
+}
+
+fn targets(spec: &Spec) -> impl Iterator<Item = &PathBuf> {
+    let mounts = spec.mounts.iter().map(|mount| match mount {
+        Mount::Bind { target, .. } | Mount::Tmpfs { target, .. } => target,
+    });
+    mounts.chain(spec.files.iter().map(|f| &f.target)).chain(spec.devices.iter().map(|d| &d.target))
+}
+
+/// Shows the entries of a directory in the new root, but for those that the job gets otherwise.
+fn entries(
+    facts: &HostFacts,
+    from: &Path,
+    flags: Flags,
+    but: impl Fn(&OsStr) -> bool,
+    steps: &mut Vec<Step>,
+) {
+    for entry in facts.root_entries.iter().filter(|entry| !but(&entry.name)) {
+        let target = Path::new("/").join(&entry.name);
         steps.push(match &entry.kind {
-            EntryKind::Symlink(to) => Step::Symlink { target: path, to: to.clone() },
+            EntryKind::Symlink(to) => Step::Symlink { target, to: to.clone() },
             EntryKind::Bind => Step::Bind {
-                source: path.clone(),
-                target: path,
-                flags: Flags::DATA.read_only(true),
+                source: from.join(&entry.name),
+                target,
+                flags,
                 recursive: true,
                 follow: false,
             },

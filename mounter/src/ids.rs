@@ -1,7 +1,10 @@
 //! Which user and group ids exist in the server's user namespace.
 //!
 //! A file whose owner has no name here can't be changed, removed or copied up by anybody, so the layers'
-//! files whose owner isn't mapped are shown as the server's own.
+//! files whose owner isn't mapped are shown as the server's own. A server that may give files to nobody else
+//! (an ordinary user outside of a namespace) shows all of them as its own.
+
+use rustix::thread::CapabilitySet;
 
 use crate::kind::Kind;
 
@@ -51,14 +54,17 @@ impl Ids {
     /// The namespace this process is in.
     #[allow(clippy::disallowed_methods)]
     pub(crate) fn of_this_process() -> Ids {
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        let (uid, gid) = (uid.as_raw(), gid.as_raw());
+        let may_chown = rustix::thread::capabilities(None)
+            .is_ok_and(|sets| sets.effective.contains(CapabilitySet::CHOWN));
+        if !may_chown {
+            let own = |id| format!("{id} {id} 1\n");
+            return Ids::new(&own(uid), &own(gid), uid, gid);
+        }
         // Without /proc there is nothing to go by: all ids are taken to exist.
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        Ids::new(
-            &read("/proc/self/uid_map"),
-            &read("/proc/self/gid_map"),
-            rustix::process::geteuid().as_raw(),
-            rustix::process::getegid().as_raw(),
-        )
+        Ids::new(&read("/proc/self/uid_map"), &read("/proc/self/gid_map"), uid, gid)
     }
 
     pub(crate) fn uid(&self, uid: u32) -> u32 {

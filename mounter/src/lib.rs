@@ -51,7 +51,7 @@ mod upper;
 
 pub use error::{MountError, UnmountError};
 pub use mica_squashfs::OpenError;
-pub use mount::{Mount, Unmounted, mount, unmount_at};
+pub use mount::{Mount, Unmounted, Watch, detach_dead, mount, unmount_at};
 pub use options::{Marks, MountOptions, Upper};
 pub use stack::{Stack, StackLayer};
 pub use stats::Stats;

@@ -151,6 +151,7 @@ impl Lower {
             return Ok(Arc::clone(file));
         }
         let inode = self.inode(part.layer, part.node.reference)?;
+        self.refuse_metacopy(part, &inode)?;
         let blocks = self.image(part.layer).blocks(&inode);
         let blocks = blocks.map_err(|e| self.fail(part.layer, e))?;
         let file = Arc::new(OpenFile::new(part.layer, blocks));
@@ -164,6 +165,20 @@ impl Lower {
             files.open.remove(&oldest);
         }
         Ok(file)
+    }
+
+    /// A file whose content overlayfs left in a layer below looks like zeros: never show those.
+    fn refuse_metacopy(&self, part: LowerPart, inode: &Inode) -> Res<()> {
+        if !inode.has_xattrs() {
+            return Ok(());
+        }
+        match self.xattrs(part)?.iter().any(|(name, _)| is_mark(name, b"metacopy")) {
+            true => {
+                let wanted = "file with its own content (it has overlay.metacopy)";
+                Err(self.fail(part.layer, ReadError::Kind { number: inode.number, wanted }))
+            }
+            false => Ok(()),
+        }
     }
 
     /// Reads from a file: calls `reply` once, with as many bytes as there are, up to `size`.

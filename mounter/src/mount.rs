@@ -65,6 +65,7 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
         return Err(MountError::Empty);
     }
     let bad_point = |source: io::Error| MountError::MountPoint { path: mountpoint.into(), source };
+    detach_dead(mountpoint).map_err(bad_point)?;
     #[allow(clippy::disallowed_methods)]
     let path = mountpoint.canonicalize().map_err(bad_point)?;
     if !path.is_dir() {
@@ -206,6 +207,19 @@ fn mount_id(path: &Path) -> rustix::io::Result<u64> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let stat = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::MNT_ID)?;
     Ok(stat.stx_mnt_id)
+}
+
+/// Takes down what a server that was killed left on `mountpoint`; says whether there was anything.
+/// [`mount`] does so itself.
+pub fn detach_dead(mountpoint: &Path) -> io::Result<bool> {
+    // Without its server a mount answers with ENOTCONN; stat(2) the kernel still answers by itself.
+    match rustix::fs::statfs(mountpoint) {
+        Err(Errno::NOTCONN) => {
+            take_down(mountpoint, true, true)?;
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
 }
 
 /// The server can't ask for more than the kernel's 128 KiB; root can set it from outside.

@@ -1,4 +1,5 @@
 //! What goes wrong stays where it is.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -126,4 +127,43 @@ fn an_idle_mount_takes_itself_down() {
     fs::read(dir.path().join("f")).unwrap();
     mounted.wait();
     assert!(!dir.path().join("f").exists());
+}
+
+#[test]
+fn a_file_without_its_content_is_an_error_not_zeros() {
+    let layer = Layer::new().file("f", vec![0; 5000]).xattr("f", "trusted.overlay.metacopy", "");
+    let scratch = Scratch::new(stack([layer.image()]), true);
+    assert!(fs::read(scratch.path("f")).is_err());
+    assert!(fs::OpenOptions::new().append(true).open(scratch.path("f")).is_err());
+}
+
+#[test]
+fn what_a_killed_server_left_is_cleaned_up_by_the_next_mount() {
+    use std::process::{Command, Stdio};
+    const CHILD: &str = "MICA_MOUNTER_KILLED_CHILD";
+    let layer = Layer::new().file("f", "x");
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let mounted = mount(stack([layer.image()]), Path::new(&dir), &MountOptions::default());
+        mounted.unwrap().wait();
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "what_a_killed_server_left_is_cleaned_up_by_the_next_mount"])
+        .env(CHILD, dir.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !dir.path().join("f").exists() {
+        assert!(std::time::Instant::now() < deadline, "the other server didn't start");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(fs::read(dir.path().join("f")).is_err());
+    let mounted = mount(stack([layer.image()]), dir.path(), &MountOptions::default()).unwrap();
+    assert_eq!(fs::read(dir.path().join("f")).unwrap(), b"x");
+    mounted.unmount().unwrap();
+    assert!(!mica_mounter::detach_dead(dir.path()).unwrap());
 }

@@ -1,5 +1,6 @@
 //! Random operations on a mount and on a plain directory: every call must answer the same, and the trees must be
 //! the same at the end, after a remount, and when the kernel's own overlayfs takes the upper over.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

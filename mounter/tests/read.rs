@@ -1,4 +1,5 @@
 //! What a read-only mount shows, and how often the kernel has to ask.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! An ordinary user in a user and mount namespace of its own: no root, no fusermount3.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

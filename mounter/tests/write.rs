@@ -1,4 +1,5 @@
 //! The upper, where a plain directory doesn't say what is right: what lies in layers.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

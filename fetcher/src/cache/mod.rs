@@ -48,7 +48,7 @@ pub(crate) use part::{Part, Reserved};
 pub use prune::{DiskUse, PruneOptions, Pruned};
 pub use verify::{Damage, Verified};
 
-/// The folder where a node keeps its images. Cheap to clone; see [the module](self).
+/// The folder where a node keeps its images. Cheap to clone; any number of processes may use it at once.
 #[derive(Clone, Debug)]
 pub struct Cache {
     root: PathBuf,

@@ -174,6 +174,11 @@ impl Part {
         Ok(())
     }
 
+    /// The locked file itself, to be filled in another order, and its path.
+    pub(crate) fn into_file(self) -> (File, PathBuf) {
+        (self.file, self.path)
+    }
+
     /// Throws away what is there.
     pub(crate) fn restart(&mut self) -> Result<(), CacheError> {
         self.file.set_len(0).named("truncate", &self.path)?;

@@ -17,7 +17,7 @@ use super::{BlobStream, Index, Registry, RegistryError};
 /// How long a source that failed is left alone.
 const PAUSE: Duration = Duration::from_secs(30);
 
-/// See [the module](self).
+/// A registry whose bytes come from mirrors where they can, and from the origin where they must.
 pub struct MirroredRegistry {
     /// Mirrors in order, the origin last.
     sources: Vec<Arc<Source>>,

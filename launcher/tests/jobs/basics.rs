@@ -34,6 +34,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("basics::generated_files", By::Both, generated_files),
     ("basics::host_pids", By::Both, host_pids),
     ("basics::devices_by_name", By::Both, devices_by_name),
+    ("basics::sparse_read_only_tree", By::Root, sparse_read_only_tree),
     ("basics::many_at_once", By::Both, many_at_once),
     ("basics::killed_supervisor", By::Both, killed_supervisor),
 ];
@@ -530,4 +531,33 @@ echo "$1 $FROM" > "$root/tmp/hooked"
     fs::write(&hook, "#!/bin/sh\necho it broke >&2; exit 3\n").unwrap();
     let message = chain(&refusal(&spec));
     assert!(message.contains("/hook (exit status: 3: it broke)"), "{message}");
+}
+
+/// A read-only tree that has no directories to mount anything on, as one made of a single static program.
+fn sparse_read_only_tree() {
+    let tree = scratch();
+    let fs_at = |path: &std::path::Path| {
+        rustix::mount::mount("x", path, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    };
+    fs_at(tree.path());
+    for link in ["bin", "lib", "lib64"] {
+        std::os::unix::fs::symlink(format!("usr/{link}"), tree.path().join(link)).unwrap();
+    }
+    fs::create_dir(tree.path().join("usr")).unwrap();
+    fs::write(tree.path().join("file"), "of the tree\n").unwrap();
+    rustix::mount::mount_remount(tree.path(), rustix::mount::MountFlags::RDONLY, "").unwrap();
+    let mut spec = shell(
+        tree.path(),
+        "cat /file /volume/file; ls -d /proc/1; touch /x 2>&1; touch /usr/x 2>&1; echo > /tmp/x",
+    );
+    let volume = scratch();
+    fs::write(volume.path().join("file"), "of the volume\n").unwrap();
+    spec.mounts.push(bind(volume.path(), "/volume", true));
+    let (exit, text) = output(&spec);
+    rustix::mount::unmount(tree.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert!(
+        exit.code() == 0 && text.starts_with("of the tree\nof the volume\n/proc/1\n"),
+        "{text}"
+    );
+    assert_eq!(text.matches("Read-only file system").count(), 2, "{text}");
 }

@@ -84,6 +84,18 @@ impl Tree {
     }
 
     fn open_upper(&self, node: &Arc<Node>, access: OFlags) -> Res<File> {
+        match self.try_open_upper(node, access) {
+            // Files can be opened again whenever they are needed: those that are kept open make room.
+            Err(Errno::MFILE | Errno::NFILE) => {
+                let closed = self.table().close_files();
+                drop(closed);
+                self.try_open_upper(node, access)
+            }
+            result => result,
+        }
+    }
+
+    fn try_open_upper(&self, node: &Arc<Node>, access: OFlags) -> Res<File> {
         let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = match self.at(node)? {
             At::Name(dir, name) => {

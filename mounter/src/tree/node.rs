@@ -196,6 +196,11 @@ impl Table {
         self.aliases.remove(&upper);
     }
 
+    /// Takes all files of the upper that are kept open; the caller closes them.
+    pub(crate) fn close_files(&mut self) -> Vec<OpenFile> {
+        self.slots.values().filter_map(|slot| slot.node.state().file.take()).collect()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.slots.len()
     }

@@ -9,6 +9,11 @@ use super::node::Node;
 use super::{Res, Tree};
 use crate::upper::{is_private, proc_path};
 
+/// Access control lists: the kernel doesn't enforce them on this mount, so none can be set.
+fn is_system(name: &[u8]) -> bool {
+    name.starts_with(b"system.")
+}
+
 impl Tree {
     /// Whether any file can have attributes.
     pub(crate) fn has_xattrs(&self) -> bool {
@@ -16,6 +21,9 @@ impl Tree {
     }
 
     pub(crate) fn get_xattr(&self, node: &Arc<Node>, name: &[u8]) -> Res<Vec<u8>> {
+        if is_system(name) {
+            return Err(Errno::OPNOTSUPP);
+        }
         if is_private(name) {
             return Err(Errno::NODATA);
         }
@@ -82,6 +90,9 @@ impl Tree {
         value: &[u8],
         flags: XattrFlags,
     ) -> Res<()> {
+        if is_system(name) {
+            return Err(Errno::OPNOTSUPP);
+        }
         if is_private(name) {
             return Err(Errno::PERM);
         }

@@ -83,7 +83,7 @@ impl Default for HttpOptions {
     }
 }
 
-/// See [the module](self).
+/// A registry behind an `http://` or `https://` URL. Its calls block and must not be made from async code.
 pub struct HttpRegistry {
     http: HttpClient,
 }

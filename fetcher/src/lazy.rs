@@ -1,0 +1,481 @@
+//! An image that is used before all of it is here.
+//!
+//! A reader that touches a missing chunk asks for it and waits, until its deadline; a few threads fetch what readers ask
+//! for first, then the rest: what an earlier run touched, in its order, then from the beginning. Each chunk is checked
+//! against the table, which the manifest names by digest, before anybody sees it. When the last one is here, the digest of
+//! the whole is checked and the image gets its name in the cache; whoever reads it goes on with the same open file.
+//!
+//! Nothing here waits for ever: readers get an error at the deadline, whatever the network does, and later reads try
+//! again. The chunks of a run that was cut off are found again by their digests. The digest's lock is held meanwhile: a
+//! pull of the same image waits for it, and after a crash takes it over, from the beginning if chunks were missing.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mica_graph::{Blob, Digest, Layer};
+use mica_squashfs::chunks::{Chunk, ChunkTable, ChunkTableError};
+
+use crate::cache::{Cache, CacheError, Reserved};
+use crate::file::{self, FileError, Named};
+use crate::registry::{Registry, RegistryError};
+
+/// How to fetch lazily.
+#[derive(Clone, Debug)]
+pub struct LazyOptions {
+    /// How long a reader waits for a chunk.
+    pub deadline: Duration,
+    /// Requests at a time.
+    pub parallel: usize,
+    /// Whether to fetch what nobody asked for yet.
+    pub background: bool,
+    /// What an earlier run touched, in its order: see [`LazyImage::touched`].
+    pub first: Vec<Range<u64>>,
+}
+
+impl Default for LazyOptions {
+    fn default() -> Self {
+        Self { deadline: Duration::from_secs(30), parallel: 4, background: true, first: Vec::new() }
+    }
+}
+
+/// An image that cannot be used lazily.
+#[derive(Debug, thiserror::Error)]
+pub enum LazyError {
+    /// The layer was published without a chunk table.
+    #[error("layer {0} has no chunk table")]
+    NoTable(String),
+    /// The table cannot be had.
+    #[error("cannot fetch the chunk table of layer {layer}")]
+    Fetch {
+        /// The layer.
+        layer: String,
+        /// The reason.
+        #[source]
+        source: RegistryError,
+    },
+    /// The table is not one.
+    #[error("cannot use the chunk table of layer {layer}")]
+    Table {
+        /// The layer.
+        layer: String,
+        /// The reason.
+        #[source]
+        source: ChunkTableError,
+    },
+    /// The table is that of another image.
+    #[error("the chunk table of layer {layer} covers {found} bytes, not {expected}")]
+    OtherImage {
+        /// The layer.
+        layer: String,
+        /// The image's length.
+        expected: u64,
+        /// The table's.
+        found: u64,
+    },
+    /// Another process is fetching it: wait for that, or pull.
+    #[error("another process is fetching layer {0}")]
+    Busy(String),
+    /// The cache.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+/// What became of the wish to use an image.
+pub enum Lazy {
+    /// It is in the cache.
+    Complete(PathBuf),
+    /// It will be.
+    Partial(LazyImage),
+}
+
+/// An image some of whose chunks are here. Fetching ends when the last clone is dropped.
+#[derive(Clone)]
+pub struct LazyImage {
+    handle: Arc<Handle>,
+}
+
+/// Tells the workers to end.
+struct Handle(Arc<Inner>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.state().stopped = true;
+        self.0.changed.notify_all();
+    }
+}
+
+struct Inner {
+    registry: Arc<dyn Registry>,
+    cache: Cache,
+    layer: String,
+    blob: Blob,
+    table: ChunkTable,
+    options: LazyOptions,
+    /// The `.part` file: holds the digest's lock, and the bytes at their final offsets.
+    file: File,
+    path: PathBuf,
+    state: Mutex<State>,
+    /// Told whenever `state` changes.
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Chunked {
+    Missing,
+    Coming,
+    Here,
+}
+
+struct State {
+    chunks: Vec<Chunked>,
+    missing: usize,
+    /// Chunks that readers wait for.
+    wanted: VecDeque<usize>,
+    /// Chunks of an earlier run, still to be looked at.
+    first: VecDeque<usize>,
+    /// Chunks in the order in which readers first touched them.
+    touched: Vec<usize>,
+    seen: Vec<bool>,
+    /// Why the last request failed.
+    error: Option<String>,
+    /// Whether the image has its name in the cache; `None` while chunks are missing.
+    cached: Option<bool>,
+    stopped: bool,
+}
+
+/// Longest run fetched by one request in the background.
+const RUN: u64 = 4 << 20;
+/// Waits after failed requests.
+const PAUSES: Range<Duration> = Duration::from_millis(50)..Duration::from_secs(2);
+
+/// Opens the image of a layer, wherever its bytes are. Take a [`lease`](Cache::lease) first.
+pub fn open_lazy(
+    registry: Arc<dyn Registry>,
+    cache: &Cache,
+    layer: &Layer,
+    options: LazyOptions,
+) -> Result<Lazy, LazyError> {
+    let name = layer.module.to_string();
+    let blob = Blob { digest: layer.digest, size: layer.size };
+    if let Ok(Some(path)) = cache.image(layer) {
+        return Ok(Lazy::Complete(path));
+    }
+    let table = table(&*registry, cache, layer, &name)?;
+    let part = match cache.reserve(&blob)? {
+        Reserved::Present => return Ok(Lazy::Complete(cache.blob_path(&blob.digest))),
+        Reserved::Busy(_) => return Err(LazyError::Busy(name)),
+        Reserved::Ours(part) => part,
+    };
+    let (file, path) = part.into_file();
+    file.set_len(blob.size).named("extend", &path).map_err(CacheError::from)?;
+    let state = Mutex::new(State::new(&file, &table, &options));
+    let (cache, changed) = (cache.clone(), Condvar::new());
+    let inner =
+        Inner { registry, cache, layer: name, blob, table, options, file, path, state, changed };
+    let inner = Arc::new(inner);
+    if inner.state().missing == 0 {
+        inner.complete();
+    }
+    for _ in 0..inner.options.parallel.max(1) {
+        let worker = Arc::clone(&inner);
+        let spawned = std::thread::Builder::new()
+            .name("mica-lazy".to_owned())
+            .spawn(move || worker.work())
+            .named("start a thread for", &inner.path);
+        spawned.map_err(CacheError::from)?;
+    }
+    Ok(Lazy::Partial(LazyImage { handle: Arc::new(Handle(inner)) }))
+}
+
+fn table(
+    registry: &dyn Registry,
+    cache: &Cache,
+    layer: &Layer,
+    name: &str,
+) -> Result<ChunkTable, LazyError> {
+    let blob = layer.chunks.as_ref().ok_or_else(|| LazyError::NoTable(name.to_owned()))?;
+    let fetch = |source| LazyError::Fetch { layer: name.to_owned(), source };
+    let bytes = match cache.blob(blob) {
+        Ok(Some(path)) => std::fs::read(&path).named("read", &path).map_err(CacheError::from)?,
+        _ => registry.document(blob).map_err(fetch)?,
+    };
+    cache.store(blob, &bytes)?;
+    let bad = |source| LazyError::Table { layer: name.to_owned(), source };
+    let table = ChunkTable::parse(&bytes).map_err(bad)?;
+    let (expected, found) = (layer.size, table.image_len());
+    if found != expected {
+        return Err(LazyError::OtherImage { layer: name.to_owned(), expected, found });
+    }
+    Ok(table)
+}
+
+impl State {
+    /// Finds the chunks that an earlier, interrupted fetch left.
+    fn new(file: &File, table: &ChunkTable, options: &LazyOptions) -> Self {
+        let mut buffer = Vec::new();
+        let mut here = |chunk: &Chunk| {
+            buffer.resize(chunk.length as usize, 0);
+            let read = file.read_exact_at(&mut buffer, chunk.offset).is_ok();
+            if read && chunk.matches(&buffer) { Chunked::Here } else { Chunked::Missing }
+        };
+        let chunks: Vec<Chunked> = table.chunks().iter().map(&mut here).collect();
+        let missing = chunks.iter().filter(|chunk| **chunk == Chunked::Missing).count();
+        let first = options.first.iter().flat_map(|range| numbers(table, range)).collect();
+        let seen = vec![false; chunks.len()];
+        Self {
+            chunks,
+            missing,
+            wanted: VecDeque::new(),
+            first,
+            touched: Vec::new(),
+            seen,
+            error: None,
+            cached: None,
+            stopped: false,
+        }
+    }
+
+    /// What to fetch next: for a reader one chunk, in the background a run of them.
+    fn next(&mut self, table: &ChunkTable, background: bool) -> Option<Range<usize>> {
+        while let Some(chunk) = self.wanted.pop_front() {
+            if self.chunks[chunk] == Chunked::Missing {
+                return Some(chunk..chunk + 1);
+            }
+        }
+        if !background {
+            return None;
+        }
+        while let Some(chunk) = self.first.pop_front() {
+            if self.chunks[chunk] == Chunked::Missing {
+                return Some(chunk..chunk + 1);
+            }
+        }
+        let start = self.chunks.iter().position(|chunk| *chunk == Chunked::Missing)?;
+        let limit = table.chunks()[start].offset + RUN;
+        let more = (start + 1..self.chunks.len()).take_while(|i| {
+            self.chunks[*i] == Chunked::Missing && table.chunks()[*i].end() <= limit
+        });
+        Some(start..start + 1 + more.count())
+    }
+}
+
+/// The numbers of the chunks that hold a range.
+fn numbers(table: &ChunkTable, range: &Range<u64>) -> Range<usize> {
+    let start = table.chunks().partition_point(|chunk| chunk.end() <= range.start);
+    let end = table.chunks().partition_point(|chunk| chunk.offset < range.end);
+    start..end.max(start)
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is made by one assignment at a time; none can be left half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fetches until everything is here, or nobody is interested any more.
+    fn work(&self) {
+        let mut pause = PAUSES.start;
+        loop {
+            let run = {
+                let mut state = self.state();
+                loop {
+                    if state.stopped || state.missing == 0 {
+                        return;
+                    }
+                    if let Some(run) = state.next(&self.table, self.options.background) {
+                        state.chunks[run.clone()].fill(Chunked::Coming);
+                        break run;
+                    }
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            };
+            let result = self.fetch(run.clone());
+            let mut state = self.state();
+            for chunk in run {
+                if state.chunks[chunk] == Chunked::Coming {
+                    state.chunks[chunk] = Chunked::Missing;
+                }
+            }
+            state.error = result.as_ref().err().cloned();
+            self.changed.notify_all();
+            if result.is_ok() {
+                pause = PAUSES.start;
+                continue;
+            }
+            // Readers that ask again do not make the network come back sooner.
+            let woken = self.changed.wait_timeout_while(state, pause, |state| !state.stopped);
+            drop(woken.unwrap_or_else(PoisonError::into_inner));
+            pause = (pause * 2).min(PAUSES.end);
+        }
+    }
+
+    /// One request. Every chunk counts as soon as it has come and is right.
+    fn fetch(&self, run: Range<usize>) -> Result<(), String> {
+        let chunks = &self.table.chunks()[run.clone()];
+        let (Some(head), Some(tail)) = (chunks.first(), chunks.last()) else { return Ok(()) };
+        let stream = self.registry.blob(&self.blob, head.offset..tail.end());
+        let stream = stream.map_err(|error| describe(&error))?;
+        let mut reader = stream.reader;
+        let before = head.offset.saturating_sub(stream.start);
+        let skipped = io::copy(&mut reader.by_ref().take(before), &mut io::sink());
+        skipped.map_err(|error| describe(&error))?;
+        let mut buffer = Vec::new();
+        for (number, chunk) in run.zip(chunks) {
+            buffer.resize(chunk.length as usize, 0);
+            reader.read_exact(&mut buffer).map_err(|error| describe(&error))?;
+            if !chunk.matches(&buffer) {
+                self.registry.distrust(&self.blob);
+                return Err(format!("{} sent wrong bytes", self.registry.address()));
+            }
+            if let Err(error) = self.file.write_all_at(&buffer, chunk.offset) {
+                if file::is_full(&error) {
+                    // For the next try.
+                    self.cache.make_room(RUN).map_err(|error| describe(&error))?;
+                }
+                return Err(describe(&error));
+            }
+            let mut state = self.state();
+            state.chunks[number] = Chunked::Here;
+            state.missing -= 1;
+            let complete = state.missing == 0;
+            self.changed.notify_all();
+            drop(state);
+            if complete {
+                self.complete();
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the image its name in the cache.
+    fn complete(&self) {
+        let published = self.verify_whole().and_then(|right| {
+            if !right {
+                tracing::error!(
+                    layer = self.layer,
+                    "the chunk table does not fit the image's digest"
+                );
+                return Ok(false);
+            }
+            let target = self.cache.blob_path(&self.blob.digest);
+            file::publish(&self.file, &self.path, &target, 0o444)?;
+            Ok(true)
+        });
+        if let Err(error) = &published {
+            tracing::warn!(%error, layer = self.layer, "a complete image did not get into the cache");
+        }
+        if let Err(error) = self.cache.keep_quota() {
+            tracing::warn!(%error, "cannot keep the cache's quota");
+        }
+        self.state().cached = Some(published.unwrap_or(false));
+        self.changed.notify_all();
+    }
+
+    fn verify_whole(&self) -> Result<bool, FileError> {
+        let (mut hasher, mut buffer) = (blake3::Hasher::new(), Vec::new());
+        for chunk in self.table.chunks() {
+            buffer.resize(chunk.length as usize, 0);
+            self.file.read_exact_at(&mut buffer, chunk.offset).named("read", &self.path)?;
+            hasher.update(&buffer);
+        }
+        Ok(Digest::from(hasher.finalize()) == self.blob.digest)
+    }
+
+    /// Waits until a chunk is here.
+    fn need(&self, chunk: usize, until: Instant) -> io::Result<()> {
+        let mut state = self.state();
+        if !std::mem::replace(&mut state.seen[chunk], true) {
+            state.touched.push(chunk);
+        }
+        loop {
+            match state.chunks[chunk] {
+                Chunked::Here => return Ok(()),
+                Chunked::Missing if !state.wanted.contains(&chunk) => {
+                    state.wanted.push_back(chunk);
+                    self.changed.notify_all();
+                }
+                Chunked::Missing | Chunked::Coming => {}
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let reason = state.error.as_deref().unwrap_or("it did not come in time");
+                let reason =
+                    format!("cannot fetch chunk {chunk} of layer {}: {reason}", self.layer);
+                return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+impl LazyImage {
+    /// Bytes that are here, and bytes in all.
+    pub fn local(&self) -> (u64, u64) {
+        let inner = &self.handle.0;
+        let state = inner.state();
+        let here = inner.table.chunks().iter().zip(&state.chunks);
+        let here = here.filter(|(_, chunk)| **chunk == Chunked::Here);
+        (here.map(|(chunk, _)| u64::from(chunk.length)).sum(), inner.blob.size)
+    }
+
+    /// What was read so far, in the order in which it was first touched: to be fetched first the next time.
+    pub fn touched(&self) -> Vec<Range<u64>> {
+        let inner = &self.handle.0;
+        let chunks = inner.table.chunks();
+        inner.state().touched.iter().map(|i| chunks[*i].offset..chunks[*i].end()).collect()
+    }
+
+    /// Waits until all of it is here and in the cache; whether it is.
+    pub fn wait_complete(&self, limit: Duration) -> bool {
+        let inner = &self.handle.0;
+        let until = Instant::now() + limit;
+        let mut state = inner.state();
+        loop {
+            if let Some(cached) = state.cached {
+                return cached;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = inner.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl mica_squashfs::Source for LazyImage {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.handle.0.blob.size)
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let inner = &self.handle.0;
+        let end = offset.saturating_add(buffer.len() as u64);
+        if end > inner.blob.size {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let until = Instant::now() + inner.options.deadline;
+        for chunk in numbers(&inner.table, &(offset..end)) {
+            inner.need(chunk, until)?;
+        }
+        FileExt::read_exact_at(&inner.file, buffer, offset)
+    }
+}

@@ -1,0 +1,38 @@
+#!/bin/sh
+# Makes a corpus of small images with every writer at hand.
+set -eu
+cd "$(dirname "$0")"
+mkdir -p corpus/image corpus/xar corpus/codec
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+tree=$scratch/tree
+
+mkdir -p "$tree/dir/sub/subsub"
+yes 'some text' | head -n 500 > "$tree/dir/text"
+head -c 700 /dev/urandom > "$tree/dir/noise"
+head -c 20000 /dev/zero > "$tree/dir/zeros"
+: > "$tree/empty"
+ln "$tree/empty" "$tree/linked"
+ln -s dir/text "$tree/link"
+mkfifo "$tree/fifo"
+for i in 1 2 3 4 5 6 7 8 9; do echo "$i" > "$tree/dir/sub/subsub/file-$i"; done
+
+n=0
+for options in '-noI -noX' '-noI -noD -noF -noX' '-always-use-fragments' '-no-fragments -noI' '-tailends'; do
+    for comp in gzip lz4 xz zstd lzma; do
+        n=$((n + 1))
+        # shellcheck disable=SC2086 # the options are several words
+        mksquashfs "$tree" "corpus/image/mksquashfs-$n" -comp $comp -b 4K $options \
+            -nopad -noappend -quiet -no-progress > /dev/null
+    done
+done
+for comp in gzip lz4 xz zstd; do
+    gensquashfs -q -D "$tree" -c $comp -b 4K -e -f "corpus/image/gensquashfs-$comp"
+    tar -C "$tree" -cf - . | tar2sqfs -q -c $comp -b 4K -f "corpus/image/tar2sqfs-$comp"
+done
+
+printf '#!/usr/bin/env xarexec_fuse\nOFFSET="4096"\nUUID="e7c1"\nVERSION="1"\n#xar_stop\n' > corpus/xar/plain
+{ cat corpus/xar/plain; yes '' | head -c $((4096 - $(wc -c < corpus/xar/plain))); cat corpus/image/mksquashfs-1; } \
+    > corpus/image/xar
+for id in 1 2 4 5 6; do printf "\\00$id some bytes of a block" > "corpus/codec/$id"; done
+echo "$(find corpus -type f | wc -l) files in $(pwd)/corpus"
