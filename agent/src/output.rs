@@ -1,4 +1,8 @@
 //! The job's standard output and error: to the log and, where a command is attached, on to it.
+//!
+//! Who reads the command's output may have had enough (`mica run … | head`). While the command is there, that is passed
+//! on: the job's pipe is closed, and it gets SIGPIPE as it would in the command's place. When the command is gone, the
+//! job writes to its log alone and knows nothing of it.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -6,6 +10,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::files::FileError;
 use crate::logs::{LineSplitter, LogWriter, Stream};
@@ -21,25 +27,28 @@ pub(crate) struct Output {
 struct Pump {
     stream: Stream,
     log: Arc<Mutex<LogWriter>>,
-    attached: bool,
+    command: Option<Arc<OwnedFd>>,
     since: Instant,
     first: Arc<OnceLock<Duration>>,
 }
 
 impl Output {
-    /// Reads both streams until they end. `since` is when the supervisor started.
+    /// Reads both streams until they end. `command` is a pipe that the attached command reads, if one is attached;
+    /// `since` is when the supervisor started.
     pub(crate) fn start(
         job: &JobDir,
         stdout: OwnedFd,
         stderr: OwnedFd,
-        attached: bool,
+        command: Option<OwnedFd>,
         since: Instant,
     ) -> Result<Self, FileError> {
         let log = Arc::new(Mutex::new(LogWriter::open(job.path())?));
         let first = Arc::new(OnceLock::new());
+        let command = command.map(Arc::new);
         let threads = [(Stream::Stdout, stdout), (Stream::Stderr, stderr)]
             .map(|(stream, pipe)| {
-                let pump = Pump { stream, log: log.clone(), attached, since, first: first.clone() };
+                let (log, first, command) = (log.clone(), first.clone(), command.clone());
+                let pump = Pump { stream, log, command, since, first };
                 std::thread::spawn(move || pump.run(File::from(pipe)))
             })
             .into();
@@ -66,8 +75,11 @@ impl Pump {
                 Ok(0) => break,
                 Ok(count) => {
                     self.first.get_or_init(|| self.since.elapsed());
-                    self.forward(&buffer[..count]);
+                    let wanted = self.forward(&buffer[..count]);
                     self.record(|log, stream| lines.push(&buffer[..count], stream, log));
+                    if !wanted {
+                        break;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -79,11 +91,9 @@ impl Pump {
         self.record(|log, stream| lines.finish(stream, log));
     }
 
-    /// To the command that waits, until it goes away.
-    fn forward(&mut self, bytes: &[u8]) {
-        if !self.attached {
-            return;
-        }
+    /// To the command's own streams. Says whether the job's output is still wanted.
+    fn forward(&mut self, bytes: &[u8]) -> bool {
+        let Some(command) = &self.command else { return true };
         let written = match self.stream {
             Stream::Stdout => {
                 let mut out = io::stdout().lock();
@@ -91,7 +101,10 @@ impl Pump {
             }
             Stream::Stderr => io::stderr().lock().write_all(bytes),
         };
-        self.attached = written.is_ok();
+        let Err(error) = written else { return true };
+        let wanted = error.kind() != io::ErrorKind::BrokenPipe || !has_reader(command);
+        self.command = None;
+        wanted
     }
 
     /// A full disk costs lines of the log, never the job.
@@ -101,4 +114,10 @@ impl Pump {
             tracing::error!(%error, "cannot write the job's log");
         }
     }
+}
+
+/// Whether the other end of a pipe is open.
+fn has_reader(pipe: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pipe, PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec::default())).is_ok() && !fds[0].revents().contains(PollFlags::ERR)
 }

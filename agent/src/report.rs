@@ -42,6 +42,11 @@ impl Reporter {
         Self(Some(File::from(pipe)))
     }
 
+    /// A copy of the pipe, which tells whether the command is there.
+    pub(crate) fn pipe(&self) -> Option<OwnedFd> {
+        self.0.as_ref()?.try_clone().ok().map(OwnedFd::from)
+    }
+
     /// Sends a message; a command that is gone is no longer interested.
     pub(crate) fn send(&mut self, report: &impl Serialize) {
         let Some(pipe) = &mut self.0 else { return };

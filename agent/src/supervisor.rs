@@ -170,7 +170,8 @@ impl Supervisor<'_> {
         reporter: &mut Reporter,
     ) -> Result<(), SuperviseError> {
         let (stdio, stdout, stderr) = streams().map_err(SuperviseError::Streams)?;
-        let output = Output::start(self.job, stdout, stderr, self.attached, self.since)?;
+        let command = self.attached.then(|| reporter.pipe()).flatten();
+        let output = Output::start(self.job, stdout, stderr, command, self.since)?;
         let mut job = launch(&config.spec, stdio)?;
         self.status.phase = Phase::Running;
         self.status.pid = Some(job.pid().as_raw_nonzero().get());

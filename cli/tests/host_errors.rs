@@ -10,8 +10,8 @@ fn run_after(prepare: &str) -> Ran {
     let world = World::new(User::Me);
     world.write("tree/f", "hello\n");
     world.ok(&["image", "pack", "tree", "-o", "app.xar"]);
-    let mica = world.mica::<&str>(&[]).get_program().to_owned();
-    let script = format!("{prepare} {} run --rm --image app.xar -- true", mica.to_string_lossy());
+    let mica = common::mica();
+    let script = format!("{prepare} {} run --rm --image app.xar -- true", mica.display());
     let output = world
         .command("unshare")
         .args(["--user", "--map-root-user", "--mount", "sh", "-ec", &script])

@@ -124,6 +124,19 @@ fn streams_and_environment() {
 }
 
 #[test]
+fn a_reader_that_has_had_enough_ends_the_job_as_in_any_pipe() {
+    for user in USERS {
+        let world = world_with_image(user);
+        let mica = common::mica();
+        let script =
+            "timeout 20 \"$0\" run --rm --image app.xar -- yes | head -n 1; echo ${PIPESTATUS[0]}";
+        let ran: common::Ran =
+            world.command("bash").args(["-c", script]).arg(mica).output().unwrap().into();
+        assert_eq!(ran.stdout, "y\n141\n", "{ran:?}");
+    }
+}
+
+#[test]
 fn a_stack_of_images_shows_the_topmost_file() {
     for user in USERS {
         let world = world_with_image(user);

@@ -31,7 +31,7 @@ pub(crate) struct World {
 }
 
 /// The binary, copied to where every user can reach it.
-fn mica() -> &'static Path {
+pub(crate) fn mica() -> &'static Path {
     static COPY: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     &COPY
         .get_or_init(|| {
