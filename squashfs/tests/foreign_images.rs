@@ -46,6 +46,19 @@ fn mksquashfs_with_every_option() {
     }
 }
 
+#[test]
+fn lzo_is_refused_by_name() {
+    let scratch = tempfile::tempdir().unwrap();
+    let tree = scratch.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let out = scratch.path().join("image");
+    mksquashfs(&tree, &out, "-comp lzo");
+    let error = Image::open(&out, &OpenOptions::default()).err().unwrap();
+    assert_eq!(error.to_string(), format!("cannot open image {}", out.display()));
+    let cause = std::error::Error::source(&error).unwrap();
+    assert_eq!(cause.to_string(), "compressor 3 (lzo) is not supported");
+}
+
 /// What gensquashfs does not take over: the root's own attributes.
 fn without_root(mut picture: Picture) -> Picture {
     picture.remove(&b""[..]);
