@@ -8,7 +8,7 @@ set -eu
 
 runs=${1:-200}
 here=$(cd "$(dirname "$0")/.." && pwd)
-cargo build --quiet --release --manifest-path "$here/Cargo.toml" -p mica-launcher --example launch
+cargo build --quiet --release --manifest-path "$here/Cargo.toml" -p mica-launcher --examples
 target=${CARGO_TARGET_DIR:-$here/target}
 
 work=$(mktemp -d)
@@ -17,7 +17,10 @@ chmod 755 "$work"
 mkdir -p "$work/tree/proc" "$work/tree/sys" "$work/tree/dev" "$work/tree/tmp"
 echo 'int main(void) { return 0; }' >"$work/true.c"
 cc -static -O2 "$work/true.c" -o "$work/tree/true"
-cp "$target/release/examples/launch" "$work/launch"
+echo '#include <unistd.h>
+int main(void) { for (;;) pause(); }' >"$work/wait.c"
+cc -static -O2 "$work/wait.c" -o "$work/tree/wait"
+cp "$target/release/examples/launch" "$target/release/examples/exec" "$work/"
 
 cat >"$work/bwrap" <<SH
 #!/bin/sh
@@ -73,6 +76,14 @@ if [ "$(id -u)" = 0 ]; then
     perl "$work/measure.pl" "$runs" "$work/mica" "$work/bwrap" "$work/none"
     echo "as root, with limits on memory and processes:"
     perl "$work/measure.pl" "$runs" "$work/mica-limits" "$work/runc"
+    echo "a further program in a running job, as root:"
+    "$work/exec" "$work/tree" /true /wait "$runs"
+    sed 's#"/true"#"/wait"#' "$work/bundle/config.json" >"$work/config" && mv "$work/config" "$work/bundle/config.json"
+    (cd "$work/bundle" && runc run --detach bench-exec >/dev/null 2>&1 </dev/null)
+    printf '#!/bin/sh\nexec runc exec bench-exec /true\n' >"$work/runc-exec"
+    chmod 755 "$work/runc-exec"
+    perl "$work/measure.pl" "$runs" "$work/runc-exec" "$work/none"
+    runc delete --force bench-exec
     echo "as an ordinary user:"
     setpriv --reuid 65534 --regid 65534 --clear-groups perl "$work/measure.pl" "$runs" "$work/mica" "$work/bwrap" "$work/none"
 else

@@ -57,7 +57,7 @@ pub enum LazyError {
         layer: String,
         /// The reason.
         #[source]
-        source: RegistryError,
+        source: Box<RegistryError>,
     },
     /// The table is not one.
     #[error("cannot use the chunk table of layer {layer}")]
@@ -200,7 +200,7 @@ fn table(
     name: &str,
 ) -> Result<ChunkTable, LazyError> {
     let blob = layer.chunks.as_ref().ok_or_else(|| LazyError::NoTable(name.to_owned()))?;
-    let fetch = |source| LazyError::Fetch { layer: name.to_owned(), source };
+    let fetch = |source| LazyError::Fetch { layer: name.to_owned(), source: Box::new(source) };
     let bytes = match cache.blob(blob) {
         Ok(Some(path)) => std::fs::read(&path).named("read", &path).map_err(CacheError::from)?,
         _ => registry.document(blob).map_err(fetch)?,

@@ -86,7 +86,7 @@ fn c() {
       from [Source("lib/b/B.cc"), Source("lib/b/b.h"), Source("lib/b/o.h")]
       make lib/b/_objs/B/B.cc.o
     link //lib/b:B
-      Cxx -shared -Wl,-soname,libB.so -Wl,-z,defs -o lib/b/libB.so lib/b/_objs/B/B.cc.o -Wl,--build-id=none -Wl,--enable-new-dtags -Wl,-rpath,$ORIGIN/../d -Wl,-rpath-link,lib/d -Wl,--no-as-needed ./lib/d/libdee.so.1
+      Cxx -shared -Wl,-soname,libB.so -Wl,-z,defs -o lib/b/libB.so lib/b/_objs/B/B.cc.o -Wl,--build-id=none -Wl,--enable-new-dtags -Wl,-rpath,$ORIGIN/../d -Wl,--no-as-needed ./lib/d/libdee.so.1
       from [Built("lib/b/_objs/B/B.cc.o"), Built("lib/d/libdee.so.1")]
       make lib/b/libB.so
     compile //app:A
@@ -94,7 +94,7 @@ fn c() {
       from [Source("app/A.c"), Source("app/A.h"), Source("lib/b/b.h"), Source("lib/b/o.h")]
       make app/_objs/A/A.c.o
     link //app:A
-      Cc -o app/A app/_objs/A/A.c.o -Wl,--build-id=none -Wl,--enable-new-dtags -Wl,-rpath,$ORIGIN/../lib/b -Wl,-rpath-link,lib/b -Wl,-rpath-link,lib/d -Wl,--no-as-needed ./lib/b/libB.so
+      Cc -o app/A app/_objs/A/A.c.o -Wl,--build-id=none -Wl,--enable-new-dtags -Wl,-rpath,$ORIGIN/../lib/b -Wl,-rpath-link,_below -Wl,--no-as-needed ./lib/b/libB.so
       from [Built("app/_objs/A/A.c.o"), Built("lib/b/libB.so"), Built("lib/d/libdee.so.1")]
       make app/A
     "#);

@@ -320,6 +320,21 @@ fn errors_of_labels() {
 }
 
 #[test]
+fn two_shared_objects_of_one_name() {
+    let workspace = Memory::new([
+        ("a/BUILD", "cc_library(name = 'util', srcs = ['u.c'])\n"),
+        ("a/u.c", ""),
+        ("b/BUILD", "cc_library(name = 'util', srcs = ['u.c'])\n"),
+        ("b/u.c", ""),
+        ("BUILD", "cc_binary(name = 'x', srcs = ['x.c'], deps = ['//a:util', '//b:util'])\n"),
+        ("x.c", ""),
+    ]);
+    let error = workspace.error("//:x");
+    let message = "//:x needs both `a/libutil.so` and `b/libutil.so`, and a program can load only one of a name: give one another `soname`";
+    assert!(error.contains(message), "{error}");
+}
+
+#[test]
 fn errors_of_analysis() {
     assert_snapshot!(error("cc_library(name = 'x', deps = [':y'])\nfilegroup(name = 'y')\n"), @r"
     a/BUILD:1:32: //a:y is a filegroup, not a library to link (is `data` meant?)

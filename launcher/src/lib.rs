@@ -12,7 +12,17 @@
 //! Needs Linux 5.12 (recursive `mount_setattr`); `cgroup.kill` needs 5.14 and has a fallback.
 //!
 //! As root the job gets a user namespace with all ids unchanged; as an ordinary user one with its own id alone.
-//! Deliberately absent: the wish list of OCI hooks, AppArmor and SELinux labels, and a daemon.
+//!
+//! For whoever supervises jobs:
+//! - `main` calls [`init_main`] before anything else.
+//! - [`launch`] may be called from any thread but the one that serves the job's root, and returns when the program runs.
+//! - Write [`Job::cgroup`] down; after a crash, [`cleanup`] with it removes what is left. Processes leave nothing: they end
+//!   with the launcher.
+//! - [`Job::pidfd`] and [`Program`] can be polled; [`Job::wait`] collects the job and removes its cgroup. Nothing else in
+//!   the process may wait for its children with `wait(-1)`.
+//!
+//! Deliberately absent: OCI hooks but those of [`cdi`], AppArmor and SELinux labels, device cgroups (device nodes have no
+//! effect but the bound ones), 32-bit programs under the usual filter, and a daemon.
 //!
 //! # Example
 //!

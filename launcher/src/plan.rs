@@ -277,57 +277,57 @@ fn tmpfs(target: impl Into<PathBuf>, flags: Flags, size: Option<u64>, mode: u32)
     Step::Filesystem { kind: "tmpfs".into(), target: target.into(), flags, options }
 }
 
-fn kernel_filesystems(spec: &Spec, facts: &HostFacts, tty_group: bool, steps: &mut Vec<Step>) {
-    let fs = |kind: &str, target: &str, flags, options: &[(&str, &str)]| Step::Filesystem {
+/// A file system of the kernel's.
+fn kernel(kind: &str, target: &str, flags: Flags, options: &[(&str, &str)]) -> Step {
+    Step::Filesystem {
         kind: kind.into(),
         target: target.into(),
         flags,
         options: options.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
-    };
-    let host = |path: &str, flags| Step::Bind {
-        source: path.into(),
-        target: path.into(),
-        flags,
-        recursive: true,
-        follow: false,
-    };
+    }
+}
+
+/// The same path of the host.
+fn host(path: &str, flags: Flags) -> Step {
+    Step::Bind { source: path.into(), target: path.into(), flags, recursive: true, follow: false }
+}
+
+fn kernel_filesystems(spec: &Spec, facts: &HostFacts, tty_group: bool, steps: &mut Vec<Step>) {
     let strict = Flags::STRICT;
     let own = |namespace| namespace == Namespace::New;
     steps.push(if own(spec.namespaces.pid) {
-        fs("proc", "/proc", strict, &[])
+        kernel("proc", "/proc", strict, &[])
     } else {
         host("/proc", strict)
     });
-    steps.push(Step::Sysfs {
-        fresh: spec.namespaces.network != Network::Host,
-        writable: spec.privileged,
-    });
+    let fresh = spec.namespaces.network != Network::Host;
+    steps.push(Step::Sysfs { fresh, writable: spec.privileged });
     if own(spec.namespaces.cgroup) {
         cgroup_filesystems(spec, facts, steps);
     }
+    device_filesystems(spec, tty_group, steps);
+    steps.push(tmpfs("/dev/shm", strict, Some(spec.shm_size), 0o1777));
+    steps.push(if own(spec.namespaces.ipc) {
+        kernel("mqueue", "/dev/mqueue", strict, &[])
+    } else {
+        host("/dev/mqueue", strict)
+    });
+    steps.push(tmpfs("/tmp", Flags::DATA, spec.tmp_size, 0o1777));
+}
+
+fn device_filesystems(spec: &Spec, tty_group: bool, steps: &mut Vec<Step>) {
+    let device = Flags { no_suid: true, no_exec: true, ..Flags::default() };
     // The nodes are mounts of their own; a node that the job makes beside them has no effect.
-    steps.push(tmpfs(
-        "/dev",
-        Flags { no_suid: true, no_devices: !spec.privileged, ..Flags::default() },
-        Some(64 << 10),
-        0o755,
-    ));
+    let directory = Flags { no_suid: true, no_devices: !spec.privileged, ..Flags::default() };
+    steps.push(tmpfs("/dev", directory, Some(64 << 10), 0o755));
     for node in ["null", "zero", "full", "random", "urandom", "tty"] {
-        steps.push(host(
-            &format!("/dev/{node}"),
-            Flags { no_suid: true, no_exec: true, ..Flags::default() },
-        ));
+        steps.push(host(&format!("/dev/{node}"), device));
     }
-    let mut pts = vec![("ptmxmode", "0666"), ("mode", "0620")];
+    let mut terminals = vec![("ptmxmode", "0666"), ("mode", "0620")];
     if tty_group {
-        pts.push(("gid", "5"));
+        terminals.push(("gid", "5"));
     }
-    steps.push(fs(
-        "devpts",
-        "/dev/pts",
-        Flags { no_suid: true, no_exec: true, ..Flags::default() },
-        &pts,
-    ));
+    steps.push(kernel("devpts", "/dev/pts", device, &terminals));
     for (link, to) in [
         ("ptmx", "pts/ptmx"),
         ("fd", "/proc/self/fd"),
@@ -338,13 +338,6 @@ fn kernel_filesystems(spec: &Spec, facts: &HostFacts, tty_group: bool, steps: &m
     ] {
         steps.push(Step::Symlink { target: Path::new("/dev").join(link), to: to.into() });
     }
-    steps.push(tmpfs("/dev/shm", strict, Some(spec.shm_size), 0o1777));
-    steps.push(if own(spec.namespaces.ipc) {
-        fs("mqueue", "/dev/mqueue", strict, &[])
-    } else {
-        host("/dev/mqueue", strict)
-    });
-    steps.push(tmpfs("/tmp", Flags::DATA, spec.tmp_size, 0o1777));
 }
 
 /// `/sys/fs/cgroup` as seen from the job's own group: where runtimes of languages look their limits up.

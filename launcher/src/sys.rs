@@ -145,36 +145,8 @@ unsafe fn become_init(
     if got != 1 {
         exit(1);
     }
-    if let Some((uid, gid)) = plan.ids {
-        // SAFETY: plain integers. The raw calls change this thread, which is the only one.
-        let failed = unsafe {
-            libc::syscall(libc::SYS_setresgid, gid, gid, gid) != 0
-                || libc::syscall(libc::SYS_setresuid, uid, uid, uid) != 0
-        };
-        if failed {
-            fail(report, EarlyStage::Ids);
-        }
-    }
-    if plan.ambient && !raise_ambient() {
-        fail(report, EarlyStage::Capabilities);
-    }
-    let executable = match &plan.executable {
-        Executable::File(fd) => fd.as_raw_fd(),
-        Executable::Path(path) => {
-            let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
-            // SAFETY: path is a live C string.
-            let fd =
-                unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
-            if fd < 0 {
-                fail(report, EarlyStage::OpenSelf);
-            }
-            if mount_setattr_raw(fd as RawFd, libc::AT_EMPTY_PATH, MOUNT_ATTR_RDONLY, 0, 0, -1) != 0
-            {
-                fail(report, EarlyStage::SealSelf);
-            }
-            fd as RawFd
-        }
-    };
+    take_ids(plan, report);
+    let executable = open_executable(plan, report);
     // SAFETY: marks descriptors; no memory is involved.
     let mut failed =
         unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) }
@@ -191,6 +163,44 @@ unsafe fn become_init(
         libc::syscall(libc::SYS_execveat, executable, c"".as_ptr(), argv, envp, libc::AT_EMPTY_PATH)
     };
     fail(report, EarlyStage::Exec)
+}
+
+/// In the child: becomes whoever builds the job's surroundings, with all rights in its namespace.
+fn take_ids(plan: &ChildPlan<'_>, report: RawFd) {
+    if let Some((uid, gid)) = plan.ids {
+        // SAFETY: plain integers. The raw calls change this thread, which is the only one.
+        let failed = unsafe {
+            libc::syscall(libc::SYS_setresgid, gid, gid, gid) != 0
+                || libc::syscall(libc::SYS_setresuid, uid, uid, uid) != 0
+        };
+        if failed {
+            fail(report, EarlyStage::Ids);
+        }
+    }
+    if plan.ambient && !raise_ambient() {
+        fail(report, EarlyStage::Capabilities);
+    }
+}
+
+/// In the child: this binary in a form that can't be written through what the job sees of it.
+fn open_executable(plan: &ChildPlan<'_>, report: RawFd) -> RawFd {
+    match &plan.executable {
+        Executable::File(fd) => fd.as_raw_fd(),
+        Executable::Path(path) => {
+            let flags = OPEN_TREE_CLONE | libc::O_CLOEXEC as libc::c_uint;
+            // SAFETY: path is a live C string.
+            let fd =
+                unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+            if fd < 0 {
+                fail(report, EarlyStage::OpenSelf);
+            }
+            if mount_setattr_raw(fd as RawFd, libc::AT_EMPTY_PATH, MOUNT_ATTR_RDONLY, 0, 0, -1) != 0
+            {
+                fail(report, EarlyStage::SealSelf);
+            }
+            fd as RawFd
+        }
+    }
 }
 
 /// Makes the permitted capabilities inheritable and ambient, so that they survive an exec as an ordinary user.

@@ -295,7 +295,6 @@ impl Lower {
                 let part = Part { layer, node };
                 let attr = self.attr(part)?;
                 Ok(attr.size == 0
-                    && attr.mode == 0
                     && self.xattrs(part)?.iter().any(|(name, _)| is_mark(name, b"whiteout")))
             }
             _ => Ok(false),

@@ -167,3 +167,41 @@ fn what_a_killed_server_left_is_cleaned_up_by_the_next_mount() {
     mounted.unmount().unwrap();
     assert!(!mica_mounter::detach_dead(dir.path()).unwrap());
 }
+
+#[test]
+fn an_upper_keeps_the_form_of_its_marks() {
+    use mica_mounter::Marks;
+    let layer = Layer::new().file("d/f", "x").image();
+    let dir = tempfile::tempdir().unwrap();
+    let (root, upper) = (dir.path().join("root"), Upper::new(dir.path().join("upper")));
+    fs::create_dir(&root).unwrap();
+    let options =
+        |marks| MountOptions { upper: Some(upper.clone()), marks, ..MountOptions::default() };
+    let mounted = mount(stack([Arc::clone(&layer)]), &root, &options(Marks::User)).unwrap();
+    fs::rename(root.join("d"), root.join("e")).unwrap();
+    mounted.unmount().unwrap();
+    let error = mount(stack([Arc::clone(&layer)]), &root, &options(Marks::Trusted)).unwrap_err();
+    assert!(matches!(error, MountError::Upper(UpperError::OtherMarks { .. })), "{error:?}");
+    let mounted = mount(stack([layer]), &root, &options(Marks::Auto)).unwrap();
+    assert_eq!(names(root.join("e")), ["f"]);
+    mounted.unmount().unwrap();
+}
+
+#[test]
+fn whiteouts_made_of_attributes_are_understood() {
+    let layer = Layer::new().file("d/f", "x").file("d/g", "x").image();
+    let mut scratch = Scratch::new(stack([Arc::clone(&layer)]), true);
+    fs::remove_file(scratch.path("d/f")).unwrap();
+    scratch.unmount();
+    let (d, f) = (scratch.upper().join("d"), scratch.upper().join("d/f"));
+    let flags = rustix::fs::XattrFlags::empty();
+    fs::remove_file(&f).unwrap();
+    fs::write(&f, "").unwrap();
+    rustix::fs::setxattr(&f, "trusted.overlay.whiteout", b"y", flags).unwrap();
+    rustix::fs::setxattr(&d, "trusted.overlay.opaque", b"x", flags).unwrap();
+    scratch.mount(stack([layer]), true);
+    assert_eq!(names(scratch.path("d")), ["g"]);
+    assert!(!scratch.path("d/f").exists());
+    fs::write(scratch.path("d/f"), "again").unwrap();
+    assert_eq!(names(scratch.path("d")), ["f", "g"]);
+}

@@ -1,4 +1,5 @@
 //! Random trees: what our writer writes, our reader and backhand read as the tree it was.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! An image unpacks to the tree it was made of, stays inside its target, and says what it could not restore.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -11,7 +12,7 @@ use common::{need_root, torture};
 use mica_squashfs::delta::delta;
 use mica_squashfs::unpack::{LostWhat, UnpackError, UnpackOptions, Unpacked, unpack};
 use mica_squashfs::verify::verify;
-use mica_squashfs::{Image, InodeKind, OpenOptions};
+use mica_squashfs::{Image, OpenOptions};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 fn mksquashfs(tree: &Path, out: &Path, options: &str) -> Image {
@@ -195,7 +196,6 @@ fn delta_counts_what_is_not_there_yet() {
     let new = mksquashfs(&tree, &scratch.path().join("new"), "-no-fragments");
     let changed = delta(&old, &new).unwrap();
     assert_eq!(changed.data, 200_000);
-    assert!(changed.metadata > 0 && changed.bytes() < 203_000, "{changed:?}");
-    let empty = new.inode(new.root()).unwrap();
-    assert!(matches!(empty.kind, InodeKind::Directory { .. }));
+    assert!(changed.bytes() < 203_000, "{changed:?}");
+    assert_eq!(changed.total, new.superblock().bytes_used);
 }

@@ -44,7 +44,7 @@ impl Analyzer<'_> {
             let name = format!("lib{}.so", target.label.name().replace('/', "_"));
             let name = target.str("soname").unwrap_or(&name).to_owned();
             let path = Self::output_path(target, &name)?;
-            let soname = path.rsplit('/').next().unwrap_or(&path).to_owned();
+            let soname = name_of(&path).to_owned();
             let own = vec!["-shared".into(), format!("-Wl,-soname,{soname}"), "-Wl,-z,defs".into()];
             self.link(target, &path, own, objects, &cc, cxx)?;
             cc.link = vec![path.clone()];
@@ -142,6 +142,7 @@ impl Analyzer<'_> {
                 label: target.label.clone(),
                 verb: "compile",
                 inputs: inputs.into_iter().collect(),
+                also: Vec::new(),
                 outputs: vec![ActionOutput { path: object.clone(), executable: Some(false) }],
                 run: command(if cxx { Tool::Cxx } else { Tool::Cc }, args),
             };
@@ -174,6 +175,7 @@ impl Analyzer<'_> {
         cc: &CcInfo,
         cxx: bool,
     ) -> Result<(), BuildFileError> {
+        check_names(target, path, cc)?;
         let mut args = own;
         args.extend(["-o".into(), path.to_owned()]);
         args.extend(objects.iter().cloned());
@@ -182,10 +184,14 @@ impl Analyzer<'_> {
         for folder in folders {
             args.push(format!("-Wl,-rpath,{}", origin(folder_of(path), folder)));
         }
-        let below: BTreeSet<_> = cc.shared.iter().map(|library| folder_of(library)).collect();
-        for folder in below {
-            let folder = if folder.is_empty() { "." } else { folder };
-            args.push(format!("-Wl,-rpath-link,{folder}"));
+        // The linker looks for the libraries that libraries need. One folder with all of them, rather than the folders of each:
+        // it would try every folder for every library.
+        let mut also = Vec::new();
+        for library in cc.shared.iter().filter(|library| !cc.link.contains(library)) {
+            also.push((format!("{BELOW}/{}", name_of(library)), Place::Built(library.clone())));
+        }
+        if !also.is_empty() {
+            args.push(format!("-Wl,-rpath-link,{BELOW}"));
         }
         // A library may be needed for what its constructors do, whatever this distribution's default is.
         args.push("-Wl,--no-as-needed".into());
@@ -199,11 +205,29 @@ impl Analyzer<'_> {
             label: target.label.clone(),
             verb: "link",
             inputs: inputs.into_iter().collect(),
+            also,
             outputs: vec![ActionOutput { path: path.to_owned(), executable: Some(true) }],
             run: command(if cxx { Tool::Cxx } else { Tool::Cc }, args),
         };
         self.push_action(target, action)
     }
+}
+
+/// Where a link action has the libraries that are needed by those it links.
+const BELOW: &str = "_below";
+
+/// The loader of the machine knows a shared object by its file name: of two with one name in a program, it would load one.
+fn check_names(target: &Target, path: &str, cc: &CcInfo) -> Result<(), BuildFileError> {
+    let mut by_name = BTreeMap::new();
+    for library in cc.shared.iter().map(String::as_str).chain([path]) {
+        if let Some(other) = by_name.insert(name_of(library), library) {
+            let label = &target.label;
+            return Err(target.error(format!(
+                "{label} needs both `{other}` and `{library}`, and a program can load only one of a name: give one another `soname`"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn command(tool: Tool, args: Vec<String>) -> Run {
@@ -230,6 +254,10 @@ fn object_path(target: &Target, source: &str) -> String {
     let inside = source.strip_prefix(package).map(|rest| rest.trim_start_matches('/'));
     let inside = inside.unwrap_or(source);
     join(package, &format!("_objs/{}/{inside}.o", target.label.name()))
+}
+
+fn name_of(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 fn folder_of(path: &str) -> &str {

@@ -16,6 +16,7 @@ impl Analyzer<'_> {
             label: target.label.clone(),
             verb: "copy",
             inputs: vec![script.clone()],
+            also: Vec::new(),
             outputs: vec![ActionOutput { path: path.clone(), executable: Some(true) }],
             run: Run::Copy,
         };

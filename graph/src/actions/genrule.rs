@@ -56,6 +56,7 @@ impl Analyzer<'_> {
             label: target.label.clone(),
             verb: "generate",
             inputs: inputs.into_iter().collect(),
+            also: Vec::new(),
             outputs: outs
                 .iter()
                 .map(|path| ActionOutput { path: path.clone(), executable })

@@ -53,6 +53,8 @@ pub struct Action {
     pub verb: &'static str,
     /// The files it may read, sorted.
     pub inputs: Vec<Place>,
+    /// Inputs that stand at a second path in the action's folder too.
+    pub also: Vec<(String, Place)>,
     /// What it makes.
     pub outputs: Vec<ActionOutput>,
     /// How.

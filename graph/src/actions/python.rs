@@ -22,6 +22,7 @@ impl Analyzer<'_> {
             label: target.label.clone(),
             verb: "write",
             inputs: Vec::new(),
+            also: Vec::new(),
             outputs: vec![ActionOutput { path: path.clone(), executable: Some(true) }],
             run: Run::Write(launcher(&path, &start, &imports)),
         };

@@ -241,6 +241,35 @@ impl Cgroup {
         write_setting(&path, setting)
     }
 
+    /// Changes limits of a running job; what is `None` stays as it is. A limit can be changed whose controller the job was
+    /// started with.
+    ///
+    /// # Errors
+    /// The first limit that can't be set. Those before it are set.
+    pub fn update(&self, limits: &Limits) -> Result<(), LimitError> {
+        let v1 = settings::v1(limits);
+        let of = |setting: &Setting| {
+            let has = |d: &&Directory| d.controllers.iter().any(|c| c == setting.controller);
+            self.v1.iter().find(has).map(|directory| &directory.path)
+        };
+        let (here, elsewhere): (Vec<_>, Vec<_>) =
+            v1.iter().partition(|setting| of(setting).is_some());
+        for setting in here {
+            if let Some(path) = of(setting) {
+                write_setting(path, setting)?;
+            }
+        }
+        for setting in settings::v2(limits) {
+            if !elsewhere.iter().any(|known| what(known.controller) == what(setting.controller)) {
+                continue;
+            }
+            let missing = LimitError::NoController(what(setting.controller), setting.controller);
+            let own = self.v2.as_ref().filter(|own| own.path.join(setting.file).exists());
+            write_setting(&own.ok_or(missing)?.path, &setting)?;
+        }
+        Ok(())
+    }
+
     /// A descriptor for `CLONE_INTO_CGROUP`.
     pub(crate) fn birthplace(&self) -> Option<OwnedFd> {
         let path = &self.v2.as_ref()?.path;

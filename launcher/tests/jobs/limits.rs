@@ -79,6 +79,18 @@ fn usage() {
     let usage = job.usage();
     assert_eq!(usage.pids, Some(2), "the init and the program: {usage:?}");
     assert!(usage.memory.unwrap() > 0);
+    let more = Limits { memory: Some(2 << 30), pids: Some(7), ..Limits::default() };
+    job.cgroup().update(&more).unwrap();
+    let group = job.cgroup();
+    let read = |file: &str| {
+        let mut found =
+            directories(group).into_iter().filter_map(|d| fs::read_to_string(d.join(file)).ok());
+        found.next().map(|text| text.trim().to_owned())
+    };
+    assert_eq!(read("pids.max").as_deref(), Some("7"));
+    assert!(read("memory.max").or(read("memory.limit_in_bytes")) == Some((2u64 << 30).to_string()));
+    let set = Limits { cpuset_cpus: Some("999".into()), ..Limits::default() };
+    assert!(job.cgroup().update(&set).is_err());
     job.kill().unwrap();
     assert!(!job.wait().unwrap().oom_killed);
 }

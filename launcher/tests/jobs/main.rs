@@ -7,6 +7,7 @@ mod basics;
 mod escapes;
 mod limits;
 mod support;
+mod surroundings;
 
 use std::process::ExitCode;
 
@@ -15,5 +16,5 @@ fn main() -> ExitCode {
         escapes::pretend_overwrite();
         return ExitCode::SUCCESS;
     }
-    support::run(&[basics::TESTS, limits::TESTS, escapes::TESTS].concat())
+    support::run(&[basics::TESTS, surroundings::TESTS, limits::TESTS, escapes::TESTS].concat())
 }

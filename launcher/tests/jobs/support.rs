@@ -217,6 +217,26 @@ pub(crate) fn output(spec: &Spec) -> (Exit, String) {
     (exit, printed(file))
 }
 
+pub(crate) fn piped() -> (Stdio, File) {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let stdin = OwnedFd::from(File::open("/dev/null").unwrap());
+    (Stdio::Streams { stdin, stdout: writer.try_clone().unwrap(), stderr: writer }, reader.into())
+}
+
+pub(crate) fn wait_for(reader: &mut File, text: &str) {
+    let mut got = vec![0; text.len()];
+    reader.read_exact(&mut got).unwrap();
+    assert_eq!(String::from_utf8_lossy(&got), text);
+}
+
+/// Runs a line of shell in a fresh tree; it must succeed.
+pub(crate) fn sh(line: &str) -> String {
+    let tree = tree();
+    let (exit, text) = output(&shell(tree.path(), line));
+    assert_eq!(exit.code(), 0, "{line}: {text}");
+    text
+}
+
 pub(crate) fn start(spec: &Spec, stdio: Stdio) -> Job {
     match launch(spec, stdio) {
         Ok(job) => job,

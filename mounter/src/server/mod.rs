@@ -7,6 +7,7 @@
 //! A panic in a request is a bug: it is logged, the caller gets EIO (a reply that is dropped sends it), and the
 //! server goes on.
 
+mod common;
 mod convert;
 mod requests;
 

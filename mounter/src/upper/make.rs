@@ -69,7 +69,7 @@ impl UpperDir {
         is_dir: bool,
     ) -> Res<()> {
         let temporary = self.temporary();
-        self.make_whiteout(self.work(), &temporary)?;
+        self.make_whiteout_for(dir, &temporary)?;
         let placed = self.exchange_out(&temporary, is_dir, dir, name);
         if placed.is_err() {
             self.discard(&temporary);

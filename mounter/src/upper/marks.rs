@@ -19,6 +19,13 @@ pub(crate) enum MarkSpace {
 }
 
 impl MarkSpace {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            MarkSpace::Trusted => "trusted.overlay",
+            MarkSpace::User => "user.overlay",
+        }
+    }
+
     fn opaque(self) -> &'static str {
         match self {
             MarkSpace::Trusted => "trusted.overlay.opaque",
@@ -69,8 +76,8 @@ impl UpperDir {
         if mode == libc::S_IFCHR {
             return Ok(stat.stx_rdev_major == 0 && stat.stx_rdev_minor == 0);
         }
-        // Where mknod isn't allowed a whiteout is an empty file with an attribute; such files have mode 0.
-        if mode != libc::S_IFREG || stat.stx_size != 0 || stat.stx_mode & 0o7777 != 0 {
+        // Where mknod isn't allowed a whiteout is an empty file with an attribute.
+        if mode != libc::S_IFREG || stat.stx_size != 0 || !self.has_attribute_whiteouts(dir)? {
             return Ok(false);
         }
         Ok(attribute(&path_at(dir, name), self.marks.whiteout())?.is_some())
@@ -105,24 +112,35 @@ impl UpperDir {
     fn make_attribute_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<()> {
         let temporary = self.temporary();
         let kind = rustix::fs::FileType::RegularFile;
-        rustix::fs::mknodat(self.work(), &temporary, kind, Mode::empty(), 0)?;
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(self.work(), &temporary, kind, mode, 0)?;
         let path = path_at(self.work(), &temporary);
         let marked =
             rustix::fs::lsetxattr(&*path, self.marks.whiteout(), b"y", XattrFlags::empty())
-                .and_then(|()| {
-                    // `x` tells overlayfs that the directory holds whiteouts of this form.
-                    let dir = proc_path(&dir);
-                    let space = self.marks.opaque();
-                    match rustix::fs::setxattr(&*dir, space, b"x", XattrFlags::CREATE) {
-                        Err(Errno::EXIST) => Ok(()),
-                        result => result,
-                    }
-                })
+                .and_then(|()| self.announce_whiteouts(dir))
                 .and_then(|()| self.place(&temporary, dir, name));
         if marked.is_err() {
             self.discard(&temporary);
         }
         marked
+    }
+
+    /// Says on a directory that whiteouts made of attributes are in it, as overlayfs wants it.
+    fn announce_whiteouts(&self, dir: BorrowedFd<'_>) -> Res<()> {
+        let (dir, name) = (proc_path(&dir), self.marks.opaque());
+        match rustix::fs::setxattr(&*dir, name, b"x", XattrFlags::CREATE) {
+            Err(Errno::EXIST) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Makes a whiteout in the work directory that is to go to `dir`.
+    pub(super) fn make_whiteout_for(&self, dir: BorrowedFd<'_>, temporary: &[u8]) -> Res<()> {
+        self.make_whiteout(self.work(), temporary)?;
+        if u32::from(statx_at(self.work(), temporary)?.stx_mode) & libc::S_IFMT == libc::S_IFREG {
+            self.announce_whiteouts(dir)?;
+        }
+        Ok(())
     }
 
     /// The marks of the upper directory `name` in `dir`.

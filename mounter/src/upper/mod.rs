@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! UPPER/…              files as they are seen; whiteouts; marks of directories as attributes
-//! WORK/mica.lock       held (flock) while mounted: two mounts on one upper are refused
+//! WORK/mica.lock       held (flock) while mounted: two mounts on one upper are refused; says the form of the marks
 //! WORK/mica/#N         what is being made; complete when it is renamed into the upper, removed at the next mount
 //! ```
 //!
@@ -33,8 +33,8 @@ pub(crate) type Res<T> = Result<T, Errno>;
 pub(crate) struct UpperDir {
     pub(crate) root: OwnedFd,
     work: OwnedFd,
-    /// Holds the lock; released by the kernel however the server ends.
-    _lock: OwnedFd,
+    /// Holds the lock, released by the kernel however the server ends; its text is the form of the marks.
+    lock: OwnedFd,
     pub(crate) marks: MarkSpace,
     /// Copied-up files are not synced: the upper is thrown away after a crash.
     pub(crate) volatile: bool,

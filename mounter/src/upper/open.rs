@@ -35,6 +35,14 @@ pub enum UpperError {
         /// The work folder.
         work: PathBuf,
     },
+    /// Whiteouts and renamed directories of the upper would not be recognised.
+    #[error("the upper {} carries {have} marks", path.display())]
+    OtherMarks {
+        /// The upper.
+        path: PathBuf,
+        /// The form it carries.
+        have: &'static str,
+    },
     /// Renamed and replaced directories could not be marked.
     #[error("the file system of {} keeps no extended attributes for this user", path.display())]
     NoAttributes {
@@ -81,7 +89,7 @@ impl UpperDir {
         let mut dir = UpperDir {
             root,
             work: inner,
-            _lock: lock,
+            lock,
             marks: MarkSpace::Trusted,
             volatile,
             next_temporary: AtomicU64::new(0),
@@ -89,12 +97,22 @@ impl UpperDir {
         for (name, _) in dir.list(&dir.work).map_err(error)? {
             dir.discard(&name);
         }
-        dir.marks = match marks {
+        // Marks of the other form would not be seen: an upper keeps the form it began with.
+        let recorded = recorded_marks(&dir.lock).map_err(error)?;
+        if let (Some(want), Some(have)) = (marks, recorded)
+            && want != have
+        {
+            return Err(UpperError::OtherMarks { path: upper.into(), have: have.name() });
+        }
+        dir.marks = match marks.or(recorded) {
             Some(space) if dir.can_mark(space) => space,
             None if dir.can_mark(MarkSpace::Trusted) => MarkSpace::Trusted,
             None if dir.can_mark(MarkSpace::User) => MarkSpace::User,
             _ => return Err(UpperError::NoAttributes { path: work.into() }),
         };
+        if recorded.is_none() {
+            rustix::io::pwrite(&dir.lock, dir.marks.name().as_bytes(), 0).map_err(error)?;
+        }
         Ok((dir, new))
     }
 
@@ -109,6 +127,15 @@ impl UpperDir {
         self.discard(&name);
         marked.is_ok()
     }
+}
+
+/// The form of the marks that an earlier mount wrote.
+fn recorded_marks(lock: &OwnedFd) -> Res<Option<MarkSpace>> {
+    let mut text = [0; 64];
+    let len = rustix::io::pread(lock, &mut text, 0)?;
+    Ok([MarkSpace::Trusted, MarkSpace::User]
+        .into_iter()
+        .find(|space| &text[..len] == space.name().as_bytes()))
 }
 
 fn work_folder(outer: &OwnedFd) -> Res<OwnedFd> {

@@ -34,7 +34,7 @@ pub(super) enum Outcome {
 }
 
 /// Changes whenever the way actions are run does, so that outputs of an older mica are made anew.
-const FORMAT: &[u8] = b"mica action 1\0";
+const FORMAT: &[u8] = b"mica action 2\0";
 
 impl Runner<'_> {
     /// Does `action`, unless it is current.
@@ -140,6 +140,11 @@ impl Runner<'_> {
         for input in &action.inputs {
             word(input.path().as_bytes());
             word(self.digest(input)?.as_bytes());
+        }
+        word(b"also");
+        for (path, input) in &action.also {
+            word(path.as_bytes());
+            word(input.path().as_bytes());
         }
         Ok(hasher.finalize().into())
     }

@@ -53,8 +53,10 @@ impl Sandbox {
         for path in [&sandbox.root, &sandbox.tmp] {
             fs::create_dir_all(path).map_err(BuildError::when("make the folder", path))?;
         }
-        for input in &action.inputs {
-            let link = sandbox.root.join(input.path());
+        let inputs = action.inputs.iter().map(|input| (input.path(), input));
+        let also = action.also.iter().map(|(path, input)| (path.as_str(), input));
+        for (path, input) in inputs.chain(also) {
+            let link = sandbox.root.join(path);
             make_parent(&link)?;
             symlink(locate(input), &link).map_err(BuildError::when("link", &link))?;
         }

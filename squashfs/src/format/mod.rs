@@ -82,3 +82,6 @@ pub enum FormatError {
         minor: u16,
     },
 }
+
+#[cfg(test)]
+mod tests;

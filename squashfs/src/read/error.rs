@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::codec::CodecError;
+use crate::codec::{CodecError, Compression};
 use crate::format::FormatError;
 use crate::xar::XarError;
 
@@ -36,7 +36,7 @@ pub enum OpenFault {
         source: FormatError,
     },
     /// The superblock names a compressor that is not known or cannot be read.
-    #[error("compressor {id} is not supported")]
+    #[error("compressor {id}{} is not supported", compressor_name(*id))]
     Compressor {
         /// The compressor's id.
         id: u16,
@@ -52,6 +52,10 @@ pub enum OpenFault {
     /// A table that is needed from the start cannot be read.
     #[error("cannot read a table")]
     Table(#[source] ReadError),
+}
+
+fn compressor_name(id: u16) -> String {
+    Compression::from_id(id).map_or_else(String::new, |known| format!(" ({known})"))
 }
 
 /// A part of an image cannot be read. Positions are counted from the start of the file system.

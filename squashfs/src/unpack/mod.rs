@@ -7,7 +7,7 @@
 //!
 //! **Nothing escapes.** The target is a new or empty directory, every name is a single component (the reader refuses
 //! others), everything is created relative to a directory's descriptor and must not exist before, and a path is only ever
-//! resolved again below the target's descriptor without following symlinks ([`place`]).
+//! resolved again below the target's descriptor without following symlinks (`place`).
 //!
 //! **Nothing is lost in silence.** As root, owners, modes, times, xattrs, devices, hard links and holes are restored. What
 //! the system refuses, to an ordinary user above all, is in [`Unpacked`]: owners as a number, the rest by path.

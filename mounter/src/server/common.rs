@@ -1,0 +1,112 @@
+//! What the requests have in common: finding nodes, sending entries, going through directories.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use fuser::{Errno, FileHandle, Generation, INodeNo, InitFlags, ReplyEntry, ReplyXattr, Request};
+
+use super::convert::file_attr;
+use super::{KEEP, Server};
+use crate::kind::Kind;
+use crate::tree::{Caller, Entry, New, Node, Seen};
+
+pub(super) type Res<T> = Result<T, rustix::io::Errno>;
+
+/// Asked for at the start, where the kernel has it: one request less here or there.
+pub(super) const WANTED: [InitFlags; 7] = [
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_HAS_RESEND,
+];
+
+/// Sends what a result holds: the value or the error.
+macro_rules! reply {
+    ($reply:ident, $result:expr, $value:pat => $send:expr) => {
+        match $result {
+            Ok($value) => $send,
+            Err(error) => $reply.error(crate::server::convert::errno(error)),
+        }
+    };
+}
+pub(super) use reply;
+
+fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid() }
+}
+
+/// Whether the caller loses set-id bits of a file it changes; the kernel says so where the protocol lets it.
+pub(super) fn drops_set_id(request: &Request) -> bool {
+    request.uid() != 0
+}
+
+impl Server {
+    pub(super) fn node(&self, ino: INodeNo) -> Res<Arc<Node>> {
+        self.tree().node(ino.0)
+    }
+
+    pub(super) fn send_entry(&self, reply: ReplyEntry, seen: Res<Seen>) {
+        let attr = seen.and_then(|seen| {
+            let attr = self.tree().attr_of(&seen.node, seen.stat.as_deref())?;
+            self.tree().remember(&seen.node);
+            Ok(attr)
+        });
+        reply!(reply, attr, attr => reply.entry(&KEEP, &file_attr(&attr), Generation(0)));
+    }
+
+    pub(super) fn make(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new: New<'_>,
+    ) -> Res<Seen> {
+        self.tree().make(&self.node(parent)?, name.as_bytes(), caller(request), new)
+    }
+
+    pub(super) fn xattr_reply(reply: ReplyXattr, size: u32, value: Res<Vec<u8>>) {
+        reply!(reply, value, value => match size {
+            0 => reply.size(value.len() as u32),
+            size if value.len() > size as usize => reply.error(Errno::ERANGE),
+            _ => reply.data(&value),
+        });
+    }
+
+    /// Goes through a directory from `offset`; `add` returns whether the reply is full.
+    pub(super) fn each_entry(
+        &self,
+        key: u64,
+        ino: INodeNo,
+        offset: u64,
+        mut add: impl FnMut(&[u8], u64, Entry) -> bool,
+    ) -> Res<()> {
+        let dir = self.node(ino)?;
+        let listing = self.listing(key, &dir, offset == 0)?;
+        let parent = self.tree().parent(&dir).ino;
+        for (index, (name, ino)) in [(b".".as_slice(), dir.ino), (b"..", parent)].iter().enumerate()
+        {
+            let next = index as u64 + 1;
+            let entry = Entry::Damaged { ino: *ino, kind: Kind::Directory };
+            if next > offset && add(name, next, entry) {
+                return Ok(());
+            }
+        }
+        let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
+        for (index, listed) in listing.entries.iter().enumerate().skip(from) {
+            let entry = self.tree().entry(&dir, listed)?;
+            if !matches!(entry, Entry::Gone) && add(&listed.name, index as u64 + 3, entry) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Listings go by handle where there are handles.
+    pub(super) fn listing_key(&self, ino: INodeNo, handle: FileHandle) -> u64 {
+        if self.tree().is_writable() { handle.0 } else { ino.0 }
+    }
+}
