@@ -4,21 +4,35 @@
 //! later command reads the folder. A supervisor that was killed is noticed by its lock being free, and [`reconcile()`]
 //! ends what it left.
 //!
-//! ```no_run
-//! use std::path::Path;
+//! ```
+//! use mica_agent::{CreateError, JobConfig, StateDir};
+//! use mica_launcher::{Root, Spec};
 //!
-//! use mica_agent::{Attach, CreateError, JobConfig, StateDir};
-//!
-//! # fn config() -> JobConfig { unimplemented!() }
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let state = StateDir::open(Path::new("/var/lib/mica"))?;
+//! let folder = tempfile::tempdir()?;
+//! let state = StateDir::open(folder.path())?;
+//! let (job, lock) = state.create::<CreateError>(|job| {
+//!     Ok(JobConfig {
+//!         name: Some("greeter".into()),
+//!         source: "A@953bc".into(),
+//!         layers: Vec::new(),
+//!         upper: Some(job.private_upper()),
+//!         spec: Spec::new(job.id(), Root::Tree(job.tree()), ["app/A"]),
+//!         cache: None,
+//!         remove: false,
+//!         stop_signal: 15,
+//!         stop_timeout: 10,
+//!         labels: Default::default(),
+//!         created_ms: mica_agent::now_ms(),
+//!     })
+//! })?;
+//! assert_eq!(state.find("greeter")?.id(), job.id());
+//!
+//! // Here `start(program, job, lock, attach)` would start the supervisor: `program` is a binary that calls `supervise`
+//! // for the word `SUPERVISE`. This command dies instead, and the next one cleans up.
+//! drop(lock);
 //! mica_agent::reconcile(&state)?;
-//! let (job, lock) = state.create::<CreateError>(|_| Ok(config()))?;
-//! // `mica` calls `supervise` for the word that `start` puts first on its command line.
-//! let program = Path::new("/usr/bin/mica");
-//! let mut started = mica_agent::start(program, job, lock, Attach { stdin: false, output: true })?;
-//! let status = started.wait_ended()?;
-//! println!("exit code {:?}", status.exit_code);
+//! assert!(state.jobs()?.is_empty());
 //! # Ok(())
 //! # }
 //! ```
