@@ -48,7 +48,8 @@ mount_all() {
 
 unmount_all() {
   local m
-  for m in mica mica-rw fuse kernel mnt/*/*; do umount -l "$m" 2> /dev/null || true; done
+  # Absolute paths, and only mount points: umount(8) takes a bare word for a device's name too.
+  for m in "$dir"/{mica,mica-rw,fuse,kernel} "$dir"/mnt/*/*; do ! mountpoint -q "$m" || umount -l "$m"; done
 }
 
 drop() { sync; echo 3 > /proc/sys/vm/drop_caches; }

@@ -19,17 +19,30 @@
 //! `overlay` is pure; `tree` knows no FUSE; `server` knows no files. Layers never change, so the kernel is told to
 //! remember everything for ever; what it remembers is never asked again.
 //!
-//! ```no_run
-//! use std::path::Path;
+//! ```
 //! use std::sync::Arc;
 //! use mica_mounter::{MountOptions, Stack, StackLayer, Upper, mount};
+//! use mica_squashfs::write::{Metadata, Node, NodeKind, Tree, WriteOptions, write};
 //! use mica_squashfs::{Image, OpenOptions};
 //!
-//! let image = Arc::new(Image::open("app.xar", &OpenOptions::default())?);
-//! let stack = Stack { layers: vec![StackLayer { name: "//app:A".into(), image }] };
-//! let options = MountOptions { upper: Some(Upper::new("/tmp/upper")), ..MountOptions::default() };
-//! let mount = mount(stack, Path::new("/mnt"), &options)?;
-//! mount.unmount()?;
+//! // An image in memory; `Image::open(path, …)` takes one from a file.
+//! let mut tree = Tree::new(Metadata::with_mode(0o755));
+//! let kind = NodeKind::File(Box::new(b"hello\n".to_vec()));
+//! tree.insert(tree.root(), b"greeting", Node { metadata: Metadata::with_mode(0o644), kind })?;
+//! let mut bytes = std::io::Cursor::new(Vec::new());
+//! write(&tree, &WriteOptions::default(), &mut bytes)?;
+//! let image = Image::from_source(Box::new(bytes.into_inner()), &OpenOptions::default())?;
+//!
+//! let dir = tempfile::tempdir()?;
+//! let at = dir.path().join("tree");
+//! std::fs::create_dir(&at)?;
+//! let layer = StackLayer { name: "//app:A".into(), image: Arc::new(image) };
+//! let upper = Upper::new(dir.path().join("upper"));
+//! let options = MountOptions { upper: Some(upper), ..MountOptions::default() };
+//! let mounted = mount(Stack { layers: vec![layer] }, &at, &options)?; // as root, or in an own namespace
+//! std::fs::rename(at.join("greeting"), at.join("farewell"))?;
+//! assert_eq!(std::fs::read(at.join("farewell"))?, b"hello\n");
+//! mounted.unmount()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 

@@ -20,8 +20,10 @@ use std::fmt::Write as _;
 
 /// Bytes of the header that [`XarHeader::encode`] makes, and the offset of the file system behind it.
 pub const HEADER_SIZE: usize = 4096;
-/// What every XAR starts with.
+/// What an executable XAR starts with.
 pub const MAGIC: &[u8] = b"#!/usr/bin/env xarexec_fuse";
+/// What all XARs start with: `make_xar --raw` without an executable names another interpreter.
+const SCRIPT: &[u8] = b"#!";
 /// Ends the assignments.
 const STOP: &str = "#xar_stop";
 
@@ -87,9 +89,9 @@ pub enum XarError {
 }
 
 impl XarHeader {
-    /// Whether these first bytes of a file are a XAR's.
+    /// Whether these first bytes of a file can be a XAR's: they are a script's.
     pub fn is_xar(bytes: &[u8]) -> bool {
-        bytes.starts_with(MAGIC)
+        bytes.starts_with(SCRIPT)
     }
 
     /// Reads a header from the first bytes of a file (4096 are enough for every tool known; more are accepted).
@@ -260,6 +262,14 @@ mod tests {
     }
 
     #[test]
+    fn reads_a_xar_without_an_executable() {
+        let text = "#!/bin/echo This is not an executable XAR file.\nOFFSET=\"4096\"\nUUID=\"8864918e\"\n\
+                    VERSION=\"1795330456\"\nDEPENDENCIES=\"\"\n#xar_stop\nexit 1\n";
+        let header = XarHeader::parse(text.as_bytes()).unwrap();
+        assert_eq!((header.offset, header.uuid.as_deref()), (4096, Some("8864918e")));
+    }
+
+    #[test]
     fn refuses_what_a_shell_would_run() {
         for value in ["$(reboot)", "`id`", "a\"b", "a\\b", "a\nb"] {
             let header = XarHeader { version: Some(value.into()), ..sample() };
@@ -270,7 +280,8 @@ mod tests {
     #[test]
     fn refuses_damaged_headers() {
         let parse = |text: &str| XarHeader::parse(text.as_bytes());
-        assert_eq!(parse("#!/bin/sh\n"), Err(XarError::Magic));
+        assert_eq!(parse("hsqs"), Err(XarError::Magic));
+        assert_eq!(parse("#!/bin/sh\n"), Err(XarError::NoStop));
         let start = "#!/usr/bin/env xarexec_fuse\n";
         assert_eq!(parse(&format!("{start}OFFSET=\"4096\"\n")), Err(XarError::NoStop));
         assert_eq!(parse(&format!("{start}#xar_stop\n")), Err(XarError::Offset));

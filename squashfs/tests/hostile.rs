@@ -201,13 +201,13 @@ fn mutated_images_end_in_errors() {
 fn case(images: &[Vec<u8>], number: usize) -> Duration {
     let mut random = Random((number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     // Two of three cases are of the uncompressed images.
-    let index = if number % 3 == 0 { random.below(images.len()) } else { random.below(3) };
+    let index = if number.is_multiple_of(3) { random.below(images.len()) } else { random.below(3) };
     let mut bytes = images[index].clone();
     mutate(&mut bytes, &mut random);
     let start = Instant::now();
     if let Ok(image) = open(bytes) {
         exercise(&image);
-        if number % 100 == 0 {
+        if number.is_multiple_of(100) {
             verify(&image, std::num::NonZero::new(1));
             let _ = delta(&image, &image);
         }

@@ -1,4 +1,5 @@
 //! The writer at the limits of the format, and its bytes over time.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{self, Cursor};
 

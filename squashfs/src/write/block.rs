@@ -24,11 +24,11 @@ impl Worker {
     fn store_block(&mut self) -> Result<Stored, ReadFailure> {
         let wanted = self.index || self.previous.is_some();
         let raw = wanted.then(|| blake3::hash(&self.raw));
-        if let Some((previous, raw)) = self.previous.as_ref().zip(raw) {
-            if let Some((bytes, entry)) = previous.find(&raw, self.raw.len()) {
-                let hashes = Some((entry.raw, entry.stored));
-                return Ok(Stored { bytes, size: entry.size, hashes, reused: true });
-            }
+        if let Some((previous, raw)) = self.previous.as_ref().zip(raw)
+            && let Some((bytes, entry)) = previous.find(&raw, self.raw.len())
+        {
+            let hashes = Some((entry.raw, entry.stored));
+            return Ok(Stored { bytes, size: entry.size, hashes, reused: true });
         }
         let (bytes, size) = self.compress()?;
         let hashes = match (self.index, raw) {

@@ -76,7 +76,7 @@ impl<'a, W: Write> Layout<'a, W> {
     /// Says that blocks of another file follow, with the hash of its path.
     pub(super) fn boundary(&mut self, hash: u64) -> io::Result<()> {
         let length = self.position - self.segment;
-        if length >= LONGEST || (length >= SHORTEST && hash % 8 == 0) {
+        if length >= LONGEST || (length >= SHORTEST && hash.is_multiple_of(8)) {
             let next = self.position.next_multiple_of(ALIGNMENT);
             const ZEROS: [u8; ALIGNMENT as usize] = [0; ALIGNMENT as usize];
             self.cutter.cut();

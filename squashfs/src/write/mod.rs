@@ -5,12 +5,12 @@
 //! and on nothing else: not on the number of threads, the order in which nodes were added or the
 //! machine.
 //!
-//! The way of a file ([`data`]): small ones are read in batches and share fragment blocks whose cuts
-//! depend on names ([`fragment`]); larger ones are cut into blocks. Files with the same content are
-//! stored once, known by BLAKE3. Worker threads ([`pool`]) read and compress a bounded number of
-//! blocks ahead of the thread that writes them in order ([`layout`]) and cuts them into chunks
-//! ([`cutter`]). Then come the tables
-//! ([`tables`], [`meta`]) in the order of inodes that [`plan`] fixed.
+//! The way of a file (`data`): small ones are read in batches and share fragment blocks whose cuts
+//! depend on names (`fragment`); larger ones are cut into blocks. Files with the same content are
+//! stored once, known by BLAKE3. Worker threads (`pool`) read and compress a bounded number of
+//! blocks ahead of the thread that writes them in order (`layout`) and cuts them into chunks
+//! (`cutter`). Then come the tables
+//! (`tables`, `meta`) in the order of inodes that `plan` fixed.
 //!
 //! ```
 //! use mica_squashfs::write::{Metadata, Node, NodeKind, Tree, WriteOptions, write};
