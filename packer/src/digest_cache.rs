@@ -26,7 +26,7 @@ impl DigestCache {
     /// Reads a cache; one that is missing, damaged or of another version is empty.
     pub fn load(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap_or_default();
-        let entries = bytes.strip_prefix(MAGIC).filter(|rest| rest.len() % ENTRY == 0);
+        let entries = bytes.strip_prefix(MAGIC).filter(|rest| rest.len().is_multiple_of(ENTRY));
         let entry = |bytes: &[u8]| {
             let (mut identity, mut digest) = ([0; IDENTITY], [0; 32]);
             identity.copy_from_slice(&bytes[..IDENTITY]);

@@ -38,14 +38,14 @@ impl LateHead {
             if self.length < GROUP {
                 self.head.extend_from_slice(now);
             } else {
-                if self.length % GROUP == 0 {
+                if self.length.is_multiple_of(GROUP) {
                     self.open = Hasher::new();
                     self.open.set_input_offset(self.length);
                 }
                 self.open.update(now);
             }
             self.length += now.len() as u64;
-            if self.length % GROUP == 0 && self.length > GROUP {
+            if self.length.is_multiple_of(GROUP) && self.length > GROUP {
                 self.groups.push(self.open.finalize_non_root());
             }
             bytes = later;
@@ -63,7 +63,7 @@ impl LateHead {
         if self.length <= GROUP {
             return blake3::hash(&self.head).into();
         }
-        if self.length % GROUP != 0 {
+        if !self.length.is_multiple_of(GROUP) {
             self.groups.push(self.open.finalize_non_root());
         }
         let mut first = Hasher::new();

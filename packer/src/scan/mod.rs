@@ -294,21 +294,21 @@ impl<'a> Scanner<'a> {
         // Two directories at one place are merged, the later one's mode counts.
         if kind_of == FileType::Directory {
             let metadata = self.metadata_at(dir, name, shown, stat, &tree_path)?;
-            if let Some(node) = self.scan.tree.child(parent.node, tree_name) {
-                if matches!(self.scan.tree.node(node).kind, NodeKind::Directory) {
-                    *self.scan.tree.metadata_mut(node) = metadata;
-                    return Ok(Some(node));
-                }
+            if let Some(node) = self.scan.tree.child(parent.node, tree_name)
+                && matches!(self.scan.tree.node(node).kind, NodeKind::Directory)
+            {
+                *self.scan.tree.metadata_mut(node) = metadata;
+                return Ok(Some(node));
             }
             let node = Node { metadata, kind: NodeKind::Directory };
             return self.scan.tree.insert(parent.node, tree_name, node).map(Some).map_err(placed);
         }
         let links = (identity.dev, identity.ino);
-        if stat.st_nlink > 1 {
-            if let Some(&node) = self.linked.get(&links) {
-                self.scan.tree.link(parent.node, tree_name, node).map_err(placed)?;
-                return Ok(None);
-            }
+        if stat.st_nlink > 1
+            && let Some(&node) = self.linked.get(&links)
+        {
+            self.scan.tree.link(parent.node, tree_name, node).map_err(placed)?;
+            return Ok(None);
         }
         let kind = match kind_of {
             FileType::RegularFile => NodeKind::File(Box::new(ScannedFile {

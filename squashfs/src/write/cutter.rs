@@ -75,5 +75,5 @@ fn is_end(piece: &[u8]) -> bool {
     let mixed = tail.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    (mixed >> 40) % 2 == 0
+    (mixed >> 40).is_multiple_of(2)
 }

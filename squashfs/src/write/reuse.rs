@@ -122,7 +122,7 @@ impl BlockIndex {
         let end = rest.iter().position(|&b| b == b'\n').ok_or(BlockIndexError)?;
         let description = std::str::from_utf8(&rest[..end]).map_err(|_| BlockIndexError)?;
         let rest = &rest[end + 1..];
-        if rest.len() % ENTRY != 0 {
+        if !rest.len().is_multiple_of(ENTRY) {
             return Err(BlockIndexError);
         }
         let entry = |bytes: &[u8]| {
