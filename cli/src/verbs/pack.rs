@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     };
     let built = args.target.build()?;
     if args.dry_run {
-        return dry_run(args, context, &built, &options);
+        return dry_run(context, &built, &options);
     }
     let registry =
         registry::open_writable(&context.places.registry, &super::pull::registry_options())?;
@@ -137,7 +137,7 @@ impl Request<'_> {
     fn pack(&self) -> anyhow::Result<PackedPackage> {
         let started = Instant::now();
         self.registry.check_writable()?;
-        let target = &self.args.target.target;
+        let target = &self.built.target;
         let planned = scan_layers(&self.built.graph, target, self.options)?;
         let version = self.version(&planned)?;
         let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
@@ -209,11 +209,17 @@ impl Request<'_> {
     }
 
     fn manifest(&self, version: Version, layers: Vec<Layer>) -> anyhow::Result<Manifest> {
-        let target = &self.args.target.target;
+        let target = &self.built.target;
         let module = self.built.graph.plan(target)?.target;
         let name = match &self.args.name {
             Some(name) => name.clone(),
-            None => target.name().parse().context("give the package a name with --name")?,
+            None => self
+                .args
+                .target
+                .target
+                .name()
+                .parse()
+                .context("give the package a name with --name")?,
         };
         Ok(Manifest {
             schema: Manifest::SCHEMA,
@@ -248,13 +254,8 @@ impl PackedLayer {
 }
 
 /// Asks the registry, where there is one, and changes nothing in it.
-fn dry_run(
-    args: &Args,
-    context: &Context,
-    built: &Built,
-    options: &PackOptions,
-) -> anyhow::Result<ExitCode> {
-    let layers = scan_layers(&built.graph, &args.target.target, options)?;
+fn dry_run(context: &Context, built: &Built, options: &PackOptions) -> anyhow::Result<ExitCode> {
+    let layers = scan_layers(&built.graph, &built.target, options)?;
     let registry = registry::open(&context.places.registry, &super::pull::registry_options()).ok();
     for layer in &layers {
         let known = match &registry {

@@ -13,7 +13,7 @@ use mica_graph::{Digest, Label};
 use mica_packer::{Output, PackOptions, Scan, check_conflicts, inputs_digest, scan_outputs};
 use serde::Serialize;
 
-use crate::output;
+use crate::output::{self, note};
 use crate::places::find_workspace;
 
 /// Show a target's layers in stack order
@@ -46,6 +46,8 @@ pub(crate) struct Target {
 /// A built graph and where it was built.
 pub(crate) struct Built {
     pub(crate) graph: BuildGraph,
+    /// The target, aliases followed.
+    pub(crate) target: Label,
     pub(crate) workspace: PathBuf,
     /// Time for building the outputs.
     pub(crate) elapsed: Duration,
@@ -64,14 +66,24 @@ impl Target {
         };
         if let Some(file) = &self.graph {
             let graph = read_graph(file, self.workspace.as_deref())?;
-            return Ok(Built { graph, workspace, elapsed: started.elapsed() });
+            let target = self.target.clone();
+            return Ok(Built { graph, target, workspace, elapsed: started.elapsed() });
         }
         let options = mica_packer::build::BuildOptions {
             jobs: self.jobs.map(usize::from),
             ..mica_packer::build::BuildOptions::default()
         };
         let built = mica_packer::build::build(&workspace, &self.target, &options)?;
-        Ok(Built { graph: built.graph, workspace, elapsed: started.elapsed() })
+        built.printed.iter().for_each(note);
+        for (label, said) in &built.said {
+            note(format_args!("{label}: {}", said.trim_end()));
+        }
+        Ok(Built {
+            graph: built.graph,
+            target: built.target,
+            workspace,
+            elapsed: started.elapsed(),
+        })
     }
 }
 
@@ -143,7 +155,7 @@ struct Row<'g> {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let built = args.target.build()?;
-    let layers = scan_layers(&built.graph, &args.target.target, &PackOptions::default())?;
+    let layers = scan_layers(&built.graph, &built.target, &PackOptions::default())?;
     let row = |layer: &PlannedLayer<'_>| -> [String; 5] {
         [
             layer.module.label.to_string(),
