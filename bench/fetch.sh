@@ -1,8 +1,8 @@
 #!/bin/sh
 # Pull of five layers over loopback HTTP into an empty cache, against what bounds it (one TCP stream by curl, writing
-# and syncing the same bytes by dd) and against casync extract of the same files. Then a change inside the largest.
+# and syncing the same bytes by dd).
 #
-# usage: bench/fetch.sh [MEGABYTES] [RUNS]     (default 1000 in all, 3 runs; needs curl, python3; casync if it is there)
+# usage: bench/fetch.sh [MEGABYTES] [RUNS]     (default 1000 in all, 3 runs; needs curl, python3)
 # Median seconds; for the pull also the peak memory of the process.
 set -eu
 
@@ -14,7 +14,7 @@ transfer=${CARGO_TARGET_DIR:-$here/target}/release/examples/transfer
 
 work=$(mktemp -d)
 server=
-trap 'test -z "$server" || kill "$server"; rm -rf "$work"' EXIT INT TERM
+trap 'test -z "$server" || kill "$server" || :; rm -rf "$work"' EXIT INT TERM
 cd "$work"
 
 # Files as of a stack: half of it in one layer.
@@ -53,17 +53,3 @@ row "dd of as many bytes, synced" "rm -f out" "dd if=/dev/zero of=out bs=1M coun
 rm -f out
 row "mica pull, empty cache" "rm -rf cache" "$transfer pull $url stack cache"
 row "mica pull, all cached" true "$transfer pull $url stack cache"
-if command -v casync >/dev/null; then
-    mkdir files && ln base.img libs.img deps.img tool.img app.img files
-    casync make --without=all --store=casync/store.castr casync.caidx files >/dev/null
-    python3 -m http.server --bind 127.0.0.1 0 >casync.log 2>&1 &
-    static=$!
-    trap 'kill "$server" "$static"; rm -rf "$work"' EXIT INT TERM
-    port=
-    while test -z "$port"; do
-        sleep 0.05
-        port=$(sed -n 's/.* port \([0-9]*\) .*/\1/p' casync.log)
-    done
-    row "casync extract from python3 -m http.server" "rm -rf extracted" \
-        "casync extract --without=all --store=http://127.0.0.1:$port/casync/store.castr casync.caidx extracted"
-fi
