@@ -41,6 +41,7 @@ pub enum ConflictError {
 
 /// Checks that no path means different things in different layers: directories may meet, and so
 /// may equal files (same kind, permissions and content).
+#[allow(clippy::result_large_err, reason = "it is made once, when packing fails")]
 pub fn check_conflicts(layers: &[(Label, &Scan)]) -> Result<(), ConflictError> {
     let mut places: HashMap<Vec<u8>, (usize, NodeId)> = HashMap::new();
     for (index, (second, scan)) in layers.iter().enumerate() {

@@ -128,9 +128,9 @@ fn differs(path: &[u8], what: &'static str, reader: &'static str) -> VerifyError
 }
 
 /// The first entry that only one of the two has.
-fn same_paths<'p>(
+fn same_paths(
     expected: &BTreeMap<Vec<u8>, NodeId>,
-    mut found: Vec<&'p [u8]>,
+    mut found: Vec<&[u8]>,
     reader: &'static str,
 ) -> Result<(), VerifyError> {
     found.sort_unstable();

@@ -1,5 +1,6 @@
 //! Our images in every reader there is: content, mode, owner, times, xattrs, hard links, devices,
 //! sparse files. The judges are programs from Debian: squashfs-tools, squashfs-tools-ng, squashfuse.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 #[path = "../../squashfs/tests/common/mod.rs"]
 mod common;

@@ -1,5 +1,6 @@
 //! What packing promises: same content, same bytes; failures leave nothing; earlier images save
 //! work and change nothing.
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -69,10 +69,11 @@ impl Cutter {
     }
 }
 
-/// Every second piece, by its last bytes.
+/// Every second piece, by its first and last bytes: padding at its end shall not decide alone.
 fn is_end(piece: &[u8]) -> bool {
     let tail = &piece[piece.len() - piece.len().min(16)..];
-    let mixed = tail.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+    let head = &piece[..piece.len().min(64)];
+    let mixed = head.iter().chain(tail).fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
     (mixed >> 40).is_multiple_of(2)
