@@ -111,6 +111,16 @@ fn packing_again_writes_nothing_and_needs_a_new_version_for_new_content() {
 }
 
 #[test]
+fn the_umask_of_a_checkout_makes_no_difference() {
+    let (world, workspace, first) = packed_monorepo();
+    let chmod = std::process::Command::new("chmod").args(["-R", "go-rwx"]).arg(&workspace).status();
+    assert!(chmod.unwrap().success());
+    let args = ["pack", "--workspace", "monorepo", "--target", "//app:A", "--version", "again"];
+    let again = world.ok(&args);
+    assert_eq!(again.stderr.matches("reused").count(), 6, "{first}: {again:?}");
+}
+
+#[test]
 fn a_target_is_published_to_a_server_that_lets_us() {
     let world = World::new(User::Me);
     world.workspace("monorepo");

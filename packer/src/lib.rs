@@ -36,7 +36,9 @@ pub use digest_cache::DigestCache;
 pub use inputs::{InputsError, inputs_digest, inputs_digest_cached};
 pub use options::{Header, PackOptions};
 pub use pack::{PackError, Packed, chunks_path, index_path, pack_dir, pack_layer, pack_scan};
-pub use scan::{Change, Notice, Output, Scan, ScanError, ScanOptions, scan_dir, scan_outputs};
+pub use scan::{
+    Change, Modes, Notice, Output, Scan, ScanError, ScanOptions, scan_dir, scan_outputs,
+};
 pub use verify::{SecondOpinion, Verified, VerifyError, verify};
 
 pub mod build;

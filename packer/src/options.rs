@@ -62,7 +62,7 @@ impl Default for PackOptions {
 impl PackOptions {
     /// How inputs are scanned for such an image.
     pub fn scan(&self) -> ScanOptions {
-        ScanOptions { owner: self.owner, mtime: self.mtime }
+        ScanOptions { owner: self.owner, mtime: self.mtime, ..ScanOptions::default() }
     }
 
     pub(crate) fn write(&self) -> WriteOptions {

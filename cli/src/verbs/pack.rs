@@ -11,7 +11,7 @@ use mica_fetcher::registry::{self, Published, WriteRegistry};
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, Version};
 use mica_packer::{PackOptions, chunks_path, pack_scan};
 
-use super::plan::{Built, PlannedLayer, Target, scan_layers};
+use super::plan::{Built, PlannedLayer, Target};
 use crate::context::Context;
 use crate::git;
 use crate::output::{self, note};
@@ -137,8 +137,7 @@ impl Request<'_> {
     fn pack(&self) -> anyhow::Result<PackedPackage> {
         let started = Instant::now();
         self.registry.check_writable()?;
-        let target = &self.built.target;
-        let planned = scan_layers(&self.built.graph, target, self.options)?;
+        let planned = self.built.scan_layers(self.options)?;
         let version = self.version(&planned)?;
         let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
         // Images and chunk tables of the layers packed here; the registry has the others.
@@ -255,7 +254,7 @@ impl PackedLayer {
 
 /// Asks the registry, where there is one, and changes nothing in it.
 fn dry_run(context: &Context, built: &Built, options: &PackOptions) -> anyhow::Result<ExitCode> {
-    let layers = scan_layers(&built.graph, &built.target, options)?;
+    let layers = built.scan_layers(options)?;
     let registry = registry::open(&context.places.registry, &super::pull::registry_options()).ok();
     for layer in &layers {
         let known = match &registry {

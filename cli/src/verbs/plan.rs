@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, bail};
 use mica_graph::build::{BuildGraph, Module};
 use mica_graph::{Digest, Label};
-use mica_packer::{Output, PackOptions, Scan, check_conflicts, inputs_digest, scan_outputs};
+use mica_packer::{
+    Modes, Output, PackOptions, Scan, ScanOptions, check_conflicts, inputs_digest, scan_outputs,
+};
 use serde::Serialize;
 
 use crate::output::{self, note};
@@ -49,6 +51,8 @@ pub(crate) struct Built {
     /// The target, aliases followed.
     pub(crate) target: Label,
     pub(crate) workspace: PathBuf,
+    /// How the modes of what the build put together are packed.
+    modes: Modes,
     /// Time for building the outputs.
     pub(crate) elapsed: Duration,
 }
@@ -67,7 +71,13 @@ impl Target {
         if let Some(file) = &self.graph {
             let graph = read_graph(file, self.workspace.as_deref())?;
             let target = self.target.clone();
-            return Ok(Built { graph, target, workspace, elapsed: started.elapsed() });
+            return Ok(Built {
+                graph,
+                target,
+                workspace,
+                modes: Modes::Keep,
+                elapsed: started.elapsed(),
+            });
         }
         let options = mica_packer::build::BuildOptions {
             jobs: self.jobs.map(usize::from),
@@ -82,6 +92,7 @@ impl Target {
             graph: built.graph,
             target: built.target,
             workspace,
+            modes: Modes::Executable,
             elapsed: started.elapsed(),
         })
     }
@@ -111,35 +122,42 @@ pub(crate) struct PlannedLayer<'g> {
     pub(crate) inputs: Digest,
 }
 
-/// Scans the outputs of every layer of `target`, topmost first, and checks that no two contradict each other.
-pub(crate) fn scan_layers<'g>(
-    graph: &'g BuildGraph,
-    target: &Label,
-    options: &PackOptions,
-) -> anyhow::Result<Vec<PlannedLayer<'g>>> {
-    let plan = graph.plan(target)?;
-    let mut layers = Vec::new();
-    for module in plan.layers() {
-        let outputs: Vec<Output> = module
-            .outputs
-            .iter()
-            .map(|output| Output {
-                tree_path: PathBuf::from(&output.path),
-                source: output.source.clone(),
-            })
-            .collect();
-        let scan = scan_outputs(&outputs, &options.scan())
-            .with_context(|| format!("cannot pack the outputs of {}", module.label))?;
-        let inputs = inputs_digest(&scan, options)?;
-        layers.push(PlannedLayer { module, scan, inputs });
+impl Built {
+    /// Scans the outputs of every layer, topmost first, and checks that no two contradict each other.
+    pub(crate) fn scan_layers(
+        &self,
+        options: &PackOptions,
+    ) -> anyhow::Result<Vec<PlannedLayer<'_>>> {
+        let plan = self.graph.plan(&self.target)?;
+        let mut layers = Vec::new();
+        for module in plan.layers() {
+            let scan = scan_outputs(&outputs(module), &self.scan_options(module, options))
+                .with_context(|| format!("cannot pack the outputs of {}", module.label))?;
+            let inputs = inputs_digest(&scan, options)?;
+            layers.push(PlannedLayer { module, scan, inputs });
+        }
+        if layers.is_empty() {
+            bail!("{} has no outputs, so there is nothing to pack", self.target);
+        }
+        let scans: Vec<_> =
+            layers.iter().map(|layer| (layer.module.label.clone(), &layer.scan)).collect();
+        check_conflicts(&scans)?;
+        Ok(layers)
     }
-    if layers.is_empty() {
-        return Err(anyhow!("{target} has no outputs, so there is nothing to pack"));
+
+    /// A tree that a `mica_tree` or `mica_base` rule takes whole keeps its modes.
+    fn scan_options(&self, module: &Module, options: &PackOptions) -> ScanOptions {
+        let modes = if module.rule.starts_with("mica_") { Modes::Keep } else { self.modes };
+        ScanOptions { modes, ..options.scan() }
     }
-    let scans: Vec<_> =
-        layers.iter().map(|layer| (layer.module.label.clone(), &layer.scan)).collect();
-    check_conflicts(&scans)?;
-    Ok(layers)
+}
+
+fn outputs(module: &Module) -> Vec<Output> {
+    let output = |output: &mica_graph::Output| Output {
+        tree_path: PathBuf::from(&output.path),
+        source: output.source.clone(),
+    };
+    module.outputs.iter().map(output).collect()
 }
 
 #[derive(Serialize)]
@@ -155,7 +173,7 @@ struct Row<'g> {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let built = args.target.build()?;
-    let layers = scan_layers(&built.graph, &built.target, &PackOptions::default())?;
+    let layers = built.scan_layers(&PackOptions::default())?;
     let row = |layer: &PlannedLayer<'_>| -> [String; 5] {
         [
             layer.module.label.to_string(),

@@ -3,10 +3,14 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use fuser::{Errno, FileHandle, Generation, INodeNo, InitFlags, ReplyEntry, ReplyXattr, Request};
+use fuser::{
+    Errno, FileHandle, Generation, INodeNo, InitFlags, KernelConfig, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEntry, ReplyXattr, Request,
+};
 
-use super::convert::file_attr;
+use super::convert::{bare_attr, file_attr};
 use super::{KEEP, Server};
 use crate::kind::Kind;
 use crate::tree::{Caller, Entry, New, Node, Seen};
@@ -108,5 +112,65 @@ impl Server {
     /// Listings go by handle where there are handles.
     pub(super) fn listing_key(&self, ino: INodeNo, handle: FileHandle) -> u64 {
         if self.tree().is_writable() { handle.0 } else { ino.0 }
+    }
+}
+
+/// Asks for what [`WANTED`] names, and for large writes.
+pub(super) fn negotiate(config: &mut KernelConfig) {
+    for flag in WANTED {
+        if config.add_capabilities(flag).is_err() {
+            tracing::debug!(?flag, "the kernel doesn't offer a FUSE capability");
+        }
+    }
+    if let Err(max) = config.set_max_write(1 << 20) {
+        tracing::debug!(max, "writes come in smaller pieces");
+    }
+}
+
+impl Server {
+    /// The names in a directory, from `offset` on, as many as fit.
+    pub(super) fn list(
+        &self,
+        mut reply: ReplyDirectory,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+    ) {
+        let key = self.listing_key(ino, handle);
+        let done = self.each_entry(key, ino, offset, |name, next, entry| {
+            let (ino, kind) = match entry {
+                Entry::Seen(node, _) => (node.ino, node.kind),
+                Entry::Damaged { ino, kind } => (ino, kind),
+                Entry::Gone => return false,
+            };
+            reply.add(INodeNo(ino), next, kind.fuse(), OsStr::from_bytes(name))
+        });
+        reply!(reply, done, () => reply.ok());
+    }
+
+    /// The same with each entry's attributes, which the kernel then need not ask for.
+    pub(super) fn list_plus(
+        &self,
+        mut reply: ReplyDirectoryPlus,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+    ) {
+        let key = self.listing_key(ino, handle);
+        let done = self.each_entry(key, ino, offset, |name, next, entry| {
+            let (node, attr, keep) = match entry {
+                Entry::Seen(node, attr) => (Some(node), file_attr(&attr), KEEP),
+                // Nothing to keep: whoever wants more asks again and gets the error.
+                Entry::Damaged { ino, kind } => (None, bare_attr(ino, kind), Duration::ZERO),
+                Entry::Gone => return false,
+            };
+            let name = OsStr::from_bytes(name);
+            let full = reply.add(attr.ino, next, name, &keep, &attr, Generation(0));
+            if let (Some(node), false) = (node, full) {
+                self.tree().remember(&node);
+            }
+            full
+        });
+        reply!(reply, done, () => reply.ok());
     }
 }

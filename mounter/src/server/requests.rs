@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
@@ -12,23 +12,16 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::common::{WANTED, drops_set_id, reply};
+use super::common::{drops_set_id, negotiate, reply};
 use super::convert::{bare_attr, errno, file_attr, set_time, unpack_device};
 use super::{KEEP, Server};
 use crate::kind::Kind;
 use crate::stats::Op;
-use crate::tree::{Change, End, Entry, New, Open};
+use crate::tree::{Change, End, New, Open};
 
 impl Filesystem for Server {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        for flag in WANTED {
-            if config.add_capabilities(flag).is_err() {
-                tracing::debug!(?flag, "the kernel doesn't offer a FUSE capability");
-            }
-        }
-        if let Err(max) = config.set_max_write(1 << 20) {
-            tracing::debug!(max, "writes come in smaller pieces");
-        }
+        negotiate(config);
         Ok(())
     }
 
@@ -308,18 +301,7 @@ impl Filesystem for Server {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.run(Op::Readdir, reply, |mut reply| {
-            let key = self.listing_key(ino, handle);
-            let done = self.each_entry(key, ino, offset, |name, next, entry| {
-                let (ino, kind) = match entry {
-                    Entry::Seen(node, _) => (node.ino, node.kind),
-                    Entry::Damaged { ino, kind } => (ino, kind),
-                    Entry::Gone => return false,
-                };
-                reply.add(INodeNo(ino), next, kind.fuse(), OsStr::from_bytes(name))
-            });
-            reply!(reply, done, () => reply.ok());
-        });
+        self.run(Op::Readdir, reply, |reply| self.list(reply, ino, handle, offset));
     }
 
     fn readdirplus(
@@ -330,24 +312,7 @@ impl Filesystem for Server {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.run(Op::Readdirplus, reply, |mut reply| {
-            let key = self.listing_key(ino, handle);
-            let done = self.each_entry(key, ino, offset, |name, next, entry| {
-                let (node, attr, keep) = match entry {
-                    Entry::Seen(node, attr) => (Some(node), file_attr(&attr), KEEP),
-                    // Nothing to keep: whoever wants more asks again and gets the error.
-                    Entry::Damaged { ino, kind } => (None, bare_attr(ino, kind), Duration::ZERO),
-                    Entry::Gone => return false,
-                };
-                let name = OsStr::from_bytes(name);
-                let full = reply.add(attr.ino, next, name, &keep, &attr, Generation(0));
-                if let (Some(node), false) = (node, full) {
-                    self.tree().remember(&node);
-                }
-                full
-            });
-            reply!(reply, done, () => reply.ok());
-        });
+        self.run(Op::Readdirplus, reply, |reply| self.list_plus(reply, ino, handle, offset));
     }
 
     fn releasedir(

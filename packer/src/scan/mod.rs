@@ -30,11 +30,34 @@ pub struct ScanOptions {
     pub owner: Option<(u32, u32)>,
     /// Later modification times become this one (`SOURCE_DATE_EPOCH`).
     pub mtime: u32,
+    /// Which permission bits count.
+    pub modes: Modes,
+}
+
+/// Which permission bits of files and directories count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Modes {
+    /// All, as they are.
+    #[default]
+    Keep,
+    /// Whether a file can be executed, which is all that git keeps: 0755 or 0644, and 0755 for directories. The umask
+    /// under which a source tree was checked out then makes no difference.
+    Executable,
+}
+
+impl Modes {
+    fn of(self, stat: &Stat) -> u16 {
+        match (self, FileType::from_raw_mode(stat.st_mode)) {
+            (Self::Executable, FileType::RegularFile) if stat.st_mode & 0o111 == 0 => 0o644,
+            (Self::Executable, FileType::RegularFile | FileType::Directory) => 0o755,
+            _ => (stat.st_mode & 0o7777) as u16,
+        }
+    }
 }
 
 impl Default for ScanOptions {
     fn default() -> Self {
-        Self { owner: Some((0, 0)), mtime: 0 }
+        Self { owner: Some((0, 0)), mtime: 0, modes: Modes::Keep }
     }
 }
 
@@ -375,7 +398,8 @@ impl<'a> Scanner<'a> {
         let xattrs = self.kept(xattrs, &shown, tree_path)?;
         let (uid, gid) = self.options.owner.unwrap_or((stat.st_uid, stat.st_gid));
         let mtime = self.time(stat.st_mtime, tree_path);
-        Ok(Metadata { mode: (stat.st_mode & 0o7777) as u16, uid, gid, mtime, xattrs })
+        let mode = self.options.modes.of(stat);
+        Ok(Metadata { mode, uid, gid, mtime, xattrs })
     }
 
     fn kept(
