@@ -5,9 +5,9 @@ mod common;
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{USERS, World, need_fuse};
+use common::{USERS, World, need_fuse, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Cgroups of mica's jobs that this world's jobs could have made.
@@ -56,15 +56,6 @@ fn is_alive(pid: i32) -> bool {
     // A zombie that its new parent has not reaped yet is dead.
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
-}
-
-#[track_caller]
-fn wait_for(mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !condition() {
-        assert!(Instant::now() < deadline, "it did not come true in 10 seconds");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

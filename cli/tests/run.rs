@@ -5,9 +5,8 @@ mod common;
 
 use std::io::Write;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
-use common::{USERS, World, need_fuse};
+use common::{USERS, World, need_fuse, wait_for};
 
 /// A world with an image `app.xar` that holds `hello.txt` and the script `bin/say`.
 fn world_with_image(user: common::User) -> World {
@@ -352,15 +351,5 @@ fn limits_are_enforced_or_refused() {
             let ran = world.ok(&args);
             assert!(ran.stderr.contains("warning:") && ran.stdout == "ran\n", "{ran:?}");
         }
-    }
-}
-
-/// Looks again until it is so: the moment a line reaches the log is not ours to know.
-#[track_caller]
-fn wait_for(mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while !condition() {
-        assert!(Instant::now() < deadline, "it did not come true in 10 seconds");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }

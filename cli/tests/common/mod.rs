@@ -6,6 +6,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -225,4 +226,14 @@ pub(crate) fn need_fuse() {
         meta.mode() & 0o006 == 0o006,
         "this test needs a /dev/fuse that everybody may open (as root: chmod 666 /dev/fuse); scripts/test sees to it"
     );
+}
+
+/// Looks again until it is so: the moment a line reaches a log, or a killed process is gone, is not ours to know.
+#[track_caller]
+pub(crate) fn wait_for(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come true in 10 seconds");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
