@@ -18,7 +18,7 @@ use crate::cache::Cache;
 use crate::registry::Registry;
 
 /// Images smaller than this are fetched whole: a table would cost a request, and save little.
-pub(crate) const SMALLEST: u64 = 256 << 10;
+pub const SMALLEST: u64 = 256 << 10;
 
 /// Two ranges to be fetched become one request if no more lies between them.
 const GAP: u64 = 64 << 10;

@@ -73,6 +73,7 @@ pub use cache::{
     Cache, CacheError, CachedPackage, Damage, DiskUse, Lease, LookupError, PruneOptions, Pruned,
     Verified,
 };
+pub use delta::SMALLEST as SMALLEST_DELTA;
 pub use explain::{Explained, Way, explain};
 pub use file::FileError;
 pub use history::{HistoryEntry, history};

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use mica_fetcher::PushOptions;
 use mica_fetcher::registry::{self, Published, WriteRegistry};
+use mica_fetcher::{PushOptions, SMALLEST_DELTA};
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, Version};
 use mica_packer::{PackOptions, chunks_path, pack_scan};
 
@@ -194,14 +194,14 @@ impl Request<'_> {
                 .iter()
                 .for_each(|notice| note(format_args!("{}: {notice}", module.label)));
         }
-        let table = packed.chunks.encode();
         let layer = Layer {
             module: module.label.clone(),
             version: version.clone(),
             digest: packed.digest,
             size: packed.size,
             inputs,
-            chunks: Some(Blob { digest: Digest::of(&table), size: table.len() as u64 }),
+            // Of a smaller image nobody fetches a part.
+            chunks: (packed.size >= SMALLEST_DELTA).then(|| blob(&packed.chunks.encode())),
             root: module.root,
         };
         Ok(PackedLayer { layer, packed: true, elapsed: started.elapsed() })
@@ -241,6 +241,10 @@ impl Request<'_> {
         }
         Ok(())
     }
+}
+
+fn blob(bytes: &[u8]) -> Blob {
+    Blob { digest: Digest::of(bytes), size: bytes.len() as u64 }
 }
 
 impl PackedLayer {

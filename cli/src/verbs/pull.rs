@@ -34,12 +34,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let pulled = pull(&context.places.registry, &args.reference, &cache, args.quiet)?;
     if !args.quiet {
         for (layer, outcome) in pulled.manifest.layers.iter().zip(&pulled.layers) {
-            note(format_args!(
-                "{}  {:>10}  {}",
-                word(outcome),
-                output::bytes(layer.size),
-                layer.module
-            ));
+            let (came, size) = (output::bytes(outcome.bytes()), output::bytes(layer.size));
+            note(format_args!("{}  {came:>10} of {size:>11}  {}", word(outcome), layer.module));
         }
     }
     output::lines([pulled.manifest.digest().to_string().as_str()])?;
