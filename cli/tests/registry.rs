@@ -163,6 +163,18 @@ fn a_target_is_published_to_a_server_that_lets_us() {
 }
 
 #[test]
+fn on_loopback_publishing_is_open_unless_forbidden() {
+    let world = World::new(User::Me);
+    world.workspace("monorepo");
+    let closed = Served::new(&world, &["--read-only"]);
+    let pack = |url| ["pack", "--workspace", "monorepo", "--target", "//app:A", "--registry", url];
+    world.fails(1, &pack(&closed.url));
+    let open = Served::new(&world, &[]);
+    let reference = world.ok(&pack(&open.url)).stdout;
+    world.ok(&["pull", reference.trim(), "--registry", &open.url]);
+}
+
+#[test]
 fn a_plain_file_server_is_a_registry() {
     let (world, _, reference) = packed_monorepo();
     let mut child = world

@@ -12,7 +12,8 @@ use crate::output;
 /// Serve a registry folder over HTTP
 ///
 /// Prints the URL when connections are accepted, and serves until SIGINT or SIGTERM. Everybody who reaches the
-/// port may read; publishing needs the token, or --writable.
+/// port may read. Publishing needs the token if there is one; without one it is open on a loopback address, and
+/// elsewhere only with --writable.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The registry's folder, made if need be [default: the configured registry]
@@ -24,9 +25,12 @@ pub(crate) struct Args {
     /// File with the token that publishers must send (they set MICA_TOKEN)
     #[arg(long, value_name = "FILE", conflicts_with = "writable")]
     token_file: Option<PathBuf>,
-    /// Let everybody who reaches the port publish
+    /// Let everybody who reaches the port publish, whatever the address
     #[arg(long)]
     writable: bool,
+    /// Let nobody publish
+    #[arg(long, conflicts_with_all = ["token_file", "writable"])]
+    read_only: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
@@ -40,6 +44,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         }
         None => PathBuf::from(&context.places.registry),
     };
+    let listener = mica_fetcher::listen(&args.listen)?;
+    let loopback = listener.local_addr()?.ip().is_loopback();
     let writers = match &args.token_file {
         Some(file) => {
             let token = std::fs::read_to_string(file)
@@ -49,10 +55,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
                 token => Writers::Token(token.to_owned()),
             }
         }
-        None if args.writable => Writers::Everybody,
+        None if args.writable || (loopback && !args.read_only) => Writers::Everybody,
         None => Writers::Nobody,
     };
-    let listener = mica_fetcher::listen(&args.listen)?;
     let options = ServeOptions { writers, ..ServeOptions::default() };
     mica_fetcher::serve_until_signal(listener, &root, options, |address| {
         // Whoever started us may have gone; that is no reason not to serve.
