@@ -4,6 +4,12 @@
 //! (PR_SET_PDEATHSIG), which takes its pid namespace down. Left are control groups, the record, and the folder
 //! of a job that was to be removed.
 
+use std::fs;
+use std::path::Path;
+
+use mica_launcher::Cgroup;
+use mica_launcher::cgroup::Directory;
+
 use crate::files::{FileError, Lock};
 use crate::state::{Failure, JobDir, Phase, StateDir, Status, now_ms};
 
@@ -40,7 +46,10 @@ fn end(state: &StateDir, job: &JobDir, lock: &Lock) -> Result<bool, FileError> {
         }
         None => job.remove(lock).map(|()| false),
         Some(status) => {
-            let cleaned = status.cgroup.as_ref().is_none_or(mica_launcher::cleanup);
+            // Killed before it could write them down, a supervisor may have made groups all the same.
+            let cgroup = status.cgroup.clone();
+            let cgroup = cgroup.unwrap_or_else(|| find_cgroup(Path::new(CGROUPS), job.id()));
+            let cleaned = mica_launcher::cleanup(&cgroup);
             job.write_status(&orphaned(status, cleaned))?;
             if config.remove && cleaned {
                 job.remove(lock)?;
@@ -48,6 +57,29 @@ fn end(state: &StateDir, job: &JobDir, lock: &Lock) -> Result<bool, FileError> {
             Ok(true)
         }
     }
+}
+
+/// Where cgroup hierarchies are mounted (cgroups(7)).
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// The groups that the launcher made for a job, found by their name below `root`.
+fn find_cgroup(root: &Path, id: &str) -> Cgroup {
+    let name = format!("mica-{id}");
+    let mut found = Cgroup::default();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                continue;
+            }
+            if entry.file_name().to_str() == Some(&name) {
+                found.v1.push(Directory { path: entry.path(), controllers: Vec::new() });
+            } else {
+                folders.push(entry.path());
+            }
+        }
+    }
+    found
 }
 
 fn orphaned(status: Status, cleaned: bool) -> Status {
@@ -61,5 +93,25 @@ fn orphaned(status: Status, cleaned: bool) -> Status {
         finished_ms: Some(now_ms()),
         error: Some(Failure { chain, hint: None, exit_code: 128 + 9 }),
         ..status
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_found_by_the_jobs_name() {
+        let root = tempfile::tempdir().unwrap();
+        for path in ["memory/user/mica-0123", "pids/mica-0123", "pids/mica-0124"] {
+            fs::create_dir_all(root.path().join(path)).unwrap();
+        }
+        let mut found: Vec<_> =
+            find_cgroup(root.path(), "0123").v1.into_iter().map(|dir| dir.path).collect();
+        found.sort();
+        assert_eq!(
+            found,
+            ["memory/user/mica-0123", "pids/mica-0123"].map(|path| root.path().join(path))
+        );
     }
 }

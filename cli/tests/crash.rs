@@ -136,6 +136,48 @@ fn a_killed_init_ends_the_job() {
     }
 }
 
+/// The process that this world's job has as its supervisor, if one has been started.
+fn supervisor(world: &World) -> Option<i32> {
+    let line = world.leftovers().into_iter().find(|line| line.contains("supervise-job"))?;
+    line.strip_prefix("process ")?.split(':').next()?.parse().ok()
+}
+
+#[test]
+fn a_supervisor_killed_while_it_starts_a_job_leaves_nothing() {
+    let make = world();
+    for user in USERS {
+        let world = make(user);
+        for ms in 0..15 {
+            let args = [
+                "run",
+                "--rm",
+                "--best-effort-limits",
+                "--memory",
+                "64m",
+                "--image",
+                "app.xar",
+                "--",
+                "sleep",
+                "60",
+            ];
+            let mut child = world.mica(&args).stderr(Stdio::null()).spawn().unwrap();
+            let mut found = None;
+            wait_for(|| {
+                found = supervisor(&world);
+                found.is_some()
+            });
+            std::thread::sleep(Duration::from_millis(ms));
+            kill(found.unwrap());
+            child.wait().unwrap();
+            let ids = job_ids(&world.path("state"));
+            world.ok(&["ps"]);
+            wait_for(|| world.leftovers().is_empty());
+            assert_eq!(cgroups(&ids), Vec::<String>::new(), "killed after {ms} ms");
+        }
+        assert_eq!(world.ok(&["ps", "-a", "-q"]).stdout, "");
+    }
+}
+
 /// Ids of jobs whose folders exist.
 fn job_ids(state: &Path) -> Vec<String> {
     let names = std::fs::read_dir(state.join("jobs")).into_iter().flatten().flatten();
