@@ -254,9 +254,12 @@ fn a_full_disk_is_said_so_and_goes_on() {
     drop(held);
     drop(pull(&*registry, "A@v2", &cache).unwrap());
     bench.assert_cached(&cache, &manifests[2]);
-    // Filled by somebody else to the last byte, it still lists, prunes and recovers.
+    // Filled by somebody else, it still lists, prunes and recovers. The new version is as large as the one that goes for
+    // it, so some room is left for its manifest.
     let filler = disk.0.join("filler");
     drop(std::fs::write(&filler, vec![0; 4 << 20]));
+    let filled = std::fs::File::options().write(true).open(&filler).unwrap();
+    filled.set_len(filled.metadata().unwrap().len() - (64 << 10)).unwrap();
     assert_eq!(cache.packages().unwrap().len(), 3);
     pull(&*registry, "A@v0", &cache).unwrap();
     bench.assert_cached(&cache, &manifests[0]);
