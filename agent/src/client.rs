@@ -61,27 +61,35 @@ pub fn start(
     lock: Lock,
     attach: Attach,
 ) -> Result<StartedJob, StartError> {
-    let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|error| StartError::Spawn(error.into()))?;
-    let pipe = inheritable(&theirs).map_err(StartError::Spawn)?;
-    let lock_copy = inheritable(lock.file()).map_err(StartError::Spawn)?;
     let stream = |wanted: bool| if wanted { Stdio::inherit() } else { Stdio::null() };
-    Command::new(program)
+    let mut command = Command::new(program);
+    command
         .arg(SUPERVISE)
-        .arg(job.path())
-        .arg(lock_copy.as_raw_fd().to_string())
-        .arg(pipe.as_raw_fd().to_string())
-        .arg(if attach.output { "attached" } else { "detached" })
         .stdin(stream(attach.stdin))
         .stdout(stream(attach.output))
-        .stderr(stream(attach.output))
-        .spawn()
-        .map_err(StartError::Spawn)?;
-    Ok(StartedJob { job, reports: Reports::new(ours) })
+        .stderr(stream(attach.output));
+    let last = if attach.output { "attached" } else { "detached" };
+    let reports = hand_over(command, job.path(), lock, &[last]).map_err(StartError::Spawn)?;
+    Ok(StartedJob { job, reports })
+}
+
+/// Spawns a process of ours that takes over a folder with its lock, and returns the pipe it reports to. Its command
+/// line goes on with the folder, the numbers of the two descriptors, and `last`.
+pub(crate) fn hand_over(
+    mut command: Command,
+    folder: &Path,
+    lock: Lock,
+    last: &[&str],
+) -> io::Result<Reports> {
+    let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (pipe, lock_copy) = (inheritable(&theirs)?, inheritable(lock.file())?);
+    let numbers = [&lock_copy, &pipe].map(|fd| fd.as_raw_fd().to_string());
+    command.arg(folder).args(numbers).args(last).spawn()?;
+    Ok(Reports::new(ours))
 }
 
 /// A copy of a descriptor that a child process keeps, above the three standard ones.
-pub(crate) fn inheritable(fd: impl AsFd) -> io::Result<OwnedFd> {
+fn inheritable(fd: impl AsFd) -> io::Result<OwnedFd> {
     let copy = rustix::io::fcntl_dupfd_cloexec(fd, 3)?;
     rustix::io::fcntl_setfd(&copy, rustix::io::FdFlags::empty())?;
     Ok(copy)

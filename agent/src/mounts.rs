@@ -22,10 +22,10 @@ use serde::{Deserialize, Serialize};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::client::{StartError, inheritable};
+use crate::client::{StartError, hand_over};
 use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
 use crate::handover::Handover;
-use crate::report::{MountReport, Reporter, Reports};
+use crate::report::{MountReport, Reporter};
 use crate::stack::{self, StackError};
 use crate::state::{Failure, JobLayer, UpperDirs, new_id};
 
@@ -246,22 +246,10 @@ pub fn start_mount(
     mount: &MountDir,
     lock: Lock,
 ) -> Result<MountReport, StartError> {
-    let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|error| StartError::Spawn(error.into()))?;
-    let pipe = inheritable(&theirs).map_err(StartError::Spawn)?;
-    let lock_copy = inheritable(lock.file()).map_err(StartError::Spawn)?;
-    Command::new(program)
-        .arg(SERVE_MOUNT)
-        .arg(&mount.path)
-        .arg(std::os::fd::AsRawFd::as_raw_fd(&lock_copy).to_string())
-        .arg(std::os::fd::AsRawFd::as_raw_fd(&pipe).to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(StartError::Spawn)?;
-    drop((theirs, pipe, lock_copy, lock));
-    match Reports::new(ours).next().map_err(StartError::Report)? {
+    let mut command = Command::new(program);
+    command.arg(SERVE_MOUNT).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut reports = hand_over(command, &mount.path, lock, &[]).map_err(StartError::Spawn)?;
+    match reports.next().map_err(StartError::Report)? {
         Some(report) => Ok(report),
         None => Err(StartError::MountDied),
     }
