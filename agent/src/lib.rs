@@ -19,6 +19,7 @@
 //!         upper: Some(job.private_upper()),
 //!         spec: Spec::new(job.id(), Root::Tree(job.tree()), ["app/A"]),
 //!         cache: None,
+//!         verify: Default::default(),
 //!         remove: false,
 //!         stop_signal: 15,
 //!         stop_timeout: 10,
@@ -56,6 +57,7 @@ pub use client::{
     start, stop,
 };
 pub use files::{FileError, Lock};
+pub use mica_mounter::Verify;
 pub use mounts::{
     MountConfig, MountDir, MountInvocation, Mounts, SERVE_MOUNT, ServeMountError, UmountError,
     serve_config, serve_mount, start_mount,

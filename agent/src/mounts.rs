@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use mica_fetcher::CacheError;
-use mica_mounter::{MountError, UnmountError as KernelError};
+use mica_mounter::{MountError, UnmountError as KernelError, Verify};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -47,6 +47,9 @@ pub struct MountConfig {
     pub idle_timeout: Option<u64>,
     /// The cache whose images must not be removed while the mount lives.
     pub cache: Option<PathBuf>,
+    /// When what is read from the images is verified.
+    #[serde(default)]
+    pub verify: Verify,
 }
 
 /// Why a mount is not served.
@@ -303,9 +306,10 @@ pub fn serve_config(
 ) -> Result<(), ServeMountError> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(ServeMountError::Signals)?;
     let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
-    let mut options = stack::options(config.upper.as_ref(), false);
+    let mut options = stack::options(config.upper.as_ref());
     options.idle_timeout = config.idle_timeout.map(Duration::from_secs);
-    let mount = mica_mounter::mount(stack::open(&config.layers)?, mountpoint, &options)?;
+    let mount =
+        mica_mounter::mount(stack::open(&config.layers, config.verify)?, mountpoint, &options)?;
     let point = mount.path().to_owned();
     ready(&point);
     let handle = signals.handle();

@@ -1,9 +1,12 @@
 //! From the files of a stack to what the mounter takes.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use mica_fetcher::{Cache, CacheError, Lease};
-use mica_mounter::{MountOptions, OpenError, Stack, StackLayer, Upper};
+use mica_mounter::{
+    ChunkTable, ChunkTableError, MountOptions, OpenError, Stack, StackLayer, Upper, Verify,
+};
 
 use crate::state::{JobLayer, UpperDirs};
 
@@ -14,13 +17,56 @@ pub struct StackError {
     layer: String,
     path: PathBuf,
     #[source]
-    source: OpenError,
+    source: LayerFault,
 }
 
+/// Why an image cannot be opened.
+#[derive(Debug, thiserror::Error)]
+enum LayerFault {
+    /// It is none.
+    #[error(transparent)]
+    Image(#[from] OpenError),
+    /// Its chunk table cannot be read.
+    #[error("cannot read its chunk table {}", path.display())]
+    Table { path: PathBuf, source: std::io::Error },
+    /// Its chunk table is none.
+    #[error("cannot use its chunk table {}", path.display())]
+    BadTable { path: PathBuf, source: ChunkTableError },
+    /// Its chunk table is that of another image.
+    #[error("its chunk table {} covers {covered} bytes, the image has {size}", path.display())]
+    OtherTable { path: PathBuf, covered: u64, size: u64 },
+}
+
+impl StackError {
+    /// The image's own error, if it is one.
+    pub fn image(&self) -> Option<&OpenError> {
+        match &self.source {
+            LayerFault::Image(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// What to do about an error of its chunk table.
+    pub fn hint(&self) -> Option<String> {
+        match &self.source {
+            LayerFault::Image(_) => None,
+            LayerFault::Table { path, .. }
+            | LayerFault::BadTable { path, .. }
+            | LayerFault::OtherTable { path, .. } => Some(format!(
+                "if the image was replaced, remove {}; `--verify never` mounts without looking at it",
+                path.display()
+            )),
+        }
+    }
+}
+
+/// Images up to this size are verified as one chunk, by their own digest, where they have no table.
+const ONE_CHUNK: u64 = 1 << 20;
+
 /// Opens the images.
-pub(crate) fn open(layers: &[JobLayer]) -> Result<Stack, StackError> {
+pub(crate) fn open(layers: &[JobLayer], verify: Verify) -> Result<Stack, StackError> {
     let open = |layer: &JobLayer| {
-        StackLayer::open(&layer.name, &layer.path).map_err(|source| StackError {
+        open_layer(layer, verify).map_err(|source| StackError {
             layer: layer.name.clone(),
             path: layer.path.clone(),
             source,
@@ -29,10 +75,46 @@ pub(crate) fn open(layers: &[JobLayer]) -> Result<Stack, StackError> {
     Ok(Stack { layers: layers.iter().map(open).collect::<Result<_, _>>()? })
 }
 
-/// How to mount a job's stack: its upper is thrown away with it, unless it was named.
-pub(crate) fn options(upper: Option<&UpperDirs>, volatile: bool) -> MountOptions {
-    let upper =
-        upper.map(|dirs| Upper { upper: dirs.upper.clone(), work: dirs.work.clone(), volatile });
+fn open_layer(layer: &JobLayer, verify: Verify) -> Result<StackLayer, LayerFault> {
+    let (name, path) = (layer.name.as_str(), layer.path.as_path());
+    if verify == Verify::Never {
+        return Ok(StackLayer::open(name, path)?);
+    }
+    // Whether it can be opened is the next one's to say.
+    let size = fs::metadata(path).map_or(0, |meta| meta.len());
+    let table = match (&layer.chunks, layer.digest) {
+        (Some(path), _) => read_table(path, size)?,
+        (None, Some(digest)) if (1..=ONE_CHUNK).contains(&size) => {
+            let mut table = ChunkTable::default();
+            table.push(size as u32, *digest.as_bytes());
+            table
+        }
+        _ => return Ok(StackLayer::open(name, path)?),
+    };
+    Ok(StackLayer::open_verified(name, path, table, verify)?)
+}
+
+fn read_table(path: &Path, size: u64) -> Result<ChunkTable, LayerFault> {
+    let path = path.to_owned();
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(source) => return Err(LayerFault::Table { path, source }),
+    };
+    match ChunkTable::parse(&bytes) {
+        Ok(table) if table.image_len() == size => Ok(table),
+        Ok(table) => Err(LayerFault::OtherTable { path, covered: table.image_len(), size }),
+        Err(source) => Err(LayerFault::BadTable { path, source }),
+    }
+}
+
+/// How to mount a stack.
+pub(crate) fn options(upper: Option<&UpperDirs>) -> MountOptions {
+    let upper = upper.map(|dirs| Upper {
+        upper: dirs.upper.clone(),
+        work: dirs.work.clone(),
+        volatile: false,
+        thrown_away: false,
+    });
     MountOptions { upper, ..MountOptions::default() }
 }
 

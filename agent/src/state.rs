@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use mica_graph::Digest;
 use mica_launcher::{Cgroup, Spec, Usage};
+use mica_mounter::Verify;
 use serde::{Deserialize, Serialize};
 
 use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
@@ -40,6 +41,9 @@ pub struct JobConfig {
     pub spec: Spec,
     /// The cache whose images must not be removed while the job lives.
     pub cache: Option<PathBuf>,
+    /// When what is read from the images is verified.
+    #[serde(default)]
+    pub verify: Verify,
     /// Remove the job's folder when it ends.
     pub remove: bool,
     /// Signal that asks the job to end.
@@ -62,6 +66,9 @@ pub struct JobLayer {
     pub path: PathBuf,
     /// Its digest, where it came from a registry.
     pub digest: Option<Digest>,
+    /// Its chunk table, where there is one: what it holds is verified when it is read.
+    #[serde(default)]
+    pub chunks: Option<PathBuf>,
 }
 
 /// Where a writable layer lives.

@@ -159,8 +159,13 @@ impl Supervisor<'_> {
     }
 
     fn mount(&self, config: &JobConfig) -> Result<Mount, SuperviseError> {
-        let options = stack::options(config.upper.as_ref(), true);
-        Ok(mica_mounter::mount(stack::open(&config.layers)?, &self.job.tree(), &options)?)
+        let mut options = stack::options(config.upper.as_ref());
+        if let Some(upper) = &mut options.upper {
+            upper.volatile = true;
+            upper.thrown_away = config.remove && upper.upper.starts_with(self.job.path());
+        }
+        let stack = stack::open(&config.layers, config.verify)?;
+        Ok(mica_mounter::mount(stack, &self.job.tree(), &options)?)
     }
 
     fn launch(

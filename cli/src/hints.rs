@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use mica_agent::{NamespaceError, ServeMountError};
+use mica_agent::{NamespaceError, ServeMountError, StackError};
 use mica_fetcher::registry::RegistryError;
 use mica_fetcher::{CacheError, PullError, PushError, ServeError};
 use mica_launcher::LaunchError;
@@ -40,6 +40,7 @@ pub(crate) fn for_cause(cause: &(dyn Error + 'static)) -> Option<String> {
         MountError,
         OpenError,
         ServeMountError,
+        StackError,
     )
 }
 
@@ -85,6 +86,12 @@ impl Hint for MountError {
 impl Hint for OpenError {
     fn hint(&self) -> Option<String> {
         Some("the file is damaged, cut short, or no squashfs image at all; `mica image info` looks at it".into())
+    }
+}
+
+impl Hint for StackError {
+    fn hint(&self) -> Option<String> {
+        self.hint().or_else(|| self.image().and_then(Hint::hint))
     }
 }
 

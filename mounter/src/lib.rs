@@ -61,11 +61,14 @@ mod stack;
 mod stats;
 mod tree;
 mod upper;
+mod verify;
 
 pub use error::{MountError, UnmountError};
 pub use mica_squashfs::OpenError;
+pub use mica_squashfs::chunks::{ChunkTable, ChunkTableError};
 pub use mount::{Mount, Unmounted, Watch, detach_dead, mount, unmount_at};
 pub use options::{Marks, MountOptions, Upper};
 pub use stack::{Stack, StackLayer};
 pub use stats::Stats;
 pub use upper::UpperError;
+pub use verify::{ParseVerifyError, Verify};

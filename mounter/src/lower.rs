@@ -181,6 +181,11 @@ impl Lower {
         }
     }
 
+    /// Whether a file's content can be had: fails if the inode doesn't say where it is.
+    pub(crate) fn check_content(&self, part: LowerPart) -> Res<()> {
+        self.file(part).map(drop)
+    }
+
     /// Reads from a file: calls `reply` once, with as many bytes as there are, up to `size`.
     pub(crate) fn read<T>(
         &self,

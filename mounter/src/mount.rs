@@ -76,11 +76,17 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
     let failed = |source| MountError::Session { path: path.clone(), source };
     let id = mount_id(&path).map_err(|errno| failed(errno.into()));
     let (alive, ended): (Sender<()>, _) = channel();
+    let served = Arc::clone(&shared);
+    let complete = options.upper.as_ref().is_some_and(|upper| !upper.thrown_away);
     let serving = std::thread::Builder::new()
         .name("mica-mount".to_owned())
         .spawn(move || {
-            let _alive = alive;
-            session.run()
+            let result = session.run();
+            drop(alive);
+            if complete {
+                served.tree.complete_all();
+            }
+            result
         })
         .map_err(failed);
     let (id, serving) = match (id, serving) {

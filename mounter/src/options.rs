@@ -13,6 +13,8 @@ pub struct Upper {
     /// Don't wait for the disk when files are copied up: right for an upper that is thrown away
     /// with its job, since after a crash of the machine copied files may be empty.
     pub volatile: bool,
+    /// Nobody looks at the upper once the mount has ended: files that were copied up in part stay so.
+    pub thrown_away: bool,
 }
 
 impl Upper {
@@ -21,7 +23,7 @@ impl Upper {
         let upper = upper.into();
         let mut work = upper.clone().into_os_string();
         work.push(".work");
-        Upper { upper, work: work.into(), volatile: false }
+        Upper { upper, work: work.into(), volatile: false, thrown_away: false }
     }
 }
 

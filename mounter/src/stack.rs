@@ -1,9 +1,14 @@
 //! The images of a mount.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use mica_squashfs::chunks::ChunkTable;
+use mica_squashfs::read::OpenFault;
 use mica_squashfs::{Image, OpenError, OpenOptions};
+
+use crate::verify::{Verified, Verify};
 
 /// One image of a stack, and what messages call it.
 #[derive(Clone)]
@@ -19,6 +24,26 @@ impl StackLayer {
     pub fn open(name: impl Into<String>, image: &Path) -> Result<StackLayer, OpenError> {
         let image = Arc::new(Image::open(image, &OpenOptions::default())?);
         Ok(StackLayer { name: name.into(), image })
+    }
+
+    /// The same; the image's bytes are compared with its chunk table. A table that covers another number of bytes than the
+    /// image has makes them all unreadable: compare [`ChunkTable::image_len`] first.
+    pub fn open_verified(
+        name: impl Into<String>,
+        image: &Path,
+        table: ChunkTable,
+        verify: Verify,
+    ) -> Result<StackLayer, OpenError> {
+        if verify == Verify::Never {
+            return StackLayer::open(name, image);
+        }
+        let named = |fault| OpenError { name: image.display().to_string(), fault };
+        #[allow(clippy::disallowed_methods)] // the error names it
+        let file = File::open(image).map_err(|error| named(OpenFault::Io(error)))?;
+        let source = Verified::new(file, table, verify == Verify::Always);
+        let opened = Image::from_source(Box::new(source), &OpenOptions::default());
+        let opened = opened.map_err(|error| named(error.fault))?;
+        Ok(StackLayer { name: name.into(), image: Arc::new(opened) })
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use mica_agent::{MountConfig, MountInvocation, MountReport, UpperDirs};
+use mica_agent::{MountConfig, MountInvocation, MountReport, UpperDirs, Verify};
 use mica_graph::PackageRef;
 
 use super::{pull, run};
@@ -36,6 +36,9 @@ pub(crate) struct Args {
     /// Unmount when nothing was asked for so many seconds and nothing is in use
     #[arg(long, value_name = "SECONDS")]
     idle_timeout: Option<u64>,
+    /// When to compare what is read with the images' chunk tables: never, first-read or always
+    #[arg(long, default_value = "first-read", value_name = "WHEN")]
+    verify: Verify,
     /// Registry to pull from: a folder or a URL
     #[arg(long, value_name = "R")]
     pub(crate) registry: Option<String>,
@@ -99,6 +102,7 @@ fn config(args: &Args, context: &Context) -> anyhow::Result<MountConfig> {
         upper: args.upper.as_deref().map(upper).transpose()?,
         idle_timeout: args.idle_timeout,
         cache,
+        verify: args.verify,
     })
 }
 

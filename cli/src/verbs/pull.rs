@@ -100,14 +100,14 @@ pub(crate) fn obtain(
 /// The stack of a package whose images are in the cache.
 pub(crate) fn cached_layers(cache: &Cache, manifest: &Manifest) -> anyhow::Result<Vec<JobLayer>> {
     let paths = cache.stack(manifest)?;
-    let layers = manifest.layers.iter().zip(paths);
-    Ok(layers
-        .map(|(layer, path)| JobLayer {
-            name: layer.module.to_string(),
-            path,
-            digest: Some(layer.digest),
-        })
-        .collect())
+    let layers = manifest.layers.iter().zip(paths).map(|(layer, path)| {
+        let chunks = match &layer.chunks {
+            Some(table) => cache.blob(table)?,
+            None => None,
+        };
+        Ok(JobLayer { name: layer.module.to_string(), path, digest: Some(layer.digest), chunks })
+    });
+    layers.collect()
 }
 
 /// One bar for all of a package's bytes.

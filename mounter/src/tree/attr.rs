@@ -100,10 +100,15 @@ impl Tree {
     /// Changes attributes, copying the file up first.
     pub(crate) fn set_attr(&self, node: &Arc<Node>, change: &Change) -> Res<Attr> {
         self.bring_up(node, change.size == Some(0))?;
+        let partial = node.partial();
+        let mut marks = partial.as_ref().map(|partial| partial.exclusive());
         let _looking = self.shared();
         if let Some(size) = change.size {
             let file = self.writable_file(node)?;
-            rustix::fs::ftruncate(&file, size)?;
+            match &mut marks {
+                Some(marks) => self.truncate_partial(&file, marks, size)?,
+                None => rustix::fs::ftruncate(&file, size)?,
+            }
             if change.drop_set_id {
                 drop_set_id(&*file)?;
             }
@@ -139,6 +144,13 @@ pub(super) fn set_times(fd: impl AsFd, times: &Timestamps) -> Res<()> {
         }
         result => result,
     }
+}
+
+/// The times that stat(2) told, to be set again.
+pub(super) fn times_of(stat: &Statx) -> Timestamps {
+    let time =
+        |t: rustix::fs::StatxTimestamp| Timespec { tv_sec: t.tv_sec, tv_nsec: t.tv_nsec.into() };
+    Timestamps { last_access: time(stat.stx_atime), last_modification: time(stat.stx_mtime) }
 }
 
 fn timespec(time: Option<SetTime>) -> Timespec {
@@ -178,7 +190,7 @@ pub(super) fn attr_from(node: &Node, stat: &Statx) -> Attr {
         gid: stat.stx_gid,
         rdev: (stat.stx_rdev_major, stat.stx_rdev_minor),
         size: stat.stx_size,
-        blocks: stat.stx_blocks,
+        blocks: node.partial().map_or(stat.stx_blocks, |partial| partial.blocks(stat)),
         atime: time(&stat.stx_atime),
         mtime: time(&stat.stx_mtime),
         ctime: time(&stat.stx_ctime),

@@ -3,7 +3,8 @@
 //! The copy is made in the work directory with content, attributes, owner, mode and times, and only then
 //! renamed to its place: a crash leaves the file in the layer or the whole copy. Its directories are brought
 //! up first, each empty (the layers still show through), and keep their times. All places of a file that
-//! the layer has hard links of are brought up as hard links.
+//! the layer has hard links of are brought up as hard links. The content of large files follows later: see
+//! [`super::partial`].
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,13 +13,14 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use rustix::fs::{AtFlags, Mode, OFlags, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use super::attr::{set_times, to_timespec};
+use super::attr::{set_times, times_of, to_timespec};
 use super::lookup::is_gone;
-use super::node::{InUpper, LowerPart, Node, Place};
+use super::node::{InUpper, LowerPart, Node, Place, Rest};
+use super::partial::{LARGE, Partial};
 use super::{Res, Tree};
 use crate::ids::Attr;
 use crate::kind::Kind;
-use crate::upper::{Owner, UpperDir, is_private, proc_path, statx_fd};
+use crate::upper::{Incomplete, Owner, UpperDir, is_private, proc_path, statx_fd};
 
 /// Says that a node is being copied up, until it is dropped.
 struct Copying<'a> {
@@ -38,7 +40,8 @@ impl Tree {
         self.copying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes sure that a node is in the upper. With `empty` a file's content is not wanted.
+    /// Makes sure that a node is in the upper. With `empty` a file's content is not wanted; else what a large file has
+    /// not in the upper is read from its layer.
     pub(super) fn bring_up(&self, node: &Arc<Node>, empty: bool) -> Res<()> {
         self.upper()?;
         if node.in_upper() {
@@ -69,12 +72,20 @@ impl Tree {
         }
         let temporary = upper.temporary();
         let made = self.copy(node, part, &attr, &temporary, empty);
-        let placed = made.and_then(|fd| {
+        let placed = made.and_then(|(fd, rest)| {
             let _changing = self.exclusive();
+            match rest {
+                Some(rest) => {
+                    self.note_incomplete(node, Partial::new(Some(part), attr.blocks, rest))
+                }
+                None => node.state().rest = Rest::Nowhere,
+            }
             self.place_copy(node, &temporary, fd)
         });
         if placed.is_err() {
             upper.discard(&temporary);
+            self.drop_incomplete(node);
+            node.state().rest = Rest::Unknown;
         }
         placed
     }
@@ -100,7 +111,7 @@ impl Tree {
         Ok(())
     }
 
-    /// Makes the copy under a temporary name.
+    /// Makes the copy under a temporary name; says what of its content is still in the layer.
     fn copy(
         &self,
         node: &Arc<Node>,
@@ -108,14 +119,18 @@ impl Tree {
         attr: &Attr,
         temporary: &[u8],
         empty: bool,
-    ) -> Res<Arc<OwnedFd>> {
+    ) -> Res<(Arc<OwnedFd>, Option<Incomplete>)> {
         let upper = self.upper()?;
         let work = upper.work();
+        let mut rest = None;
         match node.kind {
             Kind::File => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let file = rustix::fs::openat(work, temporary, flags, Mode::RUSR | Mode::WUSR)?;
                 if !empty {
+                    rest = self.leave_content(node, part, attr, &file)?;
+                }
+                if !empty && rest.is_none() {
                     self.copy_content(node, part, attr.size, &file)?;
                 }
             }
@@ -132,7 +147,36 @@ impl Tree {
         }
         let fd = upper.open_path(work, temporary)?;
         self.copy_metadata(node, part, attr, &fd)?;
-        Ok(Arc::new(fd))
+        Ok((Arc::new(fd), rest))
+    }
+
+    /// Makes a sparse file whose content is still in the layer, where that is worth while and can be.
+    fn leave_content(
+        &self,
+        node: &Arc<Node>,
+        part: LowerPart,
+        attr: &Attr,
+        file: &OwnedFd,
+    ) -> Res<Option<Incomplete>> {
+        let upper = self.upper()?;
+        if attr.size < LARGE || upper.grain.is_none() {
+            return Ok(None);
+        }
+        self.lower.check_content(part).map_err(|error| self.damaged(node, &error))?;
+        let rest = self.rest_of(node, attr);
+        let marked = upper
+            .note_incomplete()
+            .and_then(|()| rustix::fs::ftruncate(file, attr.size))
+            .and_then(|()| upper.set_incomplete(file, &rest));
+        match marked {
+            Ok(()) => Ok(Some(rest)),
+            // A path too long for an attribute, for example: such a file is copied whole.
+            Err(error) => {
+                tracing::debug!(path = node.path(), %error, "a file cannot be copied in part");
+                upper.set_complete(file)?;
+                Ok(None)
+            }
+        }
     }
 
     fn copy_content(
@@ -191,6 +235,7 @@ impl Tree {
         if placed.is_none() {
             // Removed in the meantime: the open files go on with the copy.
             upper.discard(temporary);
+            self.drop_incomplete(node);
             node.state().upper = InUpper::Removed(fd);
             return Ok(());
         }
@@ -269,15 +314,7 @@ struct KeepTimes {
 
 impl KeepTimes {
     fn of(dir: &Arc<OwnedFd>) -> Res<KeepTimes> {
-        let stat = statx_fd(dir)?;
-        let time = |t: rustix::fs::StatxTimestamp| rustix::fs::Timespec {
-            tv_sec: t.tv_sec,
-            tv_nsec: t.tv_nsec.into(),
-        };
-        let times = Timestamps {
-            last_access: time(stat.stx_atime),
-            last_modification: time(stat.stx_mtime),
-        };
+        let times = times_of(&statx_fd(dir)?);
         Ok(KeepTimes { dir: Arc::clone(dir), times })
     }
 }

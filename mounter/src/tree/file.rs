@@ -10,7 +10,7 @@ use super::attr::{At, drop_set_id};
 use super::node::{Node, OpenFile};
 use super::{Res, Tree};
 use crate::kind::Kind;
-use crate::upper::proc_path;
+use crate::upper::{proc_path, statx_fd};
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +31,10 @@ impl Tree {
             self.bring_up(node, how.truncate)?;
             let file = self.writable_file(node)?;
             if how.truncate {
-                rustix::fs::ftruncate(&file, 0)?;
+                match node.partial() {
+                    Some(partial) => self.truncate_partial(&file, &mut partial.exclusive(), 0)?,
+                    None => rustix::fs::ftruncate(&file, 0)?,
+                }
                 if how.drop_set_id {
                     drop_set_id(&*file)?;
                 }
@@ -129,16 +132,12 @@ impl Tree {
                 .map_err(|error| self.damaged(node, &error));
         }
         let file = self.upper_file(node, false)?;
-        let mut buffer = vec![0; size];
-        let mut filled = 0;
-        while filled < size {
-            match rustix::io::pread(&file, &mut buffer[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
-            }
+        if let Some(partial) = node.partial() {
+            let range = offset..offset.saturating_add(size as u64);
+            return Ok(reply(&self.read_partial(node, &partial, &file, range)?));
         }
+        let mut buffer = vec![0; size];
+        let filled = read_full(&file, &mut buffer, offset)?;
         Ok(reply(&buffer[..filled]))
     }
 
@@ -151,16 +150,10 @@ impl Tree {
     ) -> Res<usize> {
         self.bring_up(node, false)?;
         let file = self.writable_file(node)?;
-        let mut written = 0;
-        while written < data.len() {
-            match rustix::io::pwrite(&file, &data[written..], offset + written as u64) {
-                Ok(0) => break,
-                Ok(more) => written += more,
-                Err(Errno::INTR) => {}
-                Err(_) if written > 0 => break, // a short write now, the error next time
-                Err(errno) => return Err(errno),
-            }
-        }
+        let written = match node.partial() {
+            Some(partial) => self.write_partial(node, &partial, &file, offset, data)?,
+            None => write_some(&file, data, offset)?,
+        };
         if takes_set_id {
             drop_set_id(&*file)?;
         }
@@ -175,6 +168,8 @@ impl Tree {
         len: u64,
     ) -> Res<()> {
         self.bring_up(node, false)?;
+        // What space is allocated to is no hole any more.
+        self.complete(node)?;
         rustix::fs::fallocate(self.writable_file(node)?, mode, offset, len)
     }
 
@@ -187,6 +182,12 @@ impl Tree {
         }
         // The position of the shared descriptor is nobody's: reads and writes carry their own.
         let file = self.upper_file(node, false)?;
+        if node.is_partial() {
+            // A hole may be data of the layer: all counts as data, as it may.
+            let size = statx_fd(&file)?.stx_size;
+            let at = if hole { size } else { offset };
+            return if offset < size { Ok(at) } else { Err(Errno::NXIO) };
+        }
         let from = if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) };
         rustix::fs::seek(&file, from)
     }
@@ -201,6 +202,8 @@ impl Tree {
             return rustix::fs::fsync(dir);
         }
         let file = self.upper_file(node, false)?;
+        // Marks of a file are no data, but tell what is.
+        let data_only = data_only && !node.is_partial();
         if data_only { rustix::fs::fdatasync(&file) } else { rustix::fs::fsync(&file) }
     }
 
@@ -211,7 +214,7 @@ impl Tree {
         to: (&Arc<Node>, u64),
         len: usize,
     ) -> Res<usize> {
-        if !from.0.in_upper() || !to.0.in_upper() {
+        if [from.0, to.0].iter().any(|node| !node.in_upper() || node.is_partial()) {
             return Err(Errno::XDEV);
         }
         let source = self.upper_file(from.0, false)?;
@@ -241,4 +244,33 @@ impl Tree {
         };
         Ok(target.into_bytes())
     }
+}
+
+/// Reads until the buffer is full or the file ends.
+pub(super) fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> Res<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match rustix::io::pread(file, &mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(filled)
+}
+
+/// Writes as much as can be written: at least something, or it is an error.
+pub(super) fn write_some(file: &File, data: &[u8], offset: u64) -> Res<usize> {
+    let mut written = 0;
+    while written < data.len() {
+        match rustix::io::pwrite(file, &data[written..], offset + written as u64) {
+            Ok(0) => break,
+            Ok(more) => written += more,
+            Err(Errno::INTR) => {}
+            Err(_) if written > 0 => break, // a short write now, the error next time
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(written)
 }

@@ -58,6 +58,7 @@ impl Tree {
                 }
                 Under::Entry(stat) => {
                     let node = self.intern_upper(dir, name, &stat);
+                    self.find_rest(&node, &*fd, name, &stat)?;
                     return Ok(Some(Seen { node, stat: Some(stat) }));
                 }
             }
@@ -138,7 +139,7 @@ impl Tree {
     }
 
     /// What the layers have at an absolute path.
-    fn find_path(
+    pub(super) fn find_path(
         &self,
         path: &[u8],
     ) -> Result<(Found<crate::lower::LowerNode>, Box<[u8]>), LowerError> {

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::attr::At;
 use super::lookup::{NAME_MAX, Seen};
-use super::node::{Node, OpenFile};
+use super::node::{Node, OpenFile, Rest};
 use super::{Res, Tree};
 use crate::kind::Kind;
 use crate::overlay::is_reserved;
@@ -89,7 +89,9 @@ impl Tree {
         };
         if let Some(file) = file {
             let file = Arc::new(File::from(file));
-            seen.node.state().file = Some(OpenFile { file, writable: true });
+            let mut state = seen.node.state();
+            state.file = Some(OpenFile { file, writable: true });
+            state.rest = Rest::Nowhere;
         }
         Ok(seen)
     }

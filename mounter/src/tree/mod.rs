@@ -10,6 +10,7 @@ mod list;
 mod lookup;
 mod make;
 pub(crate) mod node;
+mod partial;
 mod remove;
 mod rename;
 mod xattr;
@@ -36,7 +37,7 @@ use crate::kind::Kind;
 use crate::lower::{Lower, LowerError};
 use crate::overlay;
 use crate::upper::{Res, UpperDir};
-use node::{Dir, InUpper, Lowers, State, Table};
+use node::{Dir, InUpper, Incompletes, Lowers, State, Table};
 
 /// Directories of the upper that are kept open.
 const MAX_DIR_FDS: usize = 256;
@@ -52,6 +53,7 @@ pub(crate) struct Tree {
     /// Nodes that are being copied up, so that each is copied once.
     copying: Mutex<HashSet<u64>>,
     copied: Condvar,
+    incompletes: Mutex<Incompletes>,
 }
 
 impl Tree {
@@ -75,6 +77,7 @@ impl Tree {
             dir_fds: Mutex::default(),
             copying: Mutex::default(),
             copied: Condvar::new(),
+            incompletes: Mutex::default(),
         })
     }
 

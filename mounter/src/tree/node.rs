@@ -13,6 +13,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::partial::Partial;
 use crate::kind::Kind;
 use crate::lower::LowerNode;
 use crate::overlay::{Merged, Part};
@@ -39,6 +40,7 @@ pub(crate) struct State {
     /// The inode in a layer, for anything but directories.
     pub(crate) lower: Option<LowerPart>,
     pub(crate) upper: InUpper,
+    pub(crate) rest: Rest,
     pub(crate) dir: Option<Box<Dir>>,
     /// The upper's file, while it is open.
     pub(crate) file: Option<OpenFile>,
@@ -61,6 +63,19 @@ pub(crate) enum InUpper {
     /// Removed from all places the server knows, but still in use.
     Removed(Arc<OwnedFd>),
 }
+
+/// Where the content of a file of the upper is that the upper doesn't hold.
+#[derive(Default)]
+pub(crate) enum Rest {
+    /// Nobody looked yet.
+    #[default]
+    Unknown,
+    Nowhere,
+    InLayer(Arc<Partial>),
+}
+
+/// Files to be completed, by number.
+pub(crate) type Incompletes = HashMap<u64, Arc<Node>>;
 
 /// What a directory has besides.
 #[derive(Clone)]
@@ -90,6 +105,19 @@ impl Node {
 
     pub(crate) fn in_upper(&self) -> bool {
         !matches!(self.state().upper, InUpper::No)
+    }
+
+    /// Whether a part of the content is in a layer, though the node is in the upper.
+    pub(crate) fn is_partial(&self) -> bool {
+        matches!(self.state().rest, Rest::InLayer(_))
+    }
+
+    /// The part of the content that is still in a layer, though the node is in the upper.
+    pub(crate) fn partial(&self) -> Option<Arc<Partial>> {
+        match &self.state().rest {
+            Rest::InLayer(partial) => Some(Arc::clone(partial)),
+            _ => None,
+        }
     }
 
     pub(crate) fn place(&self) -> Option<Place> {

@@ -105,6 +105,7 @@ impl Kept {
         state.upper = InUpper::Removed(fd);
         drop(state);
         if let Some(number) = gone {
+            tree.drop_incomplete(&self.node);
             tree.table().drop_alias(number);
         }
     }

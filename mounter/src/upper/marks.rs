@@ -26,23 +26,52 @@ impl MarkSpace {
         }
     }
 
-    fn opaque(self) -> &'static str {
+    fn of(self, trusted: &'static str, user: &'static str) -> &'static str {
         match self {
-            MarkSpace::Trusted => "trusted.overlay.opaque",
-            MarkSpace::User => "user.overlay.opaque",
+            MarkSpace::Trusted => trusted,
+            MarkSpace::User => user,
         }
+    }
+    fn opaque(self) -> &'static str {
+        self.of("trusted.overlay.opaque", "user.overlay.opaque")
     }
     fn redirect(self) -> &'static str {
-        match self {
-            MarkSpace::Trusted => "trusted.overlay.redirect",
-            MarkSpace::User => "user.overlay.redirect",
-        }
+        self.of("trusted.overlay.redirect", "user.overlay.redirect")
     }
     fn whiteout(self) -> &'static str {
-        match self {
-            MarkSpace::Trusted => "trusted.overlay.whiteout",
-            MarkSpace::User => "user.overlay.whiteout",
-        }
+        self.of("trusted.overlay.whiteout", "user.overlay.whiteout")
+    }
+    fn metacopy(self) -> &'static str {
+        self.of("trusted.overlay.metacopy", "user.overlay.metacopy")
+    }
+    /// Ours: overlayfs ignores it.
+    fn partial(self) -> &'static str {
+        self.of("trusted.overlay.mica", "user.overlay.mica")
+    }
+}
+
+/// What is written on a file that was copied up in part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Incomplete {
+    /// Where the layers have the file, from the root; empty: under its own name.
+    pub(crate) path: Box<[u8]>,
+    /// Below this offset, what is a hole in the upper is still in the layer.
+    pub(crate) limit: u64,
+    /// Size and modification time of the layer's file: another file is not its rest. Overlayfs says nothing of it.
+    pub(crate) source: Option<(u64, i64)>,
+}
+
+impl Incomplete {
+    fn text(&self) -> String {
+        let (size, mtime) = self.source.unwrap_or_default();
+        format!("{} {size} {mtime}", self.limit)
+    }
+
+    fn parse(text: &[u8], path: Box<[u8]>) -> Option<Incomplete> {
+        let mut words = std::str::from_utf8(text).ok()?.split(' ');
+        let limit = words.next()?.parse().ok()?;
+        let source = Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?));
+        Some(Incomplete { path, limit, source })
     }
 }
 
@@ -149,6 +178,52 @@ impl UpperDir {
         let opaque = attribute(&path, self.marks.opaque())?.is_some_and(|value| value == b"y");
         let redirect = attribute(&path, self.marks.redirect())?.map(Vec::into_boxed_slice);
         Ok(Marks { opaque, redirect })
+    }
+
+    /// What says of the file `name` in `dir` that a part of it is still in its layer.
+    pub(crate) fn incomplete(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<Option<Incomplete>> {
+        let path = path_at(dir, name);
+        if attribute(&path, self.marks.metacopy())?.is_none() {
+            return Ok(None);
+        }
+        let at = attribute(&path, self.marks.redirect())?.unwrap_or_default().into_boxed_slice();
+        match attribute(&path, self.marks.partial())? {
+            Some(text) => Ok(Some(Incomplete::parse(&text, at).ok_or(Errno::IO)?)),
+            // Overlayfs with `metacopy=on` wrote it: all of it is in the layer.
+            None => Ok(Some(Incomplete { path: at, limit: u64::MAX, source: None })),
+        }
+    }
+
+    /// Says of a file that a part of it is still in its layer. Overlayfs takes it for a file of which only the metadata was
+    /// copied: it refuses to open it, or with `metacopy=on` reads the layer's.
+    pub(crate) fn set_incomplete(&self, fd: impl AsFd, what: &Incomplete) -> Res<()> {
+        let path = proc_path(&fd);
+        let set =
+            |name, value: &[u8]| rustix::fs::setxattr(&*path, name, value, XattrFlags::empty());
+        set(self.marks.partial(), what.text().as_bytes())?;
+        set(self.marks.redirect(), &what.path)?;
+        // An empty value is lost by some tools; this one means the same.
+        set(self.marks.metacopy(), &[0, 4, 0, 0])
+    }
+
+    /// Changes where the part that is still in the layer ends.
+    pub(crate) fn set_limit(&self, fd: impl AsFd, what: &Incomplete) -> Res<()> {
+        let text = what.text();
+        let name = self.marks.partial();
+        rustix::fs::setxattr(proc_path(&fd), name, text.as_bytes(), XattrFlags::empty())
+    }
+
+    /// Says that all of a file is here.
+    pub(crate) fn set_complete(&self, fd: impl AsFd) -> Res<()> {
+        let path = proc_path(&fd);
+        // The first one counts; a crash may leave the others.
+        for name in [self.marks.metacopy(), self.marks.redirect(), self.marks.partial()] {
+            match rustix::fs::removexattr(&*path, name) {
+                Err(Errno::NODATA) => {}
+                result => result?,
+            }
+        }
+        Ok(())
     }
 
     /// Hides everything below the directory.

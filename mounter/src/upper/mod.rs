@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! UPPER/…              files as they are seen; whiteouts; marks of directories as attributes
-//! WORK/mica.lock       held (flock) while mounted: two mounts on one upper are refused; says the form of the marks
+//! WORK/mica.lock       held (flock) while mounted: two mounts on one upper are refused; says the form of the marks,
+//!                      and whether files of the upper may be incomplete
 //! WORK/mica/#N         what is being made; complete when it is renamed into the upper, removed at the next mount
 //! ```
 //!
@@ -16,13 +17,13 @@ mod marks;
 mod open;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 pub(crate) use make::Owner;
-pub(crate) use marks::{MarkSpace, is_private};
+pub(crate) use marks::{Incomplete, MarkSpace, is_private};
 pub use open::UpperError;
 
 use crate::kind::Kind;
@@ -36,9 +37,15 @@ pub(crate) struct UpperDir {
     /// Holds the lock, released by the kernel however the server ends; its text is the form of the marks.
     lock: OwnedFd,
     pub(crate) marks: MarkSpace,
+    /// Size of the blocks of which the file system says exactly whether a file has them; `None` if it is not known to.
+    pub(crate) grain: Option<u64>,
     /// Copied-up files are not synced: the upper is thrown away after a crash.
     pub(crate) volatile: bool,
     next_temporary: AtomicU64,
+    /// Files of the upper may be incomplete, says the lock file.
+    incomplete: AtomicBool,
+    /// An earlier mount said so too.
+    left_incomplete: bool,
 }
 
 /// What the upper holds under a name.

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
@@ -91,14 +91,19 @@ impl UpperDir {
             work: inner,
             lock,
             marks: MarkSpace::Trusted,
+            grain: None,
             volatile,
             next_temporary: AtomicU64::new(0),
+            incomplete: AtomicBool::new(false),
+            left_incomplete: false,
         };
+        dir.grain = grain(&dir.root).map_err(error)?;
         for (name, _) in dir.list(&dir.work).map_err(error)? {
             dir.discard(&name);
         }
         // Marks of the other form would not be seen: an upper keeps the form it began with.
-        let recorded = recorded_marks(&dir.lock).map_err(error)?;
+        let (recorded, incomplete) = recorded(&dir.lock).map_err(error)?;
+        (dir.incomplete, dir.left_incomplete) = (AtomicBool::new(incomplete), incomplete);
         if let (Some(want), Some(have)) = (marks, recorded)
             && want != have
         {
@@ -129,13 +134,55 @@ impl UpperDir {
     }
 }
 
-/// The form of the marks that an earlier mount wrote.
-fn recorded_marks(lock: &OwnedFd) -> Res<Option<MarkSpace>> {
+/// The form of the marks that an earlier mount wrote, and whether it left files incomplete.
+fn recorded(lock: &OwnedFd) -> Res<(Option<MarkSpace>, bool)> {
     let mut text = [0; 64];
     let len = rustix::io::pread(lock, &mut text, 0)?;
-    Ok([MarkSpace::Trusted, MarkSpace::User]
+    let (text, incomplete) = match text[..len].strip_suffix(INCOMPLETE) {
+        Some(text) => (text, true),
+        None => (&text[..len], false),
+    };
+    let space = [MarkSpace::Trusted, MarkSpace::User]
         .into_iter()
-        .find(|space| &text[..len] == space.name().as_bytes()))
+        .find(|space| text == space.name().as_bytes());
+    Ok((space, incomplete))
+}
+
+/// What the lock file says behind the form of the marks.
+const INCOMPLETE: &[u8] = b" incomplete";
+
+impl UpperDir {
+    /// Before the first file is copied in part.
+    pub(crate) fn note_incomplete(&self) -> Res<()> {
+        if self.incomplete.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        rustix::io::pwrite(&self.lock, INCOMPLETE, self.marks.name().len() as u64)?;
+        if self.volatile { Ok(()) } else { rustix::fs::fdatasync(&self.lock) }
+    }
+
+    /// When no incomplete file is left.
+    pub(crate) fn note_all_complete(&self) -> Res<()> {
+        match self.incomplete.load(Ordering::Relaxed) {
+            true => rustix::fs::ftruncate(&self.lock, self.marks.name().len() as u64),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether an earlier mount left incomplete files.
+    pub(crate) fn was_left_incomplete(&self) -> bool {
+        self.left_incomplete
+    }
+}
+
+/// The block size of a file system whose `SEEK_HOLE` tells of every block exactly whether it was written.
+fn grain(root: &OwnedFd) -> Res<Option<u64>> {
+    // EXT4, XFS and BTRFS of <linux/magic.h>. Others round up, or take zeros that were written for holes.
+    const EXACT: [rustix::fs::FsWord; 3] = [0xef53, 0x5846_5342, 0x9123_683e];
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let stat = rustix::fs::fstatfs(rustix::fs::openat(root, c".", flags, Mode::empty())?)?;
+    let block = u64::try_from(stat.f_bsize).unwrap_or(0).max(4096);
+    Ok(EXACT.contains(&stat.f_type).then_some(block))
 }
 
 fn work_folder(outer: &OwnedFd) -> Res<OwnedFd> {

@@ -105,7 +105,10 @@ impl Scratch {
     }
 
     pub fn mount(&mut self, stack: Stack, writable: bool) {
-        let upper = writable.then(|| Upper::new(self.upper()));
+        self.mount_upper(stack, writable.then(|| Upper::new(self.upper())));
+    }
+
+    pub fn mount_upper(&mut self, stack: Stack, upper: Option<Upper>) {
         let options = MountOptions { upper, ..MountOptions::default() };
         let mounted = mount(stack, &self.root(), &options);
         self.mount = Some(mounted.unwrap_or_else(|error| {

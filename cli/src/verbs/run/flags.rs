@@ -116,6 +116,9 @@ pub(super) struct Storage {
     /// Mount the stack read-only, without a writable layer
     #[arg(long)]
     pub(super) read_only: bool,
+    /// When to compare what is read with the images' chunk tables: never, first-read or always
+    #[arg(long, default_value = "first-read", value_name = "WHEN")]
+    pub(super) verify: mica_agent::Verify,
     /// Show a file or folder of the host in the job
     #[arg(short = 'v', long = "volume", value_parser = parse_volume, value_name = "SRC:DST[:ro]")]
     pub(super) volumes: Vec<Mount>,

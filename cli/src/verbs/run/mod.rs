@@ -175,7 +175,8 @@ pub(crate) fn image_layers(images: &[PathBuf]) -> anyhow::Result<Vec<JobLayer>> 
         let path =
             file.canonicalize().with_context(|| format!("cannot find image {}", file.display()))?;
         Image::open(&path, &OpenOptions::default())?;
-        Ok(JobLayer { name: file.display().to_string(), path, digest: None })
+        let chunks = Some(mica_packer::chunks_path(&path)).filter(|table| table.exists());
+        Ok(JobLayer { name: file.display().to_string(), path, digest: None, chunks })
     };
     images.iter().map(layer).collect()
 }

@@ -73,6 +73,7 @@ pub(super) fn job_config(
         upper,
         spec: spec(args, source, command, job.id(), &job.tree())?,
         cache: source.cache.clone(),
+        verify: args.storage.verify,
         remove: args.life.rm,
         stop_signal: args.life.stop_signal,
         stop_timeout: args.life.stop_timeout,
