@@ -80,6 +80,17 @@ impl Compression {
         }
     }
 
+    /// Name and version of the library behind it: another version may compress to other bytes.
+    pub fn library(self) -> String {
+        match self {
+            Self::Zstd => format!("zstd-{}", zstd::zstd_safe::version_string()),
+            Self::Gzip => "zlib-rs-0.6.8".to_owned(),
+            Self::Lz4 => "lz4_flex-0.14.0".to_owned(),
+            Self::Xz => "lzma-rust2-0.25.0".to_owned(),
+            Self::None | Self::Lzma | Self::Lzo => "none".to_owned(),
+        }
+    }
+
     /// The levels [`Compressor`] takes, lowest, default and highest; `None` where there is nothing to choose.
     pub fn levels(self) -> Option<(u32, u32, u32)> {
         match self {

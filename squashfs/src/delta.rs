@@ -122,7 +122,7 @@ fn metadata_blocks(image: &Image, visit: Visit<'_>) -> Result<(), ReadError> {
 }
 
 /// Where the directory table ends: at the first block of the table that comes next, whichever that is.
-fn directories_end(image: &Image) -> Result<u64, ReadError> {
+pub(crate) fn directories_end(image: &Image) -> Result<u64, ReadError> {
     let sb = image.superblock();
     let mut end = sb.bytes_used;
     let mut note = |position: u64| {

@@ -1,7 +1,8 @@
 //! Work on several threads, handed out in order through a bounded queue.
 
+use std::collections::VecDeque;
 use std::num::NonZero;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -41,6 +42,52 @@ pub(crate) fn run<J: Send, T>(
     })
 }
 
+/// How many blocks may be in flight: 16 MiB of them, so that no thread is idle, and a few of the largest.
+pub(crate) fn window(block_size: u32) -> usize {
+    ((16 << 20) / block_size as usize).clamp(16, 128)
+}
+
+/// Runs `handle` on as many threads as there are `states`, for all jobs that `next` gives; `done` gets the results on
+/// this thread in the order of the jobs. At most `window` jobs are in flight. Ends with the first error.
+pub(crate) fn ordered<S: Send, J: Send, R: Send, E>(
+    states: Vec<S>,
+    window: usize,
+    handle: impl Fn(&mut S, J) -> R + Sync,
+    mut next: impl FnMut() -> Result<Option<J>, E>,
+    mut done: impl FnMut(R) -> Result<(), E>,
+) -> Result<(), E> {
+    let (sender, receiver) = sync_channel::<(J, SyncSender<R>)>(window);
+    let receiver = Mutex::new(receiver);
+    thread::scope(|scope| {
+        // Owned here, so that the threads end when this closure does, however it does.
+        let sender = sender;
+        for mut state in states {
+            let (receiver, handle) = (&receiver, &handle);
+            scope.spawn(move || {
+                loop {
+                    let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok((job, reply)) = job else { return };
+                    // Nobody waits any more after an error.
+                    let _ = reply.send(handle(&mut state, job));
+                }
+            });
+        }
+        let mut pending: VecDeque<Receiver<R>> = VecDeque::new();
+        loop {
+            while pending.len() < window {
+                let Some(job) = next()? else { break };
+                let (reply, result) = sync_channel(1);
+                pending.push_back(result);
+                drop(sender.send((job, reply)));
+            }
+            let Some(first) = pending.pop_front() else { return Ok(()) };
+            // A result that never comes is a thread that panicked, which the scope passes on.
+            let Ok(result) = first.recv() else { return Ok(()) };
+            done(result)?;
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -61,5 +108,29 @@ mod tests {
             },
         );
         assert_eq!((made, sum.into_inner()), (1000, 500_500));
+    }
+
+    #[test]
+    fn results_come_in_the_order_of_the_jobs_until_one_fails() {
+        let run = |stop: u64| {
+            let mut jobs = 1..=1000_u64;
+            let mut got = Vec::new();
+            let result = ordered(
+                vec![0_u64; 3],
+                7,
+                |count, job| {
+                    *count += 1;
+                    job * 2
+                },
+                || Ok(jobs.next()),
+                |double| {
+                    got.push(double);
+                    if double == stop { Err(double) } else { Ok(()) }
+                },
+            );
+            (result, got)
+        };
+        assert_eq!(run(0), (Ok(()), (1..=1000).map(|n| n * 2).collect()));
+        assert_eq!(run(100), (Err(100), (1..=50).map(|n| n * 2).collect()));
     }
 }

@@ -7,6 +7,7 @@
 //! | [`xar`] | the text header before an image |
 //! | [`read`] | lazy random access to an image |
 //! | [`write`](mod@write) | making an image |
+//! | [`rebuild`](mod@rebuild) | an image as its raw contents and a small recipe, and back, bit for bit |
 //! | [`unpack`](mod@unpack), [`verify`](mod@verify), [`delta`](mod@delta) | an image into a directory, checked, compared |
 //!
 //! ```
@@ -40,6 +41,7 @@ pub mod delta;
 pub mod format;
 mod jobs;
 pub mod read;
+pub mod rebuild;
 pub mod source;
 pub mod unpack;
 pub mod verify;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use common::second::compare_with_backhand;
 use mica_squashfs::codec::Compression;
 use mica_squashfs::read::walk;
+use mica_squashfs::rebuild::{Contents, describe, rebuild};
 use mica_squashfs::verify::verify;
 use mica_squashfs::write::{Attribute, Metadata, Node, NodeKind, Tree, WriteOptions, write};
 use mica_squashfs::{Image, InodeKind, OpenOptions, XarHeader};
@@ -141,6 +142,16 @@ fn check(image: &Image, want: &BTreeMap<Vec<u8>, Model>) {
     assert!(damage.is_empty(), "{damage:?}");
 }
 
+/// The image comes back from its contents, all of its compressed blocks by compressing again.
+fn check_rebuild(image: &Image, bytes: &[u8]) {
+    let described = describe(image, None).unwrap();
+    let (mut raw, mut again) = (Vec::new(), Vec::new());
+    described.contents.copy_to(&mut raw, None).unwrap();
+    rebuild(&described.recipe, &mut raw.as_slice(), &mut again, None).unwrap();
+    assert!(again == bytes);
+    assert_eq!(described.contents.len(), Contents::of(image).unwrap().len());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
@@ -163,6 +174,7 @@ proptest! {
         let bytes = out.into_inner();
         let image = Image::from_source(Box::new(bytes.clone()), &OpenOptions::default()).unwrap();
         check(&image, &want);
+        check_rebuild(&image, &bytes);
         // backhand is built with these two.
         if matches!(compression, Compression::Gzip | Compression::Zstd) {
             let scratch = tempfile::NamedTempFile::new().unwrap();

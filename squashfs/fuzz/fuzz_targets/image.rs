@@ -4,6 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use mica_squashfs::delta::delta;
 use mica_squashfs::read::walk;
+use mica_squashfs::rebuild::{describe, rebuild};
 use mica_squashfs::verify::verify;
 use mica_squashfs::{Image, InodeKind, OpenOptions};
 
@@ -30,4 +31,14 @@ fuzz_target!(|data: &[u8]| {
     }
     verify(&image, std::num::NonZero::new(1));
     let _ = delta(&image, &image);
+    // Any image that opens comes back from its description.
+    let one = std::num::NonZero::new(1);
+    let described = describe(&image, one).expect("memory does not fail");
+    for file in described.contents.files() {
+        file.expect("memory does not fail");
+    }
+    let (mut raw, mut again) = (Vec::new(), Vec::new());
+    described.contents.copy_to(&mut raw, one).expect("what was described is there");
+    rebuild(&described.recipe, &mut raw.as_slice(), &mut again, one).expect("the recipe fits");
+    assert_eq!(again, data);
 });

@@ -101,3 +101,14 @@ fn options_come_back() {
     assert_eq!(CompressorOptions::to_record(Compression::Zstd, 15), None);
     assert_eq!(CompressorOptions::to_record(Compression::Gzip, 9), None);
 }
+
+#[test]
+fn libraries_are_named_with_the_version_that_is_built() {
+    let lock = include_str!("../../../Cargo.lock");
+    for compression in [Compression::Gzip, Compression::Lz4, Compression::Xz] {
+        let library = compression.library();
+        let (name, version) = library.rsplit_once('-').unwrap();
+        let entry = format!("name = \"{name}\"\nversion = \"{version}\"\n");
+        assert!(lock.contains(&entry), "{library} is not what Cargo.lock says");
+    }
+}

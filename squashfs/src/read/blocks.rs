@@ -375,7 +375,7 @@ impl Core {
     }
 
     /// A fragment block, decoded, through the cache.
-    fn cached_fragment(&self, block: &BlockRef) -> Result<Arc<Vec<u8>>, ReadError> {
+    pub(crate) fn cached_fragment(&self, block: &BlockRef) -> Result<Arc<Vec<u8>>, ReadError> {
         let max = self.superblock.block_size as usize;
         let (at, stored, compressed) = (block.offset, block.stored, block.compressed);
         self.cached(*block, |out| self.data_block(at, stored, compressed, max, out))

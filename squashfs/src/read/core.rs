@@ -133,7 +133,8 @@ impl Core {
         self.read(position, out)
     }
 
-    fn decompress(
+    /// Decodes the block `bytes`, which is at `position`, into at most `max` bytes.
+    pub(crate) fn decompress(
         &self,
         position: u64,
         bytes: &[u8],

@@ -121,6 +121,10 @@ impl Image {
         Ok(Self { core: Arc::new(core), xar, lists: Cache::new(4 << 20) })
     }
 
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
     /// The XAR header, if the image has one and was opened without an explicit offset.
     pub fn xar_header(&self) -> Option<&XarHeader> {
         self.xar.as_ref()

@@ -96,7 +96,7 @@ impl WriteOptions {
         format!(
             "layout={LAYOUT} compression={} library={} level={} block={}",
             self.compression,
-            library(self.compression),
+            self.compression.library(),
             level.unwrap_or(0),
             self.block_size
         )
@@ -121,16 +121,6 @@ impl WriteOptions {
 /// Version of everything in this module that decides where bytes go. A change to that, or to the
 /// output of a compression library (see the test with the fixed digests), needs a new one.
 pub const LAYOUT: u32 = 1;
-
-fn library(compression: Compression) -> String {
-    match compression {
-        Compression::Zstd => format!("zstd-{}", zstd::zstd_safe::version_string()),
-        Compression::Gzip => "zlib-rs".to_owned(),
-        Compression::Lz4 => "lz4_flex".to_owned(),
-        Compression::Xz => "lzma-rust2".to_owned(),
-        Compression::None | Compression::Lzma | Compression::Lzo => "none".to_owned(),
-    }
-}
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,49 @@
+//! Describes an image, makes it again from its contents in a temporary file, and says what that took.
+#![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "a program for measuring")]
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{BufReader, Seek as _, Write};
+use std::time::Instant;
+
+use mica_squashfs::rebuild::{Recipe, describe, rebuild};
+use mica_squashfs::{Image, OpenOptions};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let path = std::env::args_os().nth(1).ok_or("usage: rebuild IMAGE")?;
+    let image = Image::open(path, &OpenOptions::default())?;
+    let start = Instant::now();
+    let described = describe(&image, None)?;
+    let recipe = described.recipe.encode();
+    let size = described.recipe.image_len();
+    println!(
+        "described in {:.2?}: {} level {}, {:.1} of {:.1} MB verbatim, recipe of {} bytes ({:.3} %)",
+        start.elapsed(),
+        described.recipe.library(),
+        described.recipe.level(),
+        described.recipe.verbatim() as f64 / 1e6,
+        size as f64 / 1e6,
+        recipe.len(),
+        recipe.len() as f64 * 100.0 / size as f64
+    );
+    let start = Instant::now();
+    let mut raw = tempfile::tempfile()?;
+    described.contents.copy_to(&mut raw, None)?;
+    raw.rewind()?;
+    println!(
+        "{:.1} MB of contents in {:.2?}",
+        described.recipe.raw_len() as f64 / 1e6,
+        start.elapsed()
+    );
+    let start = Instant::now();
+    let mut out: Box<dyn Write> = match std::env::args_os().nth(2) {
+        Some(out) => Box::new(File::create(out)?),
+        None => Box::new(std::io::sink()),
+    };
+    rebuild(&Recipe::parse(&recipe)?, &mut BufReader::new(raw), &mut *out, None)?;
+    println!("made again in {:.2?}", start.elapsed());
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();
+    println!("peak memory {}", peak.trim_start_matches("VmHWM:").trim());
+    Ok(())
+}
