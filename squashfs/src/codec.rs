@@ -7,7 +7,7 @@
 //! |---|---|---|---|---|
 //! | 1 | gzip (a zlib stream) | yes | levels 1-9 | level, window, strategies |
 //! | 2 | lzma (an lzma-alone stream) | yes | no | none |
-//! | 3 | lzo | no | no | algorithm, level |
+//! | 3 | lzo | yes | no | algorithm, level |
 //! | 4 | xz | yes, with branch filters | levels 0-9 | dictionary size, filters |
 //! | 5 | lz4 (a block) | yes | one level | version, flags: always there, the kernel demands them |
 //! | 6 | zstd | yes | levels 1-22 | level |
@@ -17,6 +17,7 @@
 
 mod compress;
 mod decompress;
+mod lzo;
 mod options;
 
 use std::fmt;
@@ -35,7 +36,7 @@ pub enum Compression {
     Gzip,
     /// LZMA 1; deprecated, no kernel reads it.
     Lzma,
-    /// LZO 1X; recognised, neither read nor written.
+    /// LZO 1X.
     Lzo,
     /// LZMA 2 in an xz container.
     Xz,

@@ -6,6 +6,7 @@ use std::io::Read as _;
 use flate2::{Decompress, FlushDecompress, Status};
 use lzma_rust2::{LzmaReader, XzReader};
 
+use super::lzo::{self, LzoError};
 use super::{CodecError, Compression};
 
 /// What an xz or lzma block's dictionary may take. Blocks have at most 1 MiB and a dictionary larger than a block
@@ -21,6 +22,7 @@ pub struct Decompressor {
 enum Context {
     Gzip(Decompress),
     Lzma,
+    Lzo,
     Lz4,
     Xz,
     Zstd(zstd::bulk::Decompressor<'static>),
@@ -38,9 +40,7 @@ impl Decompressor {
                 zstd::bulk::Decompressor::new()
                     .map_err(|source| CodecError::damaged(compression, source))?,
             ),
-            Compression::Lzo => {
-                return Err(CodecError::Unsupported { compression, direction: "decompression" });
-            }
+            Compression::Lzo => Context::Lzo,
         };
         Ok(Self { compression, context })
     }
@@ -80,6 +80,10 @@ impl Decompressor {
                     return Err(CodecError::truncated(compression));
                 }
             }
+            Context::Lzo => lzo::decompress(input, max, out).map_err(|source| match source {
+                LzoError::TooLong => CodecError::TooLong { max },
+                source => CodecError::damaged(compression, source),
+            })?,
             Context::Lz4 => {
                 // No clear: only what was never filled before has to be zeroed.
                 out.resize(max, 0);

@@ -73,6 +73,9 @@ pub enum FormatError {
     /// The superblock's magic number is not squashfs's.
     #[error("not a squashfs image")]
     Magic,
+    /// A big-endian image; version 4 has none.
+    #[error("a big-endian squashfs image of version 3 or older, instead of 4.0")]
+    BigEndian,
     /// A version of squashfs other than 4.0.
     #[error("squashfs version {major}.{minor} instead of 4.0")]
     Version {

@@ -85,8 +85,10 @@ impl Superblock {
     /// Reads a superblock and checks everything that can be checked without the rest of the image.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut c = Cursor::new(bytes, "superblock");
-        if c.u32()? != MAGIC {
-            return Err(FormatError::Magic);
+        match c.u32()? {
+            MAGIC => {}
+            magic if magic.swap_bytes() == MAGIC => return Err(FormatError::BigEndian),
+            _ => return Err(FormatError::Magic),
         }
         let inodes = c.u32()?;
         let mkfs_time = c.u32()?;

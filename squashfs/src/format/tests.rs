@@ -45,6 +45,11 @@ fn superblock_comes_back_and_is_checked() {
     let mut version = good.encode();
     version[28] = 3;
     assert_eq!(Superblock::decode(&version), Err(FormatError::Version { major: 3, minor: 0 }));
+    // A big-endian machine of that time.
+    version[..4].reverse();
+    let error = Superblock::decode(&version).unwrap_err();
+    let text = "a big-endian squashfs image of version 3 or older, instead of 4.0";
+    assert_eq!(error.to_string(), text);
 }
 
 #[test]

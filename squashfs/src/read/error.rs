@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::codec::{CodecError, Compression};
+use crate::codec::CodecError;
 use crate::format::FormatError;
 use crate::xar::XarError;
 
@@ -35,8 +35,8 @@ pub enum OpenFault {
         #[source]
         source: FormatError,
     },
-    /// The superblock names a compressor that is not known or cannot be read.
-    #[error("compressor {id}{} is not supported", compressor_name(*id))]
+    /// The superblock names a compressor that is not known.
+    #[error("there is no compressor {id}")]
     Compressor {
         /// The compressor's id.
         id: u16,
@@ -52,10 +52,6 @@ pub enum OpenFault {
     /// A table that is needed from the start cannot be read.
     #[error("cannot read a table")]
     Table(#[source] ReadError),
-}
-
-fn compressor_name(id: u16) -> String {
-    Compression::from_id(id).map_or_else(String::new, |known| format!(" ({known})"))
 }
 
 /// A part of an image cannot be read. Positions are counted from the start of the file system.

@@ -104,9 +104,7 @@ impl Image {
             return Err(OpenFault::Truncated { have: len, need });
         }
         let id = superblock.compressor;
-        let compression = Compression::from_id(id)
-            .filter(|&c| c != Compression::Lzo)
-            .ok_or(OpenFault::Compressor { id })?;
+        let compression = Compression::from_id(id).ok_or(OpenFault::Compressor { id })?;
         let mut core = Core {
             source,
             start,

@@ -79,10 +79,9 @@ pub fn rebuild(
 /// Form and length of one piece after the other, long verbatim ones in parts.
 fn pieces(recipe: &Recipe) -> impl Iterator<Item = (Form, usize)> + use<'_> {
     recipe.runs().flat_map(|Run { form, count, len }| {
-        // Pieces that are compressed are shorter than a step.
-        let parts = len.div_ceil(STEP);
+        let step = if form == Form::Verbatim { STEP } else { len };
         (0..count).flat_map(move |_| {
-            (0..parts).map(move |part| (form, (len - part * STEP).min(STEP) as usize))
+            (0..len.div_ceil(step)).map(move |part| (form, (len - part * step).min(step) as usize))
         })
     })
 }

@@ -98,7 +98,7 @@ const SKIPPABLE: [u8; 4] = 0x184D_2A50_u32.to_le_bytes();
 const SKIPPABLE_HEADER: usize = SKIPPABLE.len() + 4;
 
 /// Longest run of verbatim bytes that is handled at a time.
-const STEP: u64 = 1 << 20;
+const STEP: u64 = 128 << 10;
 
 /// Compresses pieces; one per thread.
 struct Encoder {
