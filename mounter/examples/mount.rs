@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--volatile" => options.upper = Some(Upper { volatile: true, ..Upper::new(value) }),
             "--threads" => options.threads = value.parse()?,
             "--readahead" => options.readahead_kib = Some(value.parse()?),
+            "--passthrough" => options.passthrough = value.parse()?,
             "--cache" => options.block_cache_bytes = value.parse()?,
             _ => return Err(format!("unknown flag {flag}").into()),
         }

@@ -17,7 +17,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use crate::error::{MountError, UnmountError};
 use crate::ids::Ids;
 use crate::lower::Lower;
-use crate::options::{Marks, MountOptions};
+use crate::options::{Marks, MountOptions, Upper};
 use crate::server::{Server, Shared};
 use crate::stack::Stack;
 use crate::stats::{Counters, Stats};
@@ -126,13 +126,21 @@ fn tree(stack: Stack, options: &MountOptions) -> Result<Tree, MountError> {
     Ok(tree)
 }
 
+/// Copies into an upper that isn't mounted what is still in the layers of files that were copied up in part: what a
+/// killed server left. Afterwards it can be used without them.
+pub fn complete_upper(stack: Stack, upper: Upper) -> Result<(), MountError> {
+    let options = MountOptions { upper: Some(upper), ..MountOptions::default() };
+    tree(stack, &options)?.complete_all();
+    Ok(())
+}
+
 /// Mounts, and answers the kernel's first request. Also says whether the helper mounted.
 fn start(
     path: &Path,
     shared: &Arc<Shared>,
     options: &MountOptions,
 ) -> Result<(Session<Server>, bool), MountError> {
-    let server = || Server::new(Arc::clone(shared));
+    let server = || Server::new(Arc::clone(shared), options.passthrough && !options.suid);
     let config = |acl, mount_options| {
         let mut config = Config::default();
         config.mount_options = mount_options;
@@ -296,6 +304,12 @@ impl Mount {
     /// What it has done so far.
     pub fn stats(&self) -> Stats {
         self.shared.stats()
+    }
+
+    /// Copies into the upper what is still in the layers of files that were copied up in part, as the end of the mount
+    /// does: afterwards, and as long as nobody writes, the upper can be used without the layers.
+    pub fn complete(&self) {
+        self.shared.tree.complete_all();
     }
 
     /// A handle for reading the counters, also after the mount is gone.

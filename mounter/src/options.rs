@@ -62,6 +62,9 @@ pub struct MountOptions {
     /// Readahead in KiB, where this process may set it (root); `None` leaves the kernel's 128. More helps those
     /// who read large files from end to end, and costs those who touch many in places.
     pub readahead_kib: Option<u32>,
+    /// Let the kernel read and write the upper's files by itself, where it does: only root may ask it to. Not together
+    /// with `suid`: a file that is made set-user-id while it is open would keep that when it is written.
+    pub passthrough: bool,
     /// The device name in `/proc/self/mounts`.
     pub name: String,
 }
@@ -78,6 +81,7 @@ impl Default for MountOptions {
             idle_timeout: None,
             threads: 2,
             readahead_kib: None,
+            passthrough: true,
             name: "mica".to_owned(),
         }
     }

@@ -1,6 +1,12 @@
 //! Counting requests: the measure of a FUSE server is how often the kernel has to ask.
 
+use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::sys;
 
 macro_rules! operations {
     ($($name:ident $text:literal)*) => {
@@ -72,5 +78,46 @@ impl Stats {
     /// Requests of all operations.
     pub fn total(&self) -> u64 {
         self.requests.iter().map(|&(_, count)| count).sum()
+    }
+
+    /// Asks the server of the mount that `path` is on, whichever process that is. `None`: it is not a mount of ours.
+    pub fn of(path: &Path) -> io::Result<Option<Stats>> {
+        let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let text = match sys::stats_text(file) {
+            Ok(text) => text,
+            Err(rustix::io::Errno::NOTTY | rustix::io::Errno::NOSYS) => return Ok(None),
+            Err(errno) => return Err(errno.into()),
+        };
+        Ok(std::str::from_utf8(&text).ok().and_then(Stats::parse))
+    }
+
+    /// What is answered to [`Stats::of`]: the nodes, then a line for each operation.
+    pub(crate) fn text(&self) -> String {
+        let lines = self.requests.iter().map(|(name, count)| format!("{name} {count}\n"));
+        format!("{}\n{}", self.nodes, lines.collect::<String>())
+    }
+
+    fn parse(text: &str) -> Option<Stats> {
+        let mut lines = text.lines();
+        let nodes = lines.next()?.parse().ok()?;
+        let requests = lines.filter_map(|line| {
+            let (name, count) = line.split_once(' ')?;
+            // A server of another version may count what we don't know.
+            Some((*NAMES.iter().find(|known| **known == name)?, count.parse().ok()?))
+        });
+        Some(Stats { requests: requests.collect(), nodes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_survive_their_text_and_fit() {
+        let requests = NAMES.iter().map(|&name| (name, u64::MAX)).collect();
+        let stats = Stats { requests, nodes: usize::MAX };
+        assert_eq!(Stats::parse(&stats.text()), Some(stats.clone()));
+        assert!(stats.text().len() < sys::TEXT);
     }
 }

@@ -144,3 +144,16 @@ fn names_of_any_bytes_and_large_directories() {
     let error = fs::metadata(scratch.root().join(long)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidFilename);
 }
+
+#[test]
+fn counters_are_told_to_whoever_asks_by_a_path() {
+    use mica_mounter::Stats;
+    for writable in [false, true] {
+        let scratch = Scratch::new(stack([Layer::new().file("d/f", "x").image()]), writable);
+        fs::metadata(scratch.path("d/missing")).unwrap_err();
+        let stats = Stats::of(&scratch.path("d")).unwrap().unwrap();
+        assert!(stats.requests_of("lookup") >= 2, "{stats:?}");
+        assert_eq!(Stats::of(&scratch.path("d/f")).unwrap().unwrap().nodes, stats.nodes + 1);
+        assert_eq!(Stats::of(scratch.dir.path()).unwrap(), None);
+    }
+}

@@ -187,3 +187,51 @@ fn a_new_upper_looks_like_the_root_of_the_layers() {
     let after = fs::metadata(scratch.root()).unwrap();
     assert_eq!((before.mode(), before.mtime()), (after.mode(), after.mtime()));
 }
+
+#[test]
+fn files_without_a_name_are_refused_as_by_a_file_system_that_has_none() {
+    let scratch = Scratch::new(stack([base().image()]), true);
+    let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR;
+    let made = rustix::fs::open(scratch.root(), flags, rustix::fs::Mode::RUSR);
+    assert_eq!(made.unwrap_err(), rustix::io::Errno::OPNOTSUPP);
+}
+
+#[test]
+fn a_file_that_is_open_while_it_is_copied_up_shows_what_is_written() {
+    let scratch = Scratch::new(stack([base().image()]), true);
+    let mut reader = fs::File::open(scratch.path("f")).unwrap();
+    let mut writer = OpenOptions::new().write(true).open(scratch.path("f")).unwrap();
+    let mut text = String::new();
+    for round in 0..3 {
+        writer.seek(SeekFrom::Start(0)).unwrap();
+        write!(writer, "round {round}").unwrap();
+        reader.seek(SeekFrom::Start(0)).unwrap();
+        text.clear();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, format!("round {round}"));
+        assert_eq!(scratch.read("f"), text, "by another open");
+    }
+}
+
+#[test]
+fn set_id_bits_go_when_somebody_else_writes_also_to_a_new_file() {
+    let scratch = Scratch::new(stack([base().image()]), true);
+    let path = scratch.path("suid");
+    fs::write(&path, "x").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+    fs::set_permissions(scratch.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let written = std::process::Command::new("setpriv")
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "sh",
+            "-c",
+            "echo y >> \"$1\"",
+            "-",
+        ])
+        .arg(&path)
+        .status();
+    assert!(written.unwrap().success(), "this test needs setpriv from util-linux, and root");
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777);
+}

@@ -53,6 +53,11 @@ impl Server {
         self.tree().node(ino.0)
     }
 
+    /// How long the kernel may keep a node's attributes.
+    pub(super) fn keep(&self, ino: INodeNo) -> &'static Duration {
+        if self.backings.is_passed(ino.0) { &Duration::ZERO } else { &KEEP }
+    }
+
     pub(super) fn send_entry(&self, reply: ReplyEntry, seen: Res<Seen>) {
         let attr = seen.and_then(|seen| {
             let attr = self.tree().attr_of(&seen.node, seen.stat.as_deref())?;
@@ -115,8 +120,8 @@ impl Server {
     }
 }
 
-/// Asks for what [`WANTED`] names, and for large writes.
-pub(super) fn negotiate(config: &mut KernelConfig) {
+/// Asks for what [`WANTED`] names, for large writes, and where wished for passthrough; says whether that is to be had.
+pub(super) fn negotiate(config: &mut KernelConfig, passthrough: bool) -> bool {
     for flag in WANTED {
         if config.add_capabilities(flag).is_err() {
             tracing::debug!(?flag, "the kernel doesn't offer a FUSE capability");
@@ -125,6 +130,9 @@ pub(super) fn negotiate(config: &mut KernelConfig) {
     if let Err(max) = config.set_max_write(1 << 20) {
         tracing::debug!(max, "writes come in smaller pieces");
     }
+    passthrough
+        && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+        && config.set_max_stack_depth(1).is_ok()
 }
 
 impl Server {

@@ -9,6 +9,7 @@
 
 mod common;
 mod convert;
+mod open;
 mod requests;
 
 use std::collections::VecDeque;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use self::open::Backings;
 use crate::stats::{Counters, Op, Stats};
 use crate::tree::{Listing, Node, Tree};
 
@@ -55,11 +57,20 @@ pub(crate) struct Server {
     next_handle: AtomicU64,
     /// Listings by handle; without handles by inode, the oldest dropped.
     listings: Mutex<VecDeque<(u64, Arc<Listing>)>>,
+    backings: Backings,
+    passthrough: bool,
 }
 
 impl Server {
-    pub(crate) fn new(shared: Arc<Shared>) -> Server {
-        Server { shared, next_handle: AtomicU64::new(1), listings: Mutex::default() }
+    /// `passthrough`: let the kernel read and write the upper's files by itself, where it does.
+    pub(crate) fn new(shared: Arc<Shared>, passthrough: bool) -> Server {
+        Server {
+            shared,
+            next_handle: AtomicU64::new(1),
+            listings: Mutex::default(),
+            backings: Backings::default(),
+            passthrough,
+        }
     }
 
     fn tree(&self) -> &Tree {

@@ -7,9 +7,9 @@ use std::time::SystemTime;
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::common::{drops_set_id, negotiate, reply};
@@ -17,11 +17,14 @@ use super::convert::{bare_attr, errno, file_attr, set_time, unpack_device};
 use super::{KEEP, Server};
 use crate::kind::Kind;
 use crate::stats::Op;
-use crate::tree::{Change, End, New, Open};
+use crate::sys::STATS;
+use crate::tree::{Change, End, New};
 
 impl Filesystem for Server {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        negotiate(config);
+        if negotiate(config, self.passthrough && self.tree().is_writable()) {
+            self.backings.allow();
+        }
         Ok(())
     }
 
@@ -44,7 +47,7 @@ impl Filesystem for Server {
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.run(Op::Getattr, reply, |reply| {
             let attr = self.node(ino).and_then(|node| self.tree().attr(&node));
-            reply!(reply, attr, attr => reply.attr(&KEEP, &file_attr(&attr)));
+            reply!(reply, attr, attr => reply.attr(self.keep(ino), &file_attr(&attr)));
         });
     }
 
@@ -77,7 +80,7 @@ impl Filesystem for Server {
                 drop_set_id: drops_set_id(request),
             };
             let attr = self.node(ino).and_then(|node| self.tree().set_attr(&node, &change));
-            reply!(reply, attr, attr => reply.attr(&KEEP, &file_attr(&attr)));
+            reply!(reply, attr, attr => reply.attr(self.keep(ino), &file_attr(&attr)));
         });
     }
 
@@ -192,19 +195,7 @@ impl Filesystem for Server {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.run(Op::Open, reply, |reply| {
-            if !self.tree().is_writable() {
-                return reply.error(Errno::ENOSYS);
-            }
-            let open = Open {
-                write: flags.acc_mode() != OpenAccMode::O_RDONLY,
-                truncate: flags.0 & libc::O_TRUNC != 0,
-                drop_set_id: drops_set_id(request),
-            };
-            let opened = self.node(ino).and_then(|node| self.tree().open(&node, open));
-            let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-            reply!(reply, opened, () => reply.opened(FileHandle(0), flags));
-        });
+        self.run(Op::Open, reply, |reply| self.open_file(request, ino, flags, reply));
     }
 
     fn read(
@@ -269,6 +260,7 @@ impl Filesystem for Server {
         reply: ReplyEmpty,
     ) {
         self.run(Op::Release, reply, |reply| {
+            self.backings.close(ino.0);
             if let Ok(node) = self.node(ino) {
                 self.tree().release(&node);
             }
@@ -402,18 +394,7 @@ impl Filesystem for Server {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        self.run(Op::Create, reply, |reply| {
-            let made = self.make(request, parent, name, New::File { mode }).and_then(|seen| {
-                let attr = self.tree().attr_of(&seen.node, seen.stat.as_deref())?;
-                self.tree().opened(&seen.node);
-                self.tree().remember(&seen.node);
-                Ok(attr)
-            });
-            let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-            reply!(reply, made, attr => {
-                reply.created(&KEEP, &file_attr(&attr), Generation(0), FileHandle(0), flags);
-            });
-        });
+        self.run(Op::Create, reply, |reply| self.create_file(request, parent, name, mode, reply));
     }
 
     fn ioctl(
@@ -422,12 +403,15 @@ impl Filesystem for Server {
         _: INodeNo,
         _: FileHandle,
         _: IoctlFlags,
-        _cmd: u32,
+        cmd: u32,
         _in_data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        self.run(Op::Ioctl, reply, |reply| reply.error(Errno::ENOTTY));
+        self.run(Op::Ioctl, reply, |reply| match cmd {
+            STATS => reply.ioctl(0, self.shared.stats().text().as_bytes()),
+            _ => reply.error(Errno::ENOTTY),
+        });
     }
 
     fn fallocate(

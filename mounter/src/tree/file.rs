@@ -7,7 +7,7 @@ use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::attr::{At, drop_set_id};
-use super::node::{Node, OpenFile};
+use super::node::{InUpper, Node, OpenFile, Rest};
 use super::{Res, Tree};
 use crate::kind::Kind;
 use crate::upper::{proc_path, statx_fd};
@@ -62,6 +62,20 @@ impl Tree {
         self.upper_file(node, true)
     }
 
+    /// The upper's file, if all of a file's content is in it and a write takes nothing from it.
+    pub(crate) fn whole_file(&self, node: &Arc<Node>) -> Option<Arc<File>> {
+        let whole = {
+            let state = node.state();
+            matches!(state.rest, Rest::Nowhere) && !matches!(state.upper, InUpper::No)
+        };
+        if !whole || node.kind != Kind::File {
+            return None;
+        }
+        let file = self.upper_file(node, false).ok()?;
+        let mode = u32::from(statx_fd(&file).ok()?.stx_mode);
+        (mode & (libc::S_ISUID | libc::S_ISGID) == 0).then_some(file)
+    }
+
     /// The upper's file; one for all who have the node open.
     fn upper_file(&self, node: &Arc<Node>, write: bool) -> Res<Arc<File>> {
         if let Some(open) = &node.state().file
@@ -80,7 +94,7 @@ impl Tree {
         };
         let file = Arc::new(file);
         let mut state = node.state();
-        if state.opens > 0 || !matches!(state.upper, super::InUpper::Yes) {
+        if state.opens > 0 || !matches!(state.upper, InUpper::Yes) {
             state.file = Some(OpenFile { file: Arc::clone(&file), writable });
         }
         Ok(file)
@@ -121,7 +135,7 @@ impl Tree {
         let lower = {
             let state = node.state();
             match state.upper {
-                super::InUpper::No => state.lower,
+                InUpper::No => state.lower,
                 _ => None,
             }
         };

@@ -1,0 +1,146 @@
+//! Opening files; those of the upper that the kernel reads and writes by itself (passthrough).
+//!
+//! The kernel wants all who have a file open to have it open the same way: whether it is read through the page cache or
+//! directly is decided at the first open and stays until the last close. A file that is open while it is copied up
+//! therefore goes on as before.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fuser::{
+    BackingId, Errno, FileHandle, FopenFlags, Generation, INodeNo, OpenAccMode, OpenFlags,
+    ReplyCreate, ReplyOpen, Request,
+};
+
+use super::common::{drops_set_id, reply};
+use super::convert::file_attr;
+use super::{KEEP, Server};
+use crate::tree::{New, Open};
+
+#[derive(Default)]
+pub(super) struct Backings {
+    /// Of every file that is open.
+    files: Mutex<HashMap<u64, Backing>>,
+    /// The kernel has passthrough, and has not refused this server yet.
+    allowed: AtomicBool,
+}
+
+struct Backing {
+    id: Option<Arc<BackingId>>,
+    opens: u32,
+}
+
+impl Backings {
+    fn files(&self) -> MutexGuard<'_, HashMap<u64, Backing>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn allow(&self) {
+        self.allowed.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts an open. The first one decides: `file` is what may be handed to the kernel, `register` does it.
+    pub(super) fn open(
+        &self,
+        ino: u64,
+        file: impl FnOnce() -> Option<Arc<File>>,
+        register: impl FnOnce(&File) -> std::io::Result<BackingId>,
+    ) -> Option<Arc<BackingId>> {
+        let mut files = self.files();
+        let backing = files.entry(ino).or_insert_with(|| {
+            let file = if self.allowed.load(Ordering::Relaxed) { file() } else { None };
+            let id = file.and_then(|file| match register(&file) {
+                Ok(id) => Some(Arc::new(id)),
+                Err(error) => {
+                    // Only root may, and not on every file system.
+                    tracing::debug!(%error, "the kernel leaves the upper's files to the server");
+                    self.allowed.store(false, Ordering::Relaxed);
+                    None
+                }
+            });
+            Backing { id, opens: 0 }
+        });
+        backing.opens += 1;
+        backing.id.clone()
+    }
+
+    /// Counts a close.
+    pub(super) fn close(&self, ino: u64) {
+        let mut files = self.files();
+        let Some(backing) = files.get_mut(&ino) else { return };
+        backing.opens = backing.opens.saturating_sub(1);
+        if backing.opens == 0 {
+            files.remove(&ino);
+        }
+    }
+
+    /// Whether the kernel writes the file without telling: what is known of it is not to be kept.
+    pub(super) fn is_passed(&self, ino: u64) -> bool {
+        self.allowed.load(Ordering::Relaxed)
+            && self.files().get(&ino).is_some_and(|backing| backing.id.is_some())
+    }
+}
+
+/// Writes are complete when they are answered. Other flags the kernel refuses with passthrough.
+const PASSED: FopenFlags = FopenFlags::FOPEN_NOFLUSH;
+/// And nobody else changes files.
+const OPENED: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(PASSED);
+
+impl Server {
+    pub(super) fn open_file(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        flags: OpenFlags,
+        reply: ReplyOpen,
+    ) {
+        if !self.tree().is_writable() {
+            return reply.error(Errno::ENOSYS);
+        }
+        let open = Open {
+            write: flags.acc_mode() != OpenAccMode::O_RDONLY,
+            truncate: flags.0 & libc::O_TRUNC != 0,
+            drop_set_id: drops_set_id(request),
+        };
+        let opened = self.node(ino).and_then(|node| {
+            self.tree().open(&node, open)?;
+            Ok(node)
+        });
+        reply!(reply, opened, node => {
+            let file = || self.tree().whole_file(&node);
+            let register = |file: &File| reply.open_backing(file);
+            match self.backings.open(ino.0, file, register) {
+                Some(id) => reply.opened_passthrough(FileHandle(0), PASSED, &id),
+                None => reply.opened(FileHandle(0), OPENED),
+            }
+        });
+    }
+
+    pub(super) fn create_file(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        reply: ReplyCreate,
+    ) {
+        let made = self.make(request, parent, name, New::File { mode }).and_then(|seen| {
+            let attr = self.tree().attr_of(&seen.node, seen.stat.as_deref())?;
+            self.tree().opened(&seen.node);
+            self.tree().remember(&seen.node);
+            Ok((attr, seen.node))
+        });
+        reply!(reply, made, (attr, node) => {
+            let file = || self.tree().whole_file(&node);
+            let register = |file: &File| reply.open_backing(file);
+            let (fh, attr, first) = (FileHandle(0), file_attr(&attr), Generation(0));
+            match self.backings.open(node.ino, file, register) {
+                Some(id) => reply.created_passthrough(&KEEP, &attr, first, fh, PASSED, &id),
+                None => reply.created(&KEEP, &attr, first, fh, OPENED),
+            }
+        });
+    }
+}
