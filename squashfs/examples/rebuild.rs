@@ -1,20 +1,23 @@
-//! Describes an image, makes it again from its contents in a temporary file, and says what that took.
+//! Describes an image, makes it again from its contents in a temporary file, and says what that took:
+//! `cargo run --release -p mica-squashfs --example rebuild -- IMAGE [RECIPE]` keeps the recipe too.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "a program for measuring")]
 
 use std::error::Error;
-use std::fs::File;
-use std::io::{BufReader, Seek as _, Write};
+use std::io::{BufReader, Seek as _};
 use std::time::Instant;
 
 use mica_squashfs::rebuild::{Recipe, describe, rebuild};
 use mica_squashfs::{Image, OpenOptions};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let path = std::env::args_os().nth(1).ok_or("usage: rebuild IMAGE")?;
+    let path = std::env::args_os().nth(1).ok_or("usage: rebuild IMAGE [RECIPE]")?;
     let image = Image::open(path, &OpenOptions::default())?;
     let start = Instant::now();
     let described = describe(&image, None)?;
     let recipe = described.recipe.encode();
+    if let Some(path) = std::env::args_os().nth(2) {
+        std::fs::write(path, &recipe)?;
+    }
     let size = described.recipe.image_len();
     println!(
         "described in {:.2?}: {} level {}, {:.1} of {:.1} MB verbatim, recipe of {} bytes ({:.3} %)",
@@ -36,11 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         start.elapsed()
     );
     let start = Instant::now();
-    let mut out: Box<dyn Write> = match std::env::args_os().nth(2) {
-        Some(out) => Box::new(File::create(out)?),
-        None => Box::new(std::io::sink()),
-    };
-    rebuild(&Recipe::parse(&recipe)?, &mut BufReader::new(raw), &mut *out, None)?;
+    rebuild(&Recipe::parse(&recipe)?, &mut BufReader::new(raw), &mut std::io::sink(), None)?;
     println!("made again in {:.2?}", start.elapsed());
     let status = std::fs::read_to_string("/proc/self/status")?;
     let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();

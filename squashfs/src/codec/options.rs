@@ -1,5 +1,7 @@
 //! The compressor options behind the superblock (`squashfs-tools`' `*_wrapper.h`).
 
+use std::fmt;
+
 use super::{CodecError, Compression};
 use crate::format::FormatError;
 
@@ -105,6 +107,30 @@ impl CompressorOptions {
             Compression::Lz4 => Some(Self::Lz4 { version: 1, flags: 0 }),
             Compression::Zstd if level != 15 => Some(Self::Zstd { level }),
             _ => None,
+        }
+    }
+}
+
+/// In words, as far as it matters to people: empty for plain lz4.
+impl fmt::Display for CompressorOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Gzip { level, window, strategies } => {
+                write!(f, "level {level}, window {window}")?;
+                if strategies != 0 {
+                    write!(f, ", strategies {strategies:#x}")?;
+                }
+                Ok(())
+            }
+            // Only algorithm 4, lzo1x_999, has levels.
+            Self::Lzo { algorithm: 4, level } => write!(f, "level {level}"),
+            Self::Lzo { algorithm, .. } => write!(f, "algorithm {algorithm}"),
+            Self::Lz4 { flags, .. } if flags & 1 != 0 => f.write_str("high compression"),
+            Self::Lz4 { .. } => Ok(()),
+            Self::Xz { dictionary, filters } => {
+                write!(f, "dictionary {dictionary}, branch filters {filters:#x}")
+            }
+            Self::Zstd { level } => write!(f, "level {level}"),
         }
     }
 }

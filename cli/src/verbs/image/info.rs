@@ -24,6 +24,8 @@ struct Info {
     size: u64,
     offset: u64,
     compression: String,
+    /// As recorded; tools leave their default out.
+    compressor_options: Option<String>,
     block_size: u32,
     inodes: u32,
     fragments: u32,
@@ -54,6 +56,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         size,
         offset: image.start(),
         compression: image.compression().to_string(),
+        compressor_options: image.compressor_options()?.map(|options| options.to_string()),
         block_size: superblock.block_size,
         inodes: superblock.inodes,
         fragments: superblock.fragments,
@@ -73,8 +76,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     writeln!(out, "size         {} ({} bytes)", output::bytes(info.size), info.size)?;
     writeln!(
         out,
-        "compression  {}, blocks of {}",
+        "compression  {}{}, blocks of {}",
         info.compression,
+        info.compressor_options
+            .filter(|options| !options.is_empty())
+            .map_or_else(String::new, |options| format!(" ({options})")),
         output::bytes(info.block_size.into())
     )?;
     writeln!(out, "inodes       {}", info.inodes)?;

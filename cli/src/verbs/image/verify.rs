@@ -24,11 +24,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         verified.damage.iter().map(|damage| format!("{damage}: {}", damage.fault)).collect();
     output::lines(lines.iter().map(String::as_str))?;
     note(format_args!("read {} files, {}", verified.files, output::bytes(verified.bytes)));
-    match lines.is_empty() {
-        true => Ok(ExitCode::SUCCESS),
-        false => {
-            note(format_args!("{} places are damaged", lines.len()));
-            Ok(ExitCode::FAILURE)
-        }
+    match lines.len() {
+        0 => return Ok(ExitCode::SUCCESS),
+        1 => note("1 place is damaged"),
+        count => note(format_args!("{count} places are damaged")),
     }
+    Ok(ExitCode::FAILURE)
 }
