@@ -17,8 +17,8 @@
 //!   patch refers to. [`Contents::files`] says where the files are, to match those of two images by path.
 //! - [`describe`] tries which blocks compress to the same bytes again, keeps the others compressed in the contents,
 //!   and gives the recipe: some bytes per file, not per block, less than 0.1 % of usual images.
-//! - [`rebuild`] makes the image from recipe and contents in one pass over both, on all processors, in memory of some
-//!   MiB, and compares its digest.
+//! - [`rebuild`] makes the image from recipe and contents in one pass over both, on all processors, in some tens
+//!   of MiB of memory, and compares its digest.
 //!
 //! Every image that opens can be described, whoever made it. It is worth it if its blocks compress to the same bytes
 //! again, as those of this crate's writer do; [`Recipe::verbatim`] says how much of an image did not.
