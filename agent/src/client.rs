@@ -1,31 +1,33 @@
 //! The other side of a supervisor: starting one, and acting on a job from any command.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::control::{ControlError, Remote, Size};
+use crate::events;
 use crate::files::{FileError, Lock};
-use crate::logs::{Entry, LogReader};
+use crate::logs::{self, Entry};
 use crate::report::{Report, Reports};
-use crate::state::{JobDir, Phase, Status};
+use crate::state::JobDir;
+use crate::status::Status;
 
 /// The word that makes the binary a supervisor; the command line hands it to [`crate::supervise`].
 pub const SUPERVISE: &str = "supervise-job";
 
 /// How a job's streams are connected to the command that starts it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Attach {
-    /// The job reads the command's standard input; else it reads end of file.
-    pub stdin: bool,
-    /// Output goes to the command's standard output and error as well as to the log.
-    pub output: bool,
+    /// What the job reads, or what is typed at its terminal; without it, it reads end of file.
+    pub stdin: Option<OwnedFd>,
+    /// Output goes to the command's standard output and error as well as to the log; a terminal gets this size.
+    pub output: Option<Size>,
 }
 
 /// A supervisor that could not be started or was lost.
@@ -65,11 +67,14 @@ pub fn start(
     let mut command = Command::new(program);
     command
         .arg(SUPERVISE)
-        .stdin(stream(attach.stdin))
-        .stdout(stream(attach.output))
-        .stderr(stream(attach.output));
-    let last = if attach.output { "attached" } else { "detached" };
-    let reports = hand_over(command, job.path(), lock, &[last]).map_err(StartError::Spawn)?;
+        .stdin(attach.stdin.map_or_else(Stdio::null, Stdio::from))
+        .stdout(stream(attach.output.is_some()))
+        .stderr(stream(attach.output.is_some()));
+    let last = attach.output.map_or_else(
+        || "detached".to_owned(),
+        |Size { rows, columns }| format!("{rows}x{columns}"),
+    );
+    let reports = hand_over(command, job.path(), lock, &[&last]).map_err(StartError::Spawn)?;
     Ok(StartedJob { job, reports })
 }
 
@@ -120,85 +125,31 @@ impl StartedJob {
     }
 }
 
-/// A job that cannot be signalled.
-#[derive(Debug, thiserror::Error)]
-pub enum SignalError {
-    /// It has ended, or has not begun.
-    #[error("job {0} is not running")]
-    NotRunning(String),
-    /// The kernel refused.
-    #[error("cannot send signal {signal} to job {id}")]
-    Kernel {
-        /// The job.
-        id: String,
-        /// The signal's number.
-        signal: i32,
-        /// Why.
-        #[source]
-        source: Errno,
-    },
-    /// Not a signal.
-    #[error("{0} is not a signal")]
-    NotASignal(i32),
-    /// The job's record cannot be read.
-    #[error(transparent)]
-    File(#[from] FileError),
-}
-
-/// Sends `signal` to the job's init, which passes it on to the program.
-pub fn signal(job: &JobDir, signal: i32) -> Result<(), SignalError> {
-    let number = Signal::from_named_raw(signal).ok_or(SignalError::NotASignal(signal))?;
-    let not_running = || SignalError::NotRunning(job.id().to_owned());
-    let status =
-        job.status()?.filter(|status| status.phase == Phase::Running).ok_or_else(not_running)?;
-    let pid = status.pid.and_then(Pid::from_raw).ok_or_else(not_running)?;
-    let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|_| not_running())?;
-    // Still owned after the descriptor was had: so the process it names is the job's, not a later one.
-    if !job.is_owned() {
-        return Err(not_running());
-    }
-    pidfd_send_signal(&pidfd, number).map_err(|source| SignalError::Kernel {
-        id: job.id().to_owned(),
-        signal,
-        source,
-    })
-}
-
-/// Asks the job to end, and makes it after `timeout`; returns when nothing of it is left.
-pub fn stop(job: &JobDir, stop_signal: i32, timeout: Duration) -> Result<(), SignalError> {
-    signal(job, stop_signal)?;
-    if !wait_released_for(job, timeout)? {
-        match signal(job, Signal::KILL.as_raw()) {
-            Ok(()) | Err(SignalError::NotRunning(_)) => {}
-            Err(error) => return Err(error),
-        }
+/// Asks the job to end, makes it after `timeout` seconds, and returns when nothing of it is left. What is `None` is as the
+/// job was told when it was started.
+pub fn stop(job: &JobDir, signal: Option<i32>, timeout: Option<u64>) -> Result<(), ControlError> {
+    match Remote::connect(job)?.stop(signal, timeout) {
+        // It doesn't answer: stuck in a file system, say. Without its init there is no job.
+        Err(ControlError::Talk { .. }) => kill_init(job)?,
+        result => result?,
     }
     Ok(job.wait_until_released()?)
 }
 
-/// Waits for the supervisor's end, at most `timeout`; says whether it came.
-fn wait_released_for(job: &JobDir, timeout: Duration) -> Result<bool, FileError> {
-    let deadline = Instant::now() + timeout;
-    let Some(supervisor) = job.status()?.and_then(|status| Pid::from_raw(status.supervisor)) else {
-        return Ok(!job.is_owned());
+/// Kills the job's init, and with it the job, without asking the supervisor.
+fn kill_init(job: &JobDir) -> Result<(), ControlError> {
+    let Some(pid) = job.status()?.and_then(|status| Pid::from_raw(status.pid?)) else {
+        return Ok(());
     };
-    let Ok(pidfd) = pidfd_open(supervisor, PidfdFlags::empty()) else { return Ok(true) };
-    loop {
-        if !job.is_owned() {
-            return Ok(true);
-        }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(false);
-        }
-        let timespec =
-            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
-        // Interrupted or in time: the loop looks again.
-        if poll(&mut fds, Some(&timespec)).is_ok_and(|ready| ready > 0) {
-            return Ok(true);
-        }
+    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
+    // Still owned after the descriptor was had: so the process it names is the job's, not a later one.
+    if job.is_owned() {
+        pidfd_send_signal(&pidfd, Signal::KILL).map_err(|error| ControlError::Talk {
+            id: job.id().to_owned(),
+            source: error.into(),
+        })?;
     }
+    Ok(())
 }
 
 /// Hands every entry of the job's log to `each`, those yet to come included, until the job has ended.
@@ -213,7 +164,7 @@ pub fn follow(
         .map_err(|error| FollowError::Watch(error.into()))?;
     let supervisor = job.status()?.and_then(|status| Pid::from_raw(status.supervisor));
     let supervisor = supervisor.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    let mut reader = LogReader::new(path);
+    let mut reader = logs::reader(path);
     loop {
         // Asked first: what is in the log once the job has ended is all there will be.
         let ended = job.status()?.is_none_or(|status| status.is_final()) || !job.is_owned();
@@ -246,9 +197,28 @@ pub enum FollowError {
 }
 
 /// Removes an ended job's folder.
-pub fn remove(job: &JobDir) -> Result<(), SignalError> {
-    match job.try_lock()? {
-        Some(lock) => Ok(job.remove(&lock)?),
-        None => Err(SignalError::NotRunning(job.id().to_owned())),
+pub fn remove(job: &JobDir) -> Result<(), RemoveError> {
+    let lock = job.try_lock()?.ok_or_else(|| RemoveError::Running(job.id().to_owned()))?;
+    if let Ok(config) = job.config() {
+        events::record(job, &config, "destroy", &[]);
     }
+    Ok(job.remove(&lock)?)
+}
+
+/// Becomes readable when the supervisor has something to say, or is gone.
+impl AsFd for StartedJob {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reports.as_fd()
+    }
+}
+
+/// A job that cannot be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// Its supervisor is there.
+    #[error("job {0} is running")]
+    Running(String),
+    /// Its folder cannot be removed.
+    #[error(transparent)]
+    File(#[from] FileError),
 }

@@ -25,6 +25,10 @@
 //!         stop_timeout: 10,
 //!         labels: Default::default(),
 //!         created_ms: mica_agent::now_ms(),
+//!         terminal: false,
+//!         open_stdin: false,
+//!         restart: Default::default(),
+//!         health: None,
 //!     })
 //! })?;
 //! assert_eq!(state.find("greeter")?.id(), job.id());
@@ -39,35 +43,49 @@
 //! ```
 
 mod client;
+mod config;
+mod control;
+mod enter;
+pub mod events;
 mod files;
 mod handover;
+mod health;
+mod lines;
 pub mod logs;
 mod mounts;
 mod namespace;
 mod output;
+mod processes;
 mod reconcile;
 mod report;
+mod session;
 mod stack;
 mod state;
+mod status;
 mod supervisor;
 mod sys;
+mod volumes;
 
 pub use client::{
-    Attach, FollowError, SUPERVISE, SignalError, StartError, StartedJob, follow, remove, signal,
-    start, stop,
+    Attach, FollowError, RemoveError, SUPERVISE, StartError, StartedJob, follow, remove, start,
+    stop,
 };
+pub use config::{HealthCheck, JobConfig, JobLayer, Restart, UnknownRestart, UpperDirs};
+pub use control::{Connected, ControlError, Remote, Size};
+pub use enter::{EnterError, in_job};
 pub use files::{FileError, Lock};
+pub use lines::JsonLines;
 pub use mica_mounter::Verify;
 pub use mounts::{
     MountConfig, MountDir, MountInvocation, Mounts, SERVE_MOUNT, ServeMountError, UmountError,
     serve_config, serve_mount, start_mount,
 };
 pub use namespace::NamespaceError;
+pub use processes::{ProcessInfo, processes};
 pub use reconcile::reconcile;
 pub use report::{MountReport, Report};
 pub use stack::StackError;
-pub use state::{
-    CreateError, Failure, FindError, JobConfig, JobDir, JobLayer, Phase, StateDir, Status, Timings,
-    UpperDirs, now_ms,
-};
+pub use state::{CreateError, FindError, JobDir, StateDir, now_ms};
+pub use status::{Failure, Health, HealthState, Phase, Status, Timings};
 pub use supervisor::{Invocation, SuperviseError, supervise};
+pub use volumes::{VolumeError, VolumeName, Volumes};

@@ -4,8 +4,8 @@
 //! written with one `write(2)`, so a reader sees whole lines or the beginning of the last one, never a mixture.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::files::{FileError, at};
+use crate::lines::{JsonLines, current, previous};
 
 /// Size at which the log is set aside, in bytes.
 pub const ROTATE_AT: u64 = 16 << 20;
@@ -69,12 +70,12 @@ impl Line {
     }
 }
 
-fn current(dir: &Path) -> PathBuf {
-    dir.join("log.jsonl")
-}
+/// The log's files are called so.
+const STEM: &str = "log";
 
-fn previous(dir: &Path) -> PathBuf {
-    dir.join("log.1.jsonl")
+/// A reader of the log in the job's folder `dir`.
+pub fn reader(dir: &Path) -> JsonLines<Entry> {
+    JsonLines::new(dir, STEM)
 }
 
 /// The writing end, in the supervisor.
@@ -87,7 +88,7 @@ pub(crate) struct LogWriter {
 
 impl LogWriter {
     pub(crate) fn open(dir: &Path) -> Result<Self, FileError> {
-        let path = current(dir);
+        let path = current(dir, STEM);
         let file = append(&path).map_err(at("open", &path))?;
         let size = file.metadata().map_err(at("stat", &path))?.len();
         Ok(Self { dir: dir.to_owned(), file, size })
@@ -98,8 +99,8 @@ impl LogWriter {
         let mut text = serde_json::to_vec(&entry)?;
         text.push(b'\n');
         if self.size > 0 && self.size + text.len() as u64 > ROTATE_AT {
-            fs::rename(current(&self.dir), previous(&self.dir))?;
-            self.file = append(&current(&self.dir))?;
+            fs::rename(current(&self.dir, STEM), previous(&self.dir, STEM))?;
+            self.file = append(&current(&self.dir, STEM))?;
             self.size = 0;
         }
         self.file.write_all(&text)?;
@@ -108,7 +109,7 @@ impl LogWriter {
     }
 }
 
-fn append(path: &Path) -> io::Result<File> {
+pub(crate) fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
@@ -146,79 +147,6 @@ impl LineSplitter {
     }
 }
 
-/// Reads a job's log from the beginning, and goes on where it stopped when called again.
-#[derive(Debug)]
-pub struct LogReader {
-    dir: PathBuf,
-    open: Option<(BufReader<File>, u64)>,
-    pending: String,
-    started: bool,
-}
-
-impl LogReader {
-    /// A reader of the log in the job's folder `dir`.
-    pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), open: None, pending: String::new(), started: false }
-    }
-
-    /// The entries written since the last call; empty when there is nothing new.
-    pub fn read_new(&mut self) -> Result<Vec<Entry>, FileError> {
-        let mut entries = Vec::new();
-        if !self.started {
-            self.started = true;
-            self.open_file(&previous(&self.dir))?;
-            self.drain(&mut entries)?;
-            self.open = None;
-        }
-        loop {
-            if self.open.is_none() {
-                self.open_file(&current(&self.dir))?;
-            }
-            self.drain(&mut entries)?;
-            // Was the file set aside while it was read? Then what followed is in a new one.
-            let now = fs::metadata(current(&self.dir)).ok().map(|meta| meta.ino());
-            match (&self.open, now) {
-                (Some((_, ino)), Some(now)) if *ino != now => {
-                    self.drain(&mut entries)?;
-                    self.open = None;
-                }
-                _ => return Ok(entries),
-            }
-        }
-    }
-
-    fn open_file(&mut self, path: &Path) -> Result<(), FileError> {
-        match File::open(path) {
-            Ok(file) => {
-                let ino = file.metadata().map_err(at("stat", path))?.ino();
-                self.open = Some((BufReader::new(file), ino));
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(at("open", path)(error)),
-        }
-    }
-
-    fn drain(&mut self, entries: &mut Vec<Entry>) -> Result<(), FileError> {
-        let Some((file, _)) = &mut self.open else { return Ok(()) };
-        let path = current(&self.dir);
-        loop {
-            let read = file.read_line(&mut self.pending).map_err(at("read", &path))?;
-            if !self.pending.ends_with('\n') {
-                return Ok(()); // end of file, or the first half of a line that is being written
-            }
-            // A line cut short by a crash of the machine is not worth failing over.
-            if let Ok(entry) = serde_json::from_str(&self.pending) {
-                entries.push(entry);
-            }
-            self.pending.clear();
-            if read == 0 {
-                return Ok(());
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,7 +160,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut log = LogWriter::open(dir.path()).unwrap();
         let mut splitter = LineSplitter::default();
-        let mut reader = LogReader::new(dir.path());
+        let mut reader = super::reader(dir.path());
         splitter.push(b"one\ntw", Stream::Stdout, &mut log).unwrap();
         assert_eq!(texts(&reader.read_new().unwrap()), [b"one\n".to_vec()]);
         splitter.push(b"o\n\xff\n", Stream::Stdout, &mut log).unwrap();
@@ -249,14 +177,14 @@ mod tests {
     fn a_reader_follows_the_log_over_its_rotation() {
         let dir = tempfile::tempdir().unwrap();
         let mut log = LogWriter::open(dir.path()).unwrap();
-        let mut reader = LogReader::new(dir.path());
+        let mut reader = super::reader(dir.path());
         log.write(Stream::Stdout, b"first\n").unwrap();
         assert_eq!(reader.read_new().unwrap().len(), 1);
         log.write(Stream::Stdout, b"second\n").unwrap();
         log.size = ROTATE_AT;
         log.write(Stream::Stderr, b"third\n").unwrap();
         assert_eq!(texts(&reader.read_new().unwrap()), [b"second\n".to_vec(), b"third\n".to_vec()]);
-        assert_eq!(LogReader::new(dir.path()).read_new().unwrap().len(), 3);
+        assert_eq!(super::reader(dir.path()).read_new().unwrap().len(), 3);
     }
 
     #[test]
@@ -269,7 +197,7 @@ mod tests {
             splitter.push(chunk, Stream::Stdout, &mut log).unwrap();
         }
         splitter.finish(Stream::Stdout, &mut log).unwrap();
-        let entries = LogReader::new(dir.path()).read_new().unwrap();
+        let entries = super::reader(dir.path()).read_new().unwrap();
         assert_eq!(texts(&entries).concat(), long);
     }
 }

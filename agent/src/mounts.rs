@@ -23,11 +23,13 @@ use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::client::{StartError, hand_over};
+use crate::config::{JobLayer, UpperDirs};
 use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
 use crate::handover::Handover;
 use crate::report::{MountReport, Reporter};
 use crate::stack::{self, StackError};
-use crate::state::{Failure, JobLayer, UpperDirs, new_id};
+use crate::state::new_id;
+use crate::status::Failure;
 
 /// The word that makes the binary a mount's server; the command line hands it to [`serve_mount`].
 pub const SERVE_MOUNT: &str = "serve-mount";

@@ -10,8 +10,10 @@ use std::path::Path;
 use mica_launcher::Cgroup;
 use mica_launcher::cgroup::Directory;
 
+use crate::events;
 use crate::files::{FileError, Lock};
-use crate::state::{Failure, JobDir, Phase, StateDir, Status, now_ms};
+use crate::state::{JobDir, StateDir, now_ms};
+use crate::status::{Failure, Phase, Status, boot_id};
 
 /// Ends the jobs whose supervisor died and returns their ids.
 pub fn reconcile(state: &StateDir) -> Result<Vec<String>, FileError> {
@@ -39,8 +41,11 @@ fn end(state: &StateDir, job: &JobDir, lock: &Lock) -> Result<bool, FileError> {
     let status = job.status().ok().flatten();
     match status {
         Some(status) if status.is_final() => {
-            if config.remove {
+            let left = status.cgroup.as_ref().filter(|group| !mica_launcher::cleanup(group));
+            if left.is_none() && config.remove {
                 job.remove(lock)?;
+            } else if left.is_none() && status.cgroup.is_some() {
+                job.write_status(&Status { cgroup: None, ..status })?;
             }
             Ok(false)
         }
@@ -49,9 +54,11 @@ fn end(state: &StateDir, job: &JobDir, lock: &Lock) -> Result<bool, FileError> {
             // Killed before it could write them down, a supervisor may have made groups all the same.
             let cgroup = status.cgroup.clone();
             let cgroup = cgroup.unwrap_or_else(|| find_cgroup(Path::new(CGROUPS), job.id()));
-            let cleaned = mica_launcher::cleanup(&cgroup);
-            job.write_status(&orphaned(status, cleaned))?;
-            if config.remove && cleaned {
+            let left = Some(cgroup).filter(|group| !mica_launcher::cleanup(group));
+            events::record(job, &config, "die", &[("exitCode", (128 + 9).to_string())]);
+            let removable = config.remove && left.is_none();
+            job.write_status(&orphaned(status, left, &boot_id()))?;
+            if removable {
                 job.remove(lock)?;
             }
             Ok(true)
@@ -82,16 +89,21 @@ fn find_cgroup(root: &Path, id: &str) -> Cgroup {
     found
 }
 
-fn orphaned(status: Status, cleaned: bool) -> Status {
-    let mut chain = vec!["the job's supervisor was killed, and the job with it".to_owned()];
-    if !cleaned {
-        chain.push("its control group could not be removed".to_owned());
-    }
+/// The record of a job that nobody supervises. What is `left` of its control group stays in it, for the next command to
+/// try again.
+fn orphaned(status: Status, left: Option<Cgroup>, boot: &str) -> Status {
+    let reason = if status.boot == boot {
+        "the job's supervisor was killed, and the job with it"
+    } else {
+        "the machine was restarted while the job ran"
+    };
+    let failure = Failure { chain: vec![reason.to_owned()], hint: None, exit_code: 128 + 9 };
     Status {
         phase: Phase::Failed,
         exit_code: Some(128 + 9),
         finished_ms: Some(now_ms()),
-        error: Some(Failure { chain, hint: None, exit_code: 128 + 9 }),
+        error: Some(failure),
+        cgroup: left,
         ..status
     }
 }
@@ -113,5 +125,14 @@ mod tests {
             found,
             ["memory/user/mica-0123", "pids/mica-0123"].map(|path| root.path().join(path))
         );
+    }
+
+    #[test]
+    fn a_job_of_another_boot_is_no_ghost() {
+        let running = Status { phase: Phase::Running, boot: "one".into(), ..Status::starting() };
+        let after = |boot| orphaned(running.clone(), None, boot);
+        assert!(after("two").is_final());
+        assert!(after("two").error.unwrap().chain[0].contains("restarted"));
+        assert!(after("one").error.unwrap().chain[0].contains("killed"));
     }
 }

@@ -5,13 +5,13 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Failure, Status};
+use crate::status::{Failure, Status};
 
 /// One message.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -74,5 +74,11 @@ impl Reports {
             return Ok(None);
         }
         Ok(Some(serde_json::from_str(&line)?))
+    }
+}
+
+impl AsFd for Reports {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
     }
 }

@@ -8,7 +8,7 @@ use mica_mounter::{
     ChunkTable, ChunkTableError, MountOptions, OpenError, Stack, StackLayer, Upper, Verify,
 };
 
-use crate::state::{JobLayer, UpperDirs};
+use crate::config::{JobLayer, UpperDirs};
 
 /// An image that cannot be opened.
 #[derive(Debug, thiserror::Error)]

@@ -2,187 +2,31 @@
 //!
 //! ```text
 //! jobs/<id>/config.json    what was asked for; written once, before the supervisor starts
+//!           control        socket on which a running job's supervisor takes requests (see [`crate::Remote`])
 //!           lock           held (flock) from before `config.json` exists until the supervisor ends
 //!           status.json    what became of it; replaced as a whole by the supervisor
 //!           log.jsonl      what the job printed (see [`crate::logs`])
 //!           supervisor.log what the supervisor and its mount had to say
 //!           tree/          where the stack is mounted, inside the supervisor's own mount namespace
 //!           upper/ work/   the job's private writable layer
+//! volumes/<name>/data      named volumes
+//! events.jsonl             what happened to jobs (see [`crate::events`])
 //! ```
 //!
 //! A job is *owned* while its lock is held. A job that is not owned and has not ended lost its supervisor:
 //! [`crate::reconcile()`] ends it. The lock is an open file's, not a process id's, so a process id that
 //! comes round again deceives nobody, and nothing survives a reboot.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use mica_graph::Digest;
-use mica_launcher::{Cgroup, Spec, Usage};
-use mica_mounter::Verify;
-use serde::{Deserialize, Serialize};
-
+use crate::config::{JobConfig, UpperDirs};
+use crate::events::{self, Event};
 use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
-
-/// What a job runs on and how.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct JobConfig {
-    /// The name given by the user, unique among the jobs.
-    pub name: Option<String>,
-    /// What was asked for, as people write it: `A@953bc…` or the image file.
-    pub source: String,
-    /// The stack, topmost first.
-    pub layers: Vec<JobLayer>,
-    /// The writable layer; `None` mounts the stack read-only.
-    pub upper: Option<UpperDirs>,
-    /// The confined process; its root is filled in by the supervisor once the stack is mounted.
-    pub spec: Spec,
-    /// The cache whose images must not be removed while the job lives.
-    pub cache: Option<PathBuf>,
-    /// When what is read from the images is verified.
-    #[serde(default)]
-    pub verify: Verify,
-    /// Remove the job's folder when it ends.
-    pub remove: bool,
-    /// Signal that asks the job to end.
-    pub stop_signal: i32,
-    /// Seconds it then has.
-    pub stop_timeout: u64,
-    /// Free-form notes.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
-    /// When it was made, in milliseconds since 1970.
-    pub created_ms: i64,
-}
-
-/// One image of a job's stack.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct JobLayer {
-    /// The module's label or the file's name, for messages.
-    pub name: String,
-    /// The image file.
-    pub path: PathBuf,
-    /// Its digest, where it came from a registry.
-    pub digest: Option<Digest>,
-    /// Its chunk table, where there is one: what it holds is verified when it is read.
-    #[serde(default)]
-    pub chunks: Option<PathBuf>,
-}
-
-/// Where a writable layer lives.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct UpperDirs {
-    /// What was written.
-    pub upper: PathBuf,
-    /// Scratch on the same file system.
-    pub work: PathBuf,
-}
-
-/// How far a job has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// The supervisor mounts the stack or prepares the namespaces.
-    Starting,
-    /// The program runs.
-    Running,
-    /// The program ended.
-    Exited,
-    /// The program could not be started, or its supervisor died.
-    Failed,
-}
-
-/// What became of a job.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Status {
-    /// How far it has come.
-    pub phase: Phase,
-    /// Process id of the supervisor.
-    pub supervisor: i32,
-    /// Process id of the job's init, as the host sees it.
-    pub pid: Option<i32>,
-    /// The job's control group, to be emptied and removed if the supervisor can't.
-    pub cgroup: Option<Cgroup>,
-    /// The exit code a shell would show; 125-127 if it never ran.
-    pub exit_code: Option<i32>,
-    /// Killed for its memory limit.
-    #[serde(default)]
-    pub oom_killed: bool,
-    /// What the job used, once it has ended.
-    #[serde(default)]
-    pub usage: Option<Usage>,
-    /// Why it could not be started.
-    pub error: Option<Failure>,
-    /// What was asked for and could not be had.
-    #[serde(default)]
-    pub warnings: Vec<String>,
-    /// When the program started, in milliseconds since 1970.
-    pub started_ms: Option<i64>,
-    /// When it ended.
-    pub finished_ms: Option<i64>,
-    /// How long each part of the start took.
-    #[serde(default)]
-    pub timings: Timings,
-}
-
-impl Status {
-    pub(crate) fn starting() -> Self {
-        Self {
-            phase: Phase::Starting,
-            supervisor: rustix::process::getpid().as_raw_nonzero().get(),
-            pid: None,
-            cgroup: None,
-            exit_code: None,
-            oom_killed: false,
-            usage: None,
-            error: None,
-            warnings: Vec::new(),
-            started_ms: None,
-            finished_ms: None,
-            timings: Timings::default(),
-        }
-    }
-
-    /// Whether the job has ended, one way or the other.
-    pub fn is_final(&self) -> bool {
-        matches!(self.phase, Phase::Exited | Phase::Failed)
-    }
-}
-
-/// Microseconds since the supervisor started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Timings {
-    /// Until the stack was mounted.
-    pub mounted_us: Option<u64>,
-    /// Until the program was started.
-    pub started_us: Option<u64>,
-    /// Until the program's first output.
-    pub first_output_us: Option<u64>,
-}
-
-/// An error, in the form it crosses a process boundary.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// The error and its causes, outermost first.
-    pub chain: Vec<String>,
-    /// What to do about it.
-    pub hint: Option<String>,
-    /// The exit code it deserves: 125, 126 or 127.
-    pub exit_code: i32,
-}
-
-impl Failure {
-    /// The error with its causes.
-    pub(crate) fn new(error: &dyn std::error::Error, hint: Option<String>, exit_code: i32) -> Self {
-        let mut chain: Vec<String> = std::iter::successors(Some(error), |error| error.source())
-            .map(ToString::to_string)
-            .collect();
-        chain.dedup(); // a transparent wrapper says the same as what it wraps
-        Self { chain, hint, exit_code }
-    }
-}
+use crate::lines::JsonLines;
+use crate::status::Status;
+use crate::volumes::Volumes;
 
 /// All jobs of one user.
 #[derive(Clone, Debug)]
@@ -264,17 +108,69 @@ impl StateDir {
         let config = make(&job)?;
         // Two commands that give one name at one time meet here.
         let _names = Lock::wait(&self.names_lock()).map_err(file)?;
-        if let Some(name) = &config.name
-            && let Some(other) =
-                self.jobs().map_err(file)?.into_iter().find(|job| job.has_name(name))
-        {
-            return Err(CreateError::NameInUse { name: name.clone(), id: other.id }.into());
-        }
+        self.check_name(&config)?;
         create_private_dir(&job.path).map_err(file)?;
         let lock = Lock::wait(&job.path.join("lock")).map_err(file)?;
         create_private_dir(&job.tree()).map_err(file)?;
         write_json(&job.path.join("config.json"), &config).map_err(file)?;
+        events::record(&job, &config, "create", &[]);
         Ok((job, lock))
+    }
+
+    /// Changes the configuration of a job, where `change` allows it.
+    pub fn reconfigure<E: From<CreateError>>(
+        &self,
+        job: &JobDir,
+        change: impl FnOnce(&mut JobConfig) -> Result<(), E>,
+    ) -> Result<JobConfig, E> {
+        let file = |error: FileError| E::from(error.into());
+        let _names = Lock::wait(&self.names_lock()).map_err(file)?;
+        let mut config = job.config().map_err(file)?;
+        let before = config.name.clone();
+        change(&mut config)?;
+        if config.name != before {
+            self.check_name(&config)?;
+        }
+        write_json(&job.path.join("config.json"), &config).map_err(file)?;
+        Ok(config)
+    }
+
+    /// Gives a job another name.
+    pub fn rename(&self, job: &JobDir, name: &str) -> Result<(), CreateError> {
+        let config = self.reconfigure(job, |config| {
+            config.name = Some(name.to_owned());
+            Ok::<_, CreateError>(())
+        })?;
+        events::record(job, &config, "rename", &[]);
+        Ok(())
+    }
+
+    /// Takes the lock of a job that has ended, to start it again.
+    pub fn take(&self, job: &JobDir) -> Result<Option<Lock>, FileError> {
+        job.try_lock()
+    }
+
+    /// What happened to jobs.
+    pub fn events(&self) -> JsonLines<Event> {
+        events::reader(&self.root)
+    }
+
+    /// The volumes that jobs can have by name.
+    pub fn volumes(&self) -> Volumes<'_> {
+        Volumes(self)
+    }
+
+    /// The state directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn check_name(&self, config: &JobConfig) -> Result<(), CreateError> {
+        let Some(name) = &config.name else { return Ok(()) };
+        match self.jobs()?.into_iter().find(|job| job.has_name(name)) {
+            Some(other) => Err(CreateError::NameInUse { name: name.clone(), id: other.id }),
+            None => Ok(()),
+        }
     }
 
     /// All jobs, oldest first.
@@ -328,6 +224,11 @@ impl JobDir {
     /// The job's folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The state directory.
+    pub(crate) fn root(&self) -> &Path {
+        self.path.ancestors().nth(2).unwrap_or(&self.path)
     }
 
     /// Where the stack is mounted.

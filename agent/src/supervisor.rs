@@ -5,30 +5,38 @@
 //!
 //! ```text
 //! take over lock and pipe -> own session, own mount namespace -> mount the stack (threads start here)
-//!   -> launch -> report "started" -> pass output on -> wait -> unmount -> record -> report "ended" -> release lock
+//!   -> launch -> report "started" -> pass output on, serve requests -> wait -> (once more, if its restart policy says so)
+//!   -> unmount -> record -> report "ended" -> release lock
 //! ```
 //!
 //! Whatever fails on the way is recorded in `status.json` and reported, so nobody has to read a log to learn why.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use mica_fetcher::CacheError;
-use mica_launcher::{Job, LaunchError, Stdio, launch};
+use mica_launcher::{Exit, Job, LaunchError, Stdio, launch};
 use mica_mounter::{Mount, MountError};
-use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGKILL, SIGTERM};
-use signal_hook::iterator::Signals;
+use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::config::JobConfig;
+use crate::control::Size;
+use crate::events;
 use crate::files::FileError;
 use crate::handover::Handover;
+use crate::health::Monitor;
+use crate::logs::Stream;
 use crate::namespace::{self, NamespaceError};
-use crate::output::Output;
+use crate::output::{Output, STARTER, Sink, Sinks};
 use crate::report::{Report, Reporter};
+use crate::session::{Session, Wishes};
 use crate::stack::{self, StackError};
-use crate::state::{Failure, JobConfig, JobDir, Phase, Status, now_ms};
+use crate::state::{JobDir, now_ms};
+use crate::status::{Failure, Phase, Status};
 
 /// Why a job did not start.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +84,8 @@ impl SuperviseError {
 pub struct Invocation {
     job: JobDir,
     handover: Handover,
-    attached: bool,
+    /// The size of the command's terminal, if a command is attached.
+    attached: Option<Size>,
 }
 
 impl Invocation {
@@ -84,7 +93,13 @@ impl Invocation {
     pub fn parse(words: &[OsString]) -> Option<Self> {
         let [dir, lock, pipe, attached] = words else { return None };
         let handover = Handover::adopt(lock, pipe)?;
-        let attached = attached == "attached";
+        let attached = match attached.to_str()? {
+            "detached" => None,
+            size => {
+                let (rows, columns) = size.split_once('x')?;
+                Some(Size { rows: rows.parse().ok()?, columns: columns.parse().ok()? })
+            }
+        };
         Some(Self { job: JobDir::at(PathBuf::from(dir)), handover, attached })
     }
 
@@ -102,9 +117,12 @@ pub fn supervise(invocation: Invocation, hint: impl Fn(&SuperviseError) -> Optio
     let Invocation { job, handover: Handover { lock, pipe }, attached } = invocation;
     let mut reporter = Reporter::new(pipe);
     let mut status = Status::starting();
+    // One that ran before and was started again stays, whatever comes of it now.
+    let is_new = job.status().ok().flatten().is_none();
     let mut supervisor = Supervisor { job: &job, status: &mut status, since, attached };
     let result = supervisor.run(&mut reporter);
-    let ran = result.is_ok();
+    // What never ran is of no interest once its error has been told.
+    let never_ran = is_new && status.started_ms.is_none();
     if let Err(error) = &result {
         tracing::error!(error = error as &dyn std::error::Error, "the job failed");
         status.phase = Phase::Failed;
@@ -113,13 +131,19 @@ pub fn supervise(invocation: Invocation, hint: impl Fn(&SuperviseError) -> Optio
         status.error = Some(failure);
     }
     status.finished_ms = Some(now_ms());
+    // What is left of its control group, if anything, is for the next command to remove.
+    status.cgroup = status.cgroup.filter(|group| !mica_launcher::cleanup(group));
     if let Err(error) = job.write_status(&status) {
         tracing::error!(%error, "cannot record how the job ended");
     }
-    // What never ran is of no interest once its error has been told.
-    let remove = !ran || job.config().is_ok_and(|config| config.remove);
-    if remove && let Err(error) = job.remove(&lock) {
-        tracing::error!(%error, "cannot remove the job's folder");
+    let remove = never_ran || job.config().is_ok_and(|config| config.remove);
+    if remove && status.cgroup.is_none() {
+        if let Ok(config) = job.config() {
+            events::record(&job, &config, "destroy", &[]);
+        }
+        if let Err(error) = job.remove(&lock) {
+            tracing::error!(%error, "cannot remove the job's folder");
+        }
     }
     drop(lock);
     reporter.send(&Report::Ended(status));
@@ -136,8 +160,15 @@ struct Supervisor<'a> {
     job: &'a JobDir,
     status: &'a mut Status,
     since: Instant,
-    attached: bool,
+    attached: Option<Size>,
 }
+
+/// The first wait before a job is started again; it doubles from one to the next.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+/// The longest.
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// A job that ran for so long is one that works: the next wait is the first one again.
+const RAN_WELL: Duration = Duration::from_secs(10);
 
 impl Supervisor<'_> {
     fn run(&mut self, reporter: &mut Reporter) -> Result<(), SuperviseError> {
@@ -145,16 +176,24 @@ impl Supervisor<'_> {
         let config = self.job.config()?;
         // Its own session: what the terminal sends to the command is the command's to pass on.
         let _ = rustix::process::setsid();
-        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(SuperviseError::Streams)?;
+        let sinks = self.sinks(reporter).map_err(SuperviseError::Streams)?;
+        let mut session = Session::start(self.job, &config, reporter.pipe(), sinks)
+            .map_err(SuperviseError::Streams)?;
         namespace::enter()?;
+        // Threads may begin here.
+        if config.terminal && self.attached.is_some() {
+            let typed = io::stdin().as_fd().try_clone_to_owned();
+            session.input.pump(typed.map_err(SuperviseError::Streams)?);
+        }
         let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
         let mount = self.mount(&config)?;
         self.status.timings.mounted_us = Some(self.elapsed_us());
-        let ended = self.launch(&config, signals, reporter);
+        let ended = self.run_again_and_again(&config, &mut session, reporter);
         if let Err(error) = mount.unmount() {
             // The mount is gone with this process and its namespace in any case.
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot unmount the stack");
         }
+        session.end(self.status.exit_code.unwrap_or(125));
         ended
     }
 
@@ -168,32 +207,129 @@ impl Supervisor<'_> {
         Ok(mica_mounter::mount(stack, &self.job.tree(), &options)?)
     }
 
+    /// Where output goes if the starting command stays.
+    fn sinks(&self, reporter: &Reporter) -> io::Result<Sinks> {
+        let sinks = Sinks::default();
+        if self.attached.is_none() {
+            return Ok(sinks);
+        }
+        let (stdout, stderr) = (io::stdout(), io::stderr());
+        sinks.add(Sink {
+            id: STARTER,
+            stdout: File::from(stdout.as_fd().try_clone_to_owned()?),
+            stderr: File::from(stderr.as_fd().try_clone_to_owned()?),
+            starter: reporter.pipe(),
+        });
+        // When the command lets go of the job, nothing of ours keeps its terminal or its pipes open.
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        rustix::stdio::dup2_stdout(&null)?;
+        rustix::stdio::dup2_stderr(&null)?;
+        Ok(sinks)
+    }
+
+    fn run_again_and_again(
+        &mut self,
+        config: &JobConfig,
+        session: &mut Session,
+        reporter: &mut Reporter,
+    ) -> Result<(), SuperviseError> {
+        let mut delay = FIRST_DELAY;
+        loop {
+            let started = Instant::now();
+            let exit = self.launch(config, session, reporter)?;
+            let code = exit.code();
+            self.status.exit_code = Some(code);
+            self.status.oom_killed = exit.oom_killed;
+            self.status.usage = Some(exit.usage);
+            if exit.oom_killed {
+                events::record(self.job, config, "oom", &[]);
+            }
+            events::record(self.job, config, "die", &[("exitCode", code.to_string())]);
+            let Wishes { restart, stopped } = session.wishes();
+            if stopped || !restart.again(code, self.status.restarts) {
+                self.status.phase = Phase::Exited;
+                return Ok(());
+            }
+            if started.elapsed() >= RAN_WELL {
+                delay = FIRST_DELAY;
+            }
+            self.status.phase = Phase::Restarting;
+            self.status.pid = None;
+            self.status.finished_ms = Some(now_ms());
+            self.job.write_status(self.status)?;
+            session.idle(Instant::now() + delay).map_err(SuperviseError::Streams)?;
+            if session.wishes().stopped {
+                self.status.phase = Phase::Exited;
+                return Ok(());
+            }
+            self.status.restarts += 1;
+            delay = (delay * 2).min(LONGEST_DELAY);
+        }
+    }
+
     fn launch(
         &mut self,
         config: &JobConfig,
-        signals: Signals,
+        session: &mut Session,
         reporter: &mut Reporter,
-    ) -> Result<(), SuperviseError> {
-        let (stdio, stdout, stderr) = streams().map_err(SuperviseError::Streams)?;
-        let command = self.attached.then(|| reporter.pipe()).flatten();
-        let output = Output::start(self.job, stdout, stderr, command, self.since)?;
-        let mut job = launch(&config.spec, stdio)?;
+    ) -> Result<Exit, SuperviseError> {
+        let Streams { stdio, mut outputs, input } =
+            self.streams(config).map_err(SuperviseError::Streams)?;
+        let mut spec = config.spec.clone();
+        spec.limits = session.limits().clone();
+        let mut job = launch(&spec, stdio)?;
+        session.input.lead_to(input);
+        if let Some(terminal) = job.program().take_terminal() {
+            let copy = || terminal.try_clone().map_err(SuperviseError::Streams);
+            session.input.lead_to(Some(copy()?));
+            session.terminal = Some(copy()?);
+            outputs.push((Stream::Stdout, terminal));
+        }
+        let output = Output::start(self.job, outputs, &session.sinks, self.since)?;
+        self.record_start(config, &job)?;
+        reporter.send(&Report::Started(self.status.clone()));
+        let monitor = config.health.clone().map(Monitor::new);
+        let exit =
+            session.watch(&mut job, monitor, self.status).map_err(SuperviseError::Streams)?;
+        session.terminal = None;
+        session.input.lead_to(None);
+        let first = output.finish();
+        self.status.timings.first_output_us = first.map(as_us);
+        Ok(exit)
+    }
+
+    fn record_start(&mut self, config: &JobConfig, job: &Job) -> Result<(), SuperviseError> {
         self.status.phase = Phase::Running;
         self.status.pid = Some(job.pid().as_raw_nonzero().get());
         self.status.cgroup = Some(job.cgroup().clone());
         self.status.warnings = job.warnings().to_vec();
         self.status.started_ms = Some(now_ms());
+        self.status.finished_ms = None;
+        self.status.health = config.health.as_ref().map(|_| crate::status::Health::default());
         self.status.timings.started_us = Some(self.elapsed_us());
         self.job.write_status(self.status)?;
-        reporter.send(&Report::Started(self.status.clone()));
-        let ended = wait(&mut job, config, signals).map_err(SuperviseError::Streams)?;
-        let first = output.finish();
-        self.status.timings.first_output_us = first.map(as_us);
-        self.status.phase = Phase::Exited;
-        self.status.exit_code = Some(ended.code());
-        self.status.oom_killed = ended.oom_killed;
-        self.status.usage = Some(ended.usage);
+        events::record(self.job, config, "start", &[]);
         Ok(())
+    }
+
+    /// What the job reads and writes, and our ends of it.
+    fn streams(&self, config: &JobConfig) -> io::Result<Streams> {
+        if config.terminal {
+            let Size { rows, columns } = self.attached.unwrap_or_default();
+            let stdio = Stdio::Terminal { rows, columns };
+            return Ok(Streams { stdio, outputs: Vec::new(), input: None });
+        }
+        let pipe = || pipe_with(PipeFlags::CLOEXEC);
+        let ((our_out, stdout), (our_err, stderr)) = (pipe()?, pipe()?);
+        let (stdin, input) = if config.open_stdin && self.attached.is_none() {
+            let (stdin, ours) = pipe()?;
+            (stdin, Some(ours))
+        } else {
+            // What the command chose: its own, or nothing.
+            (io::stdin().as_fd().try_clone_to_owned()?, None)
+        };
+        let outputs = vec![(Stream::Stdout, our_out), (Stream::Stderr, our_err)];
+        Ok(Streams { stdio: Stdio::Streams { stdin, stdout, stderr }, outputs, input })
     }
 
     fn elapsed_us(&self) -> u64 {
@@ -201,49 +337,15 @@ impl Supervisor<'_> {
     }
 }
 
+/// A job's streams.
+struct Streams {
+    stdio: Stdio,
+    /// What it prints comes out here, but for a terminal's.
+    outputs: Vec<(Stream, OwnedFd)>,
+    /// What it reads goes in here.
+    input: Option<OwnedFd>,
+}
+
 fn as_us(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
-/// The job's streams: our own standard input (which is what the command chose), and pipes to us.
-fn streams() -> io::Result<(Stdio, OwnedFd, OwnedFd)> {
-    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
-    let ((our_out, stdout), (our_err, stderr)) = (pipe()?, pipe()?);
-    let stdin = io::stdin().as_fd().try_clone_to_owned()?;
-    Ok((Stdio::Streams { stdin, stdout, stderr }, our_out, our_err))
-}
-
-/// Waits for the job's end. A signal to the supervisor is a wish to end: the job gets its stop signal, and after
-/// its time SIGKILL.
-fn wait(
-    job: &mut Job,
-    config: &JobConfig,
-    mut signals: Signals,
-) -> io::Result<mica_launcher::Exit> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut deadline: Option<Instant> = None;
-    loop {
-        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-        let timeout = left.map(|left| Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        });
-        let pidfd = job.pidfd();
-        let ready = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], timeout.as_ref());
-        match ready {
-            Ok(0) => {
-                job.kill()?;
-                deadline = None;
-            }
-            Ok(_) => return job.wait(),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        if signals.pending().next().is_some() && deadline.is_none() {
-            deadline = Some(Instant::now() + Duration::from_secs(config.stop_timeout));
-            let signal = if config.stop_timeout == 0 { SIGKILL } else { config.stop_signal };
-            // It may have ended meanwhile; the next round sees it.
-            let _ = job.signal(signal);
-        }
-    }
 }

@@ -19,13 +19,14 @@ pub(crate) fn run() -> ExitCode {
     // Words that mica says to itself, before anything else is set up: they never come back here.
     match args.get(1).and_then(|word| word.to_str()) {
         Some(mica_agent::SUPERVISE) => return verbs::run::supervise(&args[2..]),
+        Some(verbs::cp::COPY) => return verbs::cp::serve(&args[2..]),
         Some(mica_agent::SERVE_MOUNT) => return verbs::mount::serve(&args[2..]),
         _ => {}
     }
     let cli = Cli::parse_from(args);
     log_to_stderr(cli.log.as_deref());
     let usual = match cli.verb {
-        Verb::Run(_) => error::MICA_FAILED,
+        Verb::Run(_) | Verb::Exec(_) | Verb::Shell(_) => error::MICA_FAILED,
         _ => 1,
     };
     dispatch(&cli.verb).unwrap_or_else(|error| error::report(&error, usual))
@@ -78,6 +79,21 @@ fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Stop(args) => verbs::stop::run(args, &Context::new(None)?),
         Verb::Kill(args) => verbs::kill::run(args, &Context::new(None)?),
         Verb::Wait(args) => verbs::wait::run(args, &Context::new(None)?),
+        Verb::Exec(args) => verbs::exec::run(args, &Context::new(None)?),
+        Verb::Attach(args) => verbs::attach::run(args, &Context::new(None)?),
+        Verb::Start(args) => verbs::start::run(args, &Context::new(None)?),
+        Verb::Restart(args) => verbs::restart::run(args, &Context::new(None)?),
+        Verb::Pause(args) => verbs::pause::run(args, &Context::new(None)?),
+        Verb::Unpause(args) => verbs::unpause::run(args, &Context::new(None)?),
+        Verb::Rename(args) => verbs::rename::run(args, &Context::new(None)?),
+        Verb::Update(args) => verbs::update::run(args, &Context::new(None)?),
+        Verb::Stats(args) => verbs::stats::run(args, &Context::new(None)?),
+        Verb::Top(args) => verbs::top::run(args, &Context::new(None)?),
+        Verb::Events(args) => verbs::events::run(args, &Context::new(None)?),
+        Verb::Cp(args) => verbs::cp::run(args, &Context::new(None)?),
+        Verb::Commit(args) => verbs::commit::run(args, &Context::new(None)?),
+        Verb::Shell(args) => verbs::shell::run(args, &Context::new(None)?),
+        Verb::Volume(args) => verbs::volume::run(args, &Context::new(None)?),
         Verb::Rm(args) => verbs::rm::run(args, &Context::new(None)?),
     }
 }

@@ -52,6 +52,12 @@ pub(crate) enum Verb {
     Umount(verbs::umount::Args),
     /// Run a package, or image files, as a confined job
     Run(Box<verbs::run::Args>),
+    /// Open a shell in a package's stack
+    Shell(verbs::shell::Args),
+    /// Run a further program in a running job
+    Exec(verbs::exec::Args),
+    /// Take part in a running job's output and input
+    Attach(verbs::attach::Args),
     /// List jobs
     Ps(verbs::ps::Args),
     /// Show what a job printed
@@ -62,8 +68,32 @@ pub(crate) enum Verb {
     Kill(verbs::kill::Args),
     /// Wait for jobs to end and print their exit codes
     Wait(verbs::wait::Args),
+    /// Start jobs that have ended again, with what they wrote
+    Start(verbs::start::Args),
+    /// End jobs and start them again
+    Restart(verbs::restart::Args),
+    /// Stop all processes of jobs where they are
+    Pause(verbs::pause::Args),
+    /// Let paused jobs go on
+    Unpause(verbs::unpause::Args),
     /// Remove ended jobs
     Rm(verbs::rm::Args),
+    /// Copy files between a job and the host
+    Cp(verbs::cp::Args),
+    /// Make a layer of what a job wrote, and a new version of its package
+    Commit(verbs::commit::Args),
+    /// Give a job another name
+    Rename(verbs::rename::Args),
+    /// Change limits and the restart policy of jobs
+    Update(verbs::update::Args),
+    /// Show what running jobs use
+    Stats(verbs::stats::Args),
+    /// Show the processes of a job
+    Top(verbs::top::Args),
+    /// Look after named volumes
+    Volume(verbs::volume::Args),
+    /// Show what happens to jobs
+    Events(verbs::events::Args),
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use mica_agent::{ControlError, Failure};
+
 use crate::output::note;
 
 /// mica itself failed, where a job's own exit code was asked for.
@@ -47,6 +49,24 @@ pub(crate) fn advised(
     exit_code: Option<u8>,
 ) -> anyhow::Error {
     Advised { error, hint, exit_code }.into()
+}
+
+/// An error of talking to a job's supervisor; what it refuses is told in its own words.
+pub(crate) fn of_control(error: ControlError) -> anyhow::Error {
+    match error {
+        ControlError::Refused { failure, .. } => of_failure(failure),
+        other => other.into(),
+    }
+}
+
+/// Another process's failure as an error of this one.
+pub(crate) fn of_failure(failure: Failure) -> anyhow::Error {
+    let mut causes = failure.chain.into_iter().rev();
+    let innermost = anyhow::anyhow!(causes.next().unwrap_or_else(|| "it failed".into()));
+    let error = causes.fold(innermost, |error, cause| error.context(cause));
+    // That mica itself failed is said by each verb in its own way.
+    let exit_code = u8::try_from(failure.exit_code).ok().filter(|code| *code != MICA_FAILED);
+    advised(error, failure.hint, exit_code)
 }
 
 /// Prints the error with its causes and hint; returns the exit code.

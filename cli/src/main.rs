@@ -9,6 +9,7 @@ mod hints;
 mod output;
 mod places;
 mod signals;
+mod terminal;
 mod verbs;
 
 fn main() -> std::process::ExitCode {

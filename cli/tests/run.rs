@@ -310,7 +310,8 @@ fn limits_are_enforced_or_refused() {
     if rustix::process::geteuid().is_root() {
         let ran = world.run(&[
             "run",
-            "--rm",
+            "--name",
+            "hog",
             "--memory",
             "32m",
             "--image",
@@ -324,6 +325,7 @@ fn limits_are_enforced_or_refused() {
             ran.stderr.contains("memory"),
             "the memory hog is killed and mica says why: {ran:?}"
         );
+        assert!(world.ok(&["inspect", "hog"]).stdout.contains("\"oom_killed\": true"));
         let ran = world.run(&[
             "run",
             "--rm",

@@ -25,6 +25,8 @@ pub struct HostFacts {
     pub root_entries: Vec<RootEntry>,
     /// The host's `/etc/resolv.conf`, if that is a link into a directory which the job gets afresh.
     pub resolv_conf: Option<(PathBuf, String)>,
+    /// The host has its POSIX message queues mounted at `/dev/mqueue`.
+    pub message_queues: bool,
     /// Text of the job's `etc/passwd`; empty if there is none.
     pub passwd: String,
     /// Text of the job's `etc/group`; empty if there is none.
@@ -91,7 +93,8 @@ impl HostFacts {
         };
         let passwd = read_in(users, "etc/passwd")?;
         let group = read_in(users, "etc/group")?;
-        Ok(Self { caller, root_entries, resolv_conf, passwd, group, cgroups })
+        let message_queues = Path::new("/dev/mqueue").is_dir();
+        Ok(Self { caller, root_entries, resolv_conf, message_queues, passwd, group, cgroups })
     }
 }
 

@@ -304,18 +304,29 @@ impl Job {
 
     /// Stops all processes of the job where they are.
     ///
+    /// Where the job has no cgroup that can do it, as for ordinary users on most hosts, by `SIGSTOP`.
+    ///
     /// # Errors
-    /// The job has no cgroup that can do that.
+    /// The job has neither a cgroup nor a process namespace of its own, or has ended.
     pub fn pause(&self) -> io::Result<()> {
-        self.cgroup.freeze(true)
+        self.freeze(true)
     }
 
     /// Lets a paused job go on.
     ///
     /// # Errors
-    /// The job has no cgroup that can do that.
+    /// As for [`Job::pause`].
     pub fn unpause(&self) -> io::Result<()> {
-        self.cgroup.freeze(false)
+        self.freeze(false)
+    }
+
+    fn freeze(&self, frozen: bool) -> io::Result<()> {
+        match self.cgroup.freeze(frozen) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported && self.own_pids => {
+                wire::send(&self.control, &Command::Freeze(frozen), &[])
+            }
+            result => result,
+        }
     }
 
     /// Starts a further program in the job: the same namespaces, cgroup, filter and rights.

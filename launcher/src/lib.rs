@@ -51,6 +51,7 @@ mod ids;
 mod init;
 mod job;
 mod launch;
+pub mod message;
 mod network;
 mod os;
 mod plan;

@@ -307,11 +307,11 @@ fn kernel_filesystems(spec: &Spec, facts: &HostFacts, tty_group: bool, steps: &m
     }
     device_filesystems(spec, tty_group, steps);
     steps.push(tmpfs("/dev/shm", strict, Some(spec.shm_size), 0o1777));
-    steps.push(if own(spec.namespaces.ipc) {
-        kernel("mqueue", "/dev/mqueue", strict, &[])
-    } else {
-        host("/dev/mqueue", strict)
-    });
+    if own(spec.namespaces.ipc) {
+        steps.push(kernel("mqueue", "/dev/mqueue", strict, &[]));
+    } else if facts.message_queues {
+        steps.push(host("/dev/mqueue", strict));
+    }
     steps.push(tmpfs("/tmp", Flags::DATA, spec.tmp_size, 0o1777));
 }
 

@@ -385,6 +385,32 @@ impl Limits {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Takes over what `other` limits; the rest stays.
+    pub fn change(&mut self, other: Self) {
+        let Self {
+            memory,
+            memory_swap,
+            memory_reservation,
+            pids,
+            cpus,
+            cpu_weight,
+            cpuset_cpus,
+            cpuset_mems,
+            io_weight,
+            io,
+        } = other;
+        self.memory = memory.or(self.memory);
+        self.memory_swap = memory_swap.or(self.memory_swap);
+        self.memory_reservation = memory_reservation.or(self.memory_reservation);
+        self.pids = pids.or(self.pids);
+        self.cpus = cpus.or(self.cpus);
+        self.cpu_weight = cpu_weight.or(self.cpu_weight);
+        self.cpuset_cpus = cpuset_cpus.or(self.cpuset_cpus.take());
+        self.cpuset_mems = cpuset_mems.or(self.cpuset_mems.take());
+        self.io_weight = io_weight.or(self.io_weight);
+        self.io.extend(io);
+    }
 }
 
 /// Throughput limits of one block device.

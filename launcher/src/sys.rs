@@ -322,10 +322,10 @@ pub(crate) fn default_signals() {
     }
 }
 
-/// Sends any signal, by number, to a process.
-pub(crate) fn kill(pid: Pid, signal: i32) -> io::Result<()> {
+/// Sends any signal, by number, to a process, or to all that may be signalled but ourselves.
+pub(crate) fn kill(pid: Option<Pid>, signal: i32) -> io::Result<()> {
     // SAFETY: plain integers.
-    if unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) } == 0 {
+    if unsafe { libc::kill(pid.map_or(-1, |pid| pid.as_raw_nonzero().get()), signal) } == 0 {
         Ok(())
     } else {
         Err(io::Error::last_os_error())

@@ -1,27 +1,15 @@
 //! What the launcher and a job's init say to each other.
 //!
-//! Two kinds of sockets, both `SOCK_SEQPACKET` pairs, so that one message is one call and a dead peer is an end of file:
+//! Two kinds of sockets (see [`crate::message`]):
 //!
 //! - *control*, one per job, from the launcher to the init: [`Command`]s. Its end of file ends the job.
 //! - *report*, one per program (the job's own and each later one), from the init to the launcher: [`Report`]s.
-//!
-//! Larger things (the plan, a program with its environment) travel as sealed memory files.
 
-use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Read as _, Seek as _, Write as _};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-use rustix::fs::MemfdFlags;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
-    sendmsg, socketpair, sockopt,
-};
-use rustix::process::Pid;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use crate::message::{
+    Message, from_memory, pair, receive, report_pair, send, to_memory,
+};
 use crate::process::Process;
 use crate::step::Step;
 
@@ -56,6 +44,8 @@ pub(crate) enum Command {
     Exec(Streams),
     /// Send a signal to the job's own program.
     Signal(i32),
+    /// Stop all processes of the job but the init, or let them go on.
+    Freeze(bool),
 }
 
 /// From the init to the launcher, about one program.
@@ -85,95 +75,4 @@ pub(crate) struct Failure {
     pub(crate) errno: i32,
     /// It was the exec itself.
     pub(crate) exec: bool,
-}
-
-/// A message as it came.
-#[derive(Debug, Default)]
-pub(crate) struct Message {
-    pub(crate) bytes: Vec<u8>,
-    pub(crate) descriptors: Vec<OwnedFd>,
-    /// Who sent it, if the socket asks for that.
-    pub(crate) sender: Option<Pid>,
-}
-
-/// Both ends of a new socket pair.
-pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
-}
-
-/// The launcher's end and the init's end of a report socket.
-pub(crate) fn report_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (ours, theirs) = pair()?;
-    sockopt::set_socket_passcred(&ours, true)?;
-    Ok((ours, theirs))
-}
-
-/// Sends a message with descriptors.
-pub(crate) fn send<T: Serialize>(
-    to: impl AsFd,
-    message: &T,
-    descriptors: &[BorrowedFd<'_>],
-) -> io::Result<()> {
-    let bytes = serde_json::to_vec(message)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    sendmsg(to, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    Ok(())
-}
-
-const LONGEST: usize = 16 << 10;
-
-/// Waits for a message; `None` when the other side is gone.
-pub(crate) fn receive(from: impl AsFd, flags: RecvFlags) -> io::Result<Option<Message>> {
-    let mut bytes = vec![0; LONGEST];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8), ScmCredentials(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        recvmsg(
-            &from,
-            &mut [IoSliceMut::new(&mut bytes)],
-            &mut ancillary,
-            flags | RecvFlags::CMSG_CLOEXEC,
-        )
-    });
-    let received = match received {
-        Ok(received) => received,
-        Err(rustix::io::Errno::CONNRESET) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let mut message = Message::default();
-    for part in ancillary.drain() {
-        match part {
-            RecvAncillaryMessage::ScmRights(descriptors) => message.descriptors.extend(descriptors),
-            RecvAncillaryMessage::ScmCredentials(sender) => message.sender = Some(sender.pid),
-            _ => {}
-        }
-    }
-    if received.bytes == 0 {
-        return Ok(None);
-    }
-    if received.flags.contains(ReturnFlags::TRUNC) {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
-    bytes.truncate(received.bytes);
-    message.bytes = bytes;
-    Ok(Some(message))
-}
-
-/// Puts a value into a memory file.
-pub(crate) fn to_memory<T: Serialize>(name: &str, value: &T) -> io::Result<OwnedFd> {
-    let mut file = File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?);
-    file.write_all(&serde_json::to_vec(value)?)?;
-    file.rewind()?;
-    Ok(file.into())
-}
-
-/// Takes a value out of a memory file.
-pub(crate) fn from_memory<T: DeserializeOwned>(file: OwnedFd) -> io::Result<T> {
-    let mut bytes = Vec::new();
-    File::from(file).read_to_end(&mut bytes)?;
-    Ok(serde_json::from_slice(&bytes)?)
 }

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
+use mica_agent::Remote;
+
 use crate::context::Context;
-use crate::output;
-use crate::signals;
+use crate::{error, output, signals};
 
 /// Send a signal to jobs
 #[derive(Debug, clap::Args)]
@@ -19,7 +20,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     context.each_job(&args.jobs, |job| {
-        mica_agent::signal(job, args.signal)?;
+        Remote::connect(job).and_then(|job| job.signal(args.signal)).map_err(error::of_control)?;
         output::lines([job.id()])
     })
 }

@@ -3,8 +3,9 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use mica_agent::logs::{Entry, LogReader, Stream};
+use mica_agent::logs::{Entry, Stream};
 
+use super::events::parse_moment;
 use crate::context::Context;
 
 /// Show what a job printed
@@ -21,14 +22,17 @@ pub(crate) struct Args {
     /// Begin each line with its time
     #[arg(short, long)]
     timestamps: bool,
-    /// Only lines since this time (RFC 3339)
-    #[arg(long, value_name = "TIME")]
+    /// Only lines since this time: RFC 3339, seconds since 1970, or an age such as 10m
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
     since: Option<jiff::Timestamp>,
+    /// Only lines up to this time
+    #[arg(long, value_name = "TIME", value_parser = parse_moment)]
+    until: Option<jiff::Timestamp>,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let job = context.jobs()?.find(&args.job)?;
-    let mut entries = LogReader::new(job.path()).read_new()?;
+    let mut entries = mica_agent::logs::reader(job.path()).read_new()?;
     entries.retain(|entry| args.shows(entry));
     let skip = entries.len() - args.tail.unwrap_or(usize::MAX).min(entries.len());
     if !args.follow {
@@ -50,6 +54,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
 impl Args {
     fn shows(&self, entry: &Entry) -> bool {
         self.since.is_none_or(|since| entry.time >= since)
+            && self.until.is_none_or(|until| entry.time <= until)
     }
 
     /// The job's standard error goes to ours, as with docker.

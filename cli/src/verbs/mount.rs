@@ -10,7 +10,7 @@ use mica_graph::PackageRef;
 
 use super::{pull, run};
 use crate::context::Context;
-use crate::{app, hints, output};
+use crate::{app, error, hints, output};
 
 /// Mount a package, or image files, as one directory tree
 ///
@@ -62,7 +62,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     }
     match mica_agent::start_mount(&run::own_program()?, &mount, lock)? {
         MountReport::Ready(path) => print(&path),
-        MountReport::Failed(failure) => return Err(run::failed(failure)),
+        MountReport::Failed(failure) => return Err(error::of_failure(failure)),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,7 +3,8 @@
 use std::ffi::OsStr;
 use std::process::ExitCode;
 
-use mica_agent::{JobConfig, Phase, Status};
+use anyhow::bail;
+use mica_agent::{HealthState, JobConfig, Phase, Status};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -15,6 +16,15 @@ pub(crate) struct Args {
     /// Ended jobs too
     #[arg(short, long)]
     all: bool,
+    /// Only these: name=, id=, status=, label=NAME[=VALUE], ancestor=PACKAGE, exited=CODE, health=
+    #[arg(short, long = "filter", value_name = "KEY=VALUE", value_parser = super::run::parse_pair)]
+    filters: Vec<(String, String)>,
+    /// The last N jobs, ended ones too
+    #[arg(short = 'n', long, value_name = "N")]
+    last: Option<usize>,
+    /// Don't cut ids, packages and commands short
+    #[arg(long)]
+    no_trunc: bool,
     /// Ids only
     #[arg(short, long)]
     quiet: bool,
@@ -30,17 +40,29 @@ struct Row {
     status: Option<Status>,
 }
 
+const FILTERS: [&str; 7] = ["name", "id", "status", "label", "ancestor", "exited", "health"];
+
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    if let Some((key, _)) = args.filters.iter().find(|(key, _)| !FILTERS.contains(&&**key)) {
+        bail!("`{key}` is not a filter of jobs; use {}", FILTERS.join(", "));
+    }
+    // Who asks for ended jobs by a filter means them.
+    let ended = |(key, value): &(String, String)| {
+        key == "exited" || (key == "status" && ["exited", "failed"].contains(&&**value))
+    };
+    let all = args.all || args.last.is_some() || args.filters.iter().any(ended);
     let mut rows = Vec::new();
     for job in context.jobs()?.jobs()? {
         // Removed between the listing and now: no job any more.
         let Ok(config) = job.config() else { continue };
         let status = job.status()?;
         let alive = status.as_ref().is_none_or(|status| !status.is_final());
-        if args.all || alive {
-            rows.push(Row { id: job.id().to_owned(), config, status });
+        let row = Row { id: job.id().to_owned(), config, status };
+        if (all || alive) && args.shows(&row) {
+            rows.push(row);
         }
     }
+    rows.drain(..rows.len() - args.last.unwrap_or(rows.len()).min(rows.len()));
     if args.json {
         output::json(&rows)?;
         return Ok(ExitCode::SUCCESS);
@@ -49,20 +71,77 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         output::lines(rows.iter().map(|row| row.id.as_str()))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let cells: Vec<[String; 6]> = rows.iter().map(cells).collect();
+    let cells: Vec<[String; 6]> = rows.iter().map(|row| cells(row, args.no_trunc)).collect();
     output::table(["ID", "NAME", "PACKAGE", "COMMAND", "CREATED", "STATUS"], &cells)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn cells(row: &Row) -> [String; 6] {
+impl Args {
+    /// Of the values of one key any, of several keys all, as with docker.
+    fn shows(&self, row: &Row) -> bool {
+        self.filters.iter().all(|(key, _)| {
+            self.filters.iter().any(|(other, value)| other == key && row.fits(key, value))
+        })
+    }
+}
+
+impl Row {
+    fn fits(&self, key: &str, value: &str) -> bool {
+        let status = self.status.as_ref();
+        match key {
+            "name" => self.config.name.as_ref().is_some_and(|name| name.contains(value)),
+            "id" => self.id.starts_with(value),
+            "status" => word(status) == value,
+            "label" => {
+                let (name, wanted) = value
+                    .split_once('=')
+                    .map_or((value, None), |(name, wanted)| (name, Some(wanted)));
+                let label = self.config.labels.get(name);
+                label.is_some_and(|label| wanted.is_none_or(|wanted| label == wanted))
+            }
+            "ancestor" => {
+                self.config.source == value || self.config.source.split('@').next() == Some(value)
+            }
+            "exited" => {
+                status.is_some_and(|status| status.is_final())
+                    && status.and_then(|status| status.exit_code).map(|code| code.to_string())
+                        == Some(value.to_owned())
+            }
+            _ => health(status) == value,
+        }
+    }
+}
+
+/// How far a job is, in one word.
+fn word(status: Option<&Status>) -> &'static str {
+    match status.map(|status| status.phase) {
+        None | Some(Phase::Starting) => "starting",
+        Some(Phase::Running) => "running",
+        Some(Phase::Paused) => "paused",
+        Some(Phase::Restarting) => "restarting",
+        Some(Phase::Exited) => "exited",
+        Some(Phase::Failed) => "failed",
+    }
+}
+
+fn health(status: Option<&Status>) -> &'static str {
+    match status.and_then(|status| status.health.as_ref()).map(|health| health.state) {
+        None => "none",
+        Some(HealthState::Starting) => "starting",
+        Some(HealthState::Healthy) => "healthy",
+        Some(HealthState::Unhealthy) => "unhealthy",
+    }
+}
+
+fn cells(row: &Row, whole: bool) -> [String; 6] {
     let mut command = row.config.spec.argv.join(OsStr::new(" ")).to_string_lossy().into_owned();
-    if command.chars().count() > 30 {
+    if command.chars().count() > 30 && !whole {
         command = command.chars().take(29).chain(['…']).collect();
     }
     [
         row.id.clone(),
         row.config.name.clone().unwrap_or_else(|| "-".into()),
-        output::short_source(&row.config.source),
+        if whole { row.config.source.clone() } else { output::short_source(&row.config.source) },
         command,
         output::ago(row.config.created_ms),
         status_text(row.status.as_ref()),
@@ -75,9 +154,18 @@ fn status_text(status: Option<&Status>) -> String {
     let ended = || output::ago(status.finished_ms.unwrap_or_default());
     match status.phase {
         Phase::Starting => "starting".into(),
-        Phase::Running => {
-            format!("running for {}", output::since(status.started_ms.unwrap_or_default()))
+        Phase::Running | Phase::Paused => {
+            let time = output::since(status.started_ms.unwrap_or_default());
+            let mut text = format!("running for {time}");
+            if status.health.is_some() {
+                text.push_str(&format!(" ({})", health(Some(status))));
+            }
+            if status.phase == Phase::Paused {
+                text.push_str(" (paused)");
+            }
+            text
         }
+        Phase::Restarting => format!("restarting ({code}) {}", ended()),
         Phase::Exited if status.oom_killed => format!("exited ({code}, out of memory) {}", ended()),
         Phase::Exited => format!("exited ({code}) {}", ended()),
         Phase::Failed => format!("failed ({code}) {}", ended()),

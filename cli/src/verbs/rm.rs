@@ -1,12 +1,12 @@
 //! `mica rm`: remove ended jobs.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::bail;
+use mica_agent::ControlError;
 
 use crate::context::Context;
-use crate::output;
+use crate::{error, output};
 
 /// Remove ended jobs
 #[derive(Debug, clap::Args)]
@@ -25,10 +25,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
             if !args.force {
                 bail!("job {} is running; stop it first, or use --force", job.id());
             }
-            // It may end by itself between the question and the signal.
-            match mica_agent::stop(job, 9, Duration::ZERO) {
-                Ok(()) | Err(mica_agent::SignalError::NotRunning(_)) => {}
-                Err(error) => return Err(error.into()),
+            match mica_agent::stop(job, Some(9), Some(0)) {
+                // It may end by itself between the question and the signal.
+                Ok(()) | Err(ControlError::NotRunning(_)) => {}
+                Err(error) => return Err(error::of_control(error)),
             }
             job.wait_until_released()?;
         }

@@ -1,10 +1,11 @@
 //! `mica stop`: ask jobs to end, and make them after a while.
 
 use std::process::ExitCode;
-use std::time::Duration;
+
+use mica_agent::ControlError;
 
 use crate::context::Context;
-use crate::output;
+use crate::{error, output, signals};
 
 /// Ask jobs to end, and make them after a while
 #[derive(Debug, clap::Args)]
@@ -15,13 +16,18 @@ pub(crate) struct Args {
     /// Seconds to wait before the job is killed, instead of the job's own
     #[arg(short, long, value_name = "SECONDS")]
     time: Option<u64>,
+    /// The signal to send, instead of the job's own
+    #[arg(short, long, value_parser = signals::parse)]
+    signal: Option<i32>,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     context.each_job(&args.jobs, |job| {
-        let config = job.config()?;
-        let timeout = Duration::from_secs(args.time.unwrap_or(config.stop_timeout));
-        mica_agent::stop(job, config.stop_signal, timeout)?;
+        match mica_agent::stop(job, args.signal, args.time) {
+            // As with docker, one that has ended is stopped.
+            Ok(()) | Err(ControlError::NotRunning(_)) => {}
+            Err(error) => return Err(error::of_control(error)),
+        }
         output::lines([job.id()])
     })
 }

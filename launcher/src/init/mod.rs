@@ -218,7 +218,7 @@ impl Init {
     fn pass_on(&self, signal: i32) {
         if let Some(main) = self.running.first() {
             // It may have ended already.
-            sys::kill(main.pid(), signal).ok();
+            sys::kill(Some(main.pid()), signal).ok();
         }
     }
 
@@ -255,6 +255,12 @@ impl Init {
         match serde_json::from_slice(&message.bytes) {
             Ok(Command::Signal(signal)) => self.pass_on(signal),
             Ok(Command::Exec(streams)) => self.exec(streams, message),
+            // Of our own process namespace, all but ourselves: kill(2). With none there is nobody to stop.
+            Ok(Command::Freeze(frozen)) if self.own_pids => {
+                let signal = if frozen { libc::SIGSTOP } else { libc::SIGCONT };
+                sys::kill(None, signal).ok();
+            }
+            Ok(Command::Freeze(_)) => {}
             // The other side is the same binary; whatever this was, nobody waits for an answer.
             Err(_) => {}
         }
@@ -305,7 +311,7 @@ fn kill_descendants() {
         let children =
             std::fs::read_to_string(format!("/proc/{me}/task/{me}/children")).unwrap_or_default();
         for pid in children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
-            sys::kill(pid, libc::SIGKILL).ok();
+            sys::kill(Some(pid), libc::SIGKILL).ok();
         }
         match wait(WaitOptions::empty()) {
             Ok(_) | Err(Errno::INTR) => {}

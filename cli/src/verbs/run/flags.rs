@@ -1,11 +1,19 @@
 //! The flags of `mica run`, with the values people know from docker.
 
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use mica_launcher::{Device, Mount, Rlimit};
+use mica_agent::{HealthCheck, Restart};
+use mica_launcher::{Mount, PortForward, Rlimit};
 
+use super::values::{
+    DeviceFlag, Volume, parse_cpus, parse_device, parse_duration, parse_host, parse_mode,
+    parse_mount, parse_pair, parse_port, parse_size, parse_tmpfs, parse_ulimit, parse_volume,
+};
 use crate::signals;
+use crate::terminal::DetachKeys;
 
 /// Run a package, or image files, as a confined job
 ///
@@ -34,11 +42,16 @@ pub(crate) struct Args {
     /// Print what would be done to start the job, and don't
     #[arg(long)]
     pub(super) dry_run: bool,
+    /// Use the flags that the package recommends in its label mica.run.flags; those given here win
+    #[arg(long)]
+    pub(super) recommended: bool,
     /// Print no warnings and no progress
     #[arg(short, long)]
     pub(super) quiet: bool,
     #[command(flatten)]
     pub(super) life: Life,
+    #[command(flatten)]
+    pub(super) health: Health,
     #[command(flatten)]
     pub(super) process: Process,
     #[command(flatten)]
@@ -64,12 +77,24 @@ pub(super) struct Life {
     /// Print the job's id and leave it running
     #[arg(short, long)]
     pub(super) detach: bool,
-    /// Connect standard input
-    #[arg(short, long, conflicts_with = "detach")]
+    /// Connect standard input; of a detached job, keep it open
+    #[arg(short, long)]
     pub(super) interactive: bool,
+    /// Give the job a terminal
+    #[arg(short, long)]
+    pub(super) tty: bool,
+    /// Keys by which to let go of the job
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub(super) detach_keys: DetachKeys,
     /// Remove the job's record, log and upper when it ends
     #[arg(long)]
     pub(super) rm: bool,
+    /// What to do when the program ends: no, on-failure[:N], always or unless-stopped
+    #[arg(long, default_value = "no", value_name = "POLICY", conflicts_with = "rm")]
+    pub(super) restart: Restart,
+    /// An init reaps processes and passes signals on; every job has one
+    #[arg(long)]
+    init: bool,
     /// Name of the job
     #[arg(long)]
     pub(super) name: Option<String>,
@@ -82,6 +107,43 @@ pub(super) struct Life {
     /// Note to keep with the job, as NAME=VALUE
     #[arg(short, long = "label", value_parser = parse_pair, value_name = "NAME=VALUE")]
     pub(super) labels: Vec<(String, String)>,
+}
+
+/// How to find out whether the job works.
+#[derive(Debug, clap::Args)]
+pub(super) struct Health {
+    /// Shell command that exits with 0 while the job is healthy
+    #[arg(long, value_name = "COMMAND")]
+    health_cmd: Option<String>,
+    /// Time between two checks, as in 500ms, 30s, 1m30s
+    #[arg(long, value_parser = parse_duration, default_value = "30s", value_name = "TIME")]
+    health_interval: Duration,
+    /// A check that takes longer has failed
+    #[arg(long, value_parser = parse_duration, default_value = "30s", value_name = "TIME")]
+    health_timeout: Duration,
+    /// Failures don't count so soon after the start
+    #[arg(long, value_parser = parse_duration, default_value = "0s", value_name = "TIME")]
+    health_start_period: Duration,
+    /// So many failures in a row make the job unhealthy
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    health_retries: u32,
+    /// Don't run the package's own health check
+    #[arg(long, conflicts_with = "health_cmd")]
+    pub(super) no_healthcheck: bool,
+}
+
+impl Health {
+    pub(super) fn check(&self) -> Option<HealthCheck> {
+        let command = self.health_cmd.as_ref()?;
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Some(HealthCheck {
+            command: ["/bin/sh", "-c", command].map(str::to_owned).into(),
+            interval_ms: ms(self.health_interval),
+            timeout_ms: ms(self.health_timeout),
+            start_period_ms: ms(self.health_start_period),
+            retries: self.health_retries,
+        })
+    }
 }
 
 /// What runs.
@@ -119,18 +181,24 @@ pub(super) struct Storage {
     /// When to compare what is read with the images' chunk tables: never, first-read or always
     #[arg(long, default_value = "first-read", value_name = "WHEN")]
     pub(super) verify: mica_agent::Verify,
-    /// Show a file or folder of the host in the job
+    /// Show a file or folder of the host, or a named volume, in the job
     #[arg(short = 'v', long = "volume", value_parser = parse_volume, value_name = "SRC:DST[:ro]")]
-    pub(super) volumes: Vec<Mount>,
+    pub(super) volumes: Vec<Volume>,
+    /// The same in words: type=bind|volume|tmpfs,source=…,target=…[,readonly][,tmpfs-size=…]
+    #[arg(long = "mount", value_parser = parse_mount, value_name = "KEY=VALUE,…")]
+    pub(super) mounts: Vec<Volume>,
     /// A file system in memory
     #[arg(long = "tmpfs", value_parser = parse_tmpfs, value_name = "DIR[:size=N,mode=N]")]
     pub(super) tmpfs: Vec<Mount>,
     /// Size of /dev/shm
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub(super) shm_size: Option<u64>,
-    /// Show a device of the host in the job
+    /// Show a device of the host in the job, or a CDI device by its name, as in nvidia.com/gpu=0
     #[arg(long = "device", value_parser = parse_device, value_name = "SRC[:DST]")]
-    pub(super) devices: Vec<Device>,
+    pub(super) devices: Vec<DeviceFlag>,
+    /// Graphics processors: all, a number, or names; as the CDI files of their vendor describe them
+    #[arg(long, value_name = "all|N|NAME,…")]
+    pub(super) gpus: Option<String>,
 }
 
 /// What the job may do and use.
@@ -142,6 +210,12 @@ pub(super) struct Confinement {
     /// Limit memory and swap together
     #[arg(long, value_parser = parse_size, value_name = "SIZE", requires = "memory")]
     pub(super) memory_swap: Option<u64>,
+    /// Memory that is left to the job while others have more than theirs
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    pub(super) memory_reservation: Option<u64>,
+    /// Share of the processors against others, 1 to 10000, 100 being usual
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) cpu_weight: Option<u64>,
     /// Limit the processors, as in 1.5
     #[arg(long, value_name = "N", value_parser = parse_cpus)]
     pub(super) cpus: Option<f64>,
@@ -163,9 +237,49 @@ pub(super) struct Confinement {
     /// Take a capability away
     #[arg(long, value_name = "CAP")]
     pub(super) cap_drop: Vec<String>,
-    /// The job's network
-    #[arg(long, value_enum, default_value_t = NetworkMode::Host, value_name = "MODE")]
-    pub(super) network: NetworkMode,
+    /// Filter of system calls: a profile in docker's JSON form, or unconfined
+    #[arg(long, value_name = "FILE|unconfined")]
+    pub(super) seccomp: Option<PathBuf>,
+    /// All capabilities, no filter of system calls, nothing of /proc hidden; still in the job's namespaces
+    #[arg(long)]
+    pub(super) privileged: bool,
+    /// Mask of permission bits for new files
+    #[arg(long, value_name = "MODE", value_parser = parse_mode, default_value = "022")]
+    pub(super) umask: u32,
+    /// Added to the badness of the job's processes when memory runs out
+    #[arg(long, value_name = "N", allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i32).range(-1000..=1000))]
+    pub(super) oom_score_adj: Option<i32>,
+    /// The job's network [default: host, or private if ports are published]
+    #[arg(long, visible_alias = "net", value_enum, value_name = "MODE")]
+    pub(super) network: Option<NetworkMode>,
+    /// Let a port of the host lead to one of the job
+    #[arg(short, long, value_parser = parse_port, value_name = "[[IP:]HOST:]JOB[/udp]")]
+    pub(super) publish: Vec<PortForward>,
+    /// A line for the job's /etc/hosts
+    #[arg(long, value_parser = parse_host, value_name = "NAME:IP")]
+    pub(super) add_host: Vec<(String, IpAddr)>,
+    /// Name server for the job, instead of the host's
+    #[arg(long, value_name = "IP")]
+    pub(super) dns: Vec<IpAddr>,
+    /// Share the host's processes
+    #[arg(long, value_enum, value_name = "host")]
+    pub(super) pid: Option<Shared>,
+    /// Share the host's System V and POSIX objects
+    #[arg(long, value_enum, value_name = "host")]
+    pub(super) ipc: Option<Shared>,
+    /// Share the host's name
+    #[arg(long, value_enum, value_name = "host")]
+    pub(super) uts: Option<Shared>,
+    /// Share the host's users
+    #[arg(long, value_enum, value_name = "host")]
+    pub(super) userns: Option<Shared>,
+    /// Share the host's view of cgroups
+    #[arg(long, value_enum, value_name = "host")]
+    pub(super) cgroupns: Option<Shared>,
+    /// A further group for the job's user, by number or by a name in the stack
+    #[arg(long, value_name = "GROUP")]
+    pub(super) group_add: Vec<String>,
 }
 
 /// The network a job gets.
@@ -175,160 +289,13 @@ pub(super) enum NetworkMode {
     Host,
     /// A loopback interface and nothing else
     None,
+    /// A network of its own, connected with the host's without privilege
+    Private,
 }
 
-/// `512`, `512k`, `1.5g`, `2GiB`: powers of 1024, as docker has them.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    let lower = text.trim().to_ascii_lowercase();
-    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = &lower[digits.len()..];
-    let shift = match unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(unit) {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => return Err(format!("`{unit}` is not a unit; use k, m, g or t")),
-    };
-    let number: f64 =
-        digits.parse().map_err(|_| format!("`{text}` is not a size such as 512m or 2g"))?;
-    let bytes = number * (1_u64 << shift) as f64;
-    if !(0.0..9.0e18).contains(&bytes) {
-        return Err(format!("`{text}` is out of range"));
-    }
-    Ok(bytes as u64)
-}
-
-fn parse_cpus(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(cpus) if cpus > 0.0 && cpus < 100_000.0 => Ok(cpus),
-        _ => Err(format!("`{text}` is not a number of processors such as 0.5 or 2")),
-    }
-}
-
-fn parse_pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err(format!("`{text}` is not of the form NAME=VALUE")),
-    }
-}
-
-fn parse_volume(text: &str) -> Result<Mount, String> {
-    let mut parts = text.split(':');
-    let (Some(source), Some(target)) = (parts.next(), parts.next()) else {
-        return Err(format!("`{text}` is not of the form SRC:DST[:ro]"));
-    };
-    if !(source.starts_with('/') || source.starts_with('.')) {
-        return Err(format!("`{source}` is not a path; begin it with / or ./"));
-    }
-    let source = std::path::absolute(source).map_err(|error| error.to_string())?;
-    let target = in_job(target)?;
-    let (mut read_only, mut recursive, mut follow) = (false, true, false);
-    for option in parts.flat_map(|part| part.split(',')) {
-        match option {
-            "ro" => read_only = true,
-            "rw" | "rprivate" => {}
-            "private" => recursive = false,
-            "rslave" => follow = true,
-            other => {
-                return Err(format!(
-                    "`{other}` is not an option of a volume; use ro, rw, rprivate, private or rslave"
-                ));
-            }
-        }
-    }
-    Ok(Mount::Bind { source, target, read_only, recursive, follow })
-}
-
-fn parse_tmpfs(text: &str) -> Result<Mount, String> {
-    let (target, options) = text.split_once(':').unwrap_or((text, ""));
-    let target = in_job(target)?;
-    let (mut size, mut mode, mut read_only, mut exec) = (None, 0o1777, false, false);
-    for option in options.split(',').filter(|option| !option.is_empty()) {
-        match option.split_once('=') {
-            Some(("size", value)) => size = Some(parse_size(value)?),
-            Some(("mode", value)) => {
-                mode = u32::from_str_radix(value, 8)
-                    .ok()
-                    .filter(|mode| *mode <= 0o7777)
-                    .ok_or_else(|| format!("`{value}` is not an octal mode"))?;
-            }
-            None if option == "ro" => read_only = true,
-            None if option == "rw" => read_only = false,
-            None if option == "exec" => exec = true,
-            None if option == "noexec" => exec = false,
-            _ => {
-                return Err(format!(
-                    "`{option}` is not an option of a tmpfs; use size=, mode=, ro or exec"
-                ));
-            }
-        }
-    }
-    Ok(Mount::Tmpfs { target, size, mode, read_only, exec })
-}
-
-fn parse_device(text: &str) -> Result<Device, String> {
-    let mut parts = text.split(':');
-    let source = in_job(parts.next().unwrap_or_default())?;
-    let target = parts.next().map_or_else(|| Ok(source.clone()), in_job)?;
-    let writable = match parts.next() {
-        None | Some("rw" | "rwm") => true,
-        Some("r" | "ro") => false,
-        Some(other) => {
-            return Err(format!("`{other}` are not permissions of a device; use r or rw"));
-        }
-    };
-    Ok(Device { source, target, writable })
-}
-
-fn parse_ulimit(text: &str) -> Result<Rlimit, String> {
-    let wrong = || format!("`{text}` is not of the form NAME=SOFT[:HARD]");
-    let (resource, values) = text.split_once('=').ok_or_else(wrong)?;
-    let (soft, hard) = values.split_once(':').unwrap_or((values, values));
-    let number = |value: &str| match value {
-        "unlimited" | "-1" => Ok(None),
-        value => value.parse().map(Some).map_err(|_| wrong()),
-    };
-    Ok(Rlimit { resource: resource.to_owned(), soft: number(soft)?, hard: number(hard)? })
-}
-
-fn in_job(path: &str) -> Result<PathBuf, String> {
-    if !path.starts_with('/') {
-        return Err(format!("`{path}` is not an absolute path"));
-    }
-    Ok(PathBuf::from(path))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes() {
-        assert_eq!(parse_size("512"), Ok(512));
-        assert_eq!(parse_size("1.5g"), Ok(3 << 29));
-        assert_eq!(parse_size("64M"), Ok(64 << 20));
-        assert_eq!(parse_size("2GiB"), Ok(2 << 30));
-        for bad in ["", "m", "-1", "12q", "1e30", "nan"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn volumes() {
-        let Ok(Mount::Bind { read_only, recursive, .. }) = parse_volume("/a:/b:ro") else {
-            panic!("a volume")
-        };
-        assert!(read_only && recursive);
-        for bad in ["/a", "data:/b", "/a:b", "/a:/b:rx"] {
-            assert!(parse_volume(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn ulimits() {
-        let limit = parse_ulimit("nofile=10:unlimited").unwrap();
-        assert_eq!((limit.soft, limit.hard), (Some(10), None));
-        assert!(parse_ulimit("nofile").is_err());
-    }
+/// A namespace that is not the job's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Shared {
+    /// The host's
+    Host,
 }

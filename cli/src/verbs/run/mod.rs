@@ -2,28 +2,33 @@
 
 mod flags;
 mod spec;
+mod values;
 
 use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, anyhow, bail};
-use mica_agent::{Attach, Failure, Invocation, JobDir, JobLayer, StartedJob, Status};
+use anyhow::{Context as _, bail};
+use mica_agent::{Attach, Invocation, JobDir, JobLayer, Remote, StartedJob, Status};
 use mica_graph::{PackageRef, Process};
 use mica_launcher::HostFacts;
 use mica_squashfs::{Image, OpenOptions};
 use signal_hook::consts::signal as signo;
 use signal_hook::iterator::Signals;
 
-pub(crate) use self::flags::{Args, PullWhen, parse_size};
+pub(crate) use self::flags::{Args, PullWhen};
+pub(crate) use self::spec::set_variable;
 use self::spec::{Source, job_config};
+pub(crate) use self::values::{parse_cpus, parse_duration, parse_pair, parse_size};
 use crate::context::Context;
 use crate::output::note;
+use crate::terminal::{self, DetachKeys, Dialogue, Over, Raw};
 use crate::verbs::pull;
 use crate::{app, error, hints, output};
 
 /// What `mica run` passes on to the job, as docker does.
-const FORWARDED: [i32; 7] = [
+pub(crate) const FORWARDED: [i32; 7] = [
     signo::SIGINT,
     signo::SIGTERM,
     signo::SIGHUP,
@@ -35,62 +40,146 @@ const FORWARDED: [i32; 7] = [
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let (source, command) = source(args, context)?;
+    if args.recommended {
+        return run(&recommended(&source)?, context);
+    }
     if args.dry_run {
         return dry_run(args, &source, &command);
     }
-    let (mut started, status, mut signals) = start(args, context, &source, &command)?;
-    if args.life.detach && status.error.is_none() {
-        output::lines([started.job().id()])?;
-        return Ok(ExitCode::SUCCESS);
+    match start(args, context, &source, &command)?.finish()? {
+        Some(status) => exit_code(status),
+        None => Ok(ExitCode::SUCCESS),
     }
-    exit_code(wait(&mut started, status, &mut signals)?)
+}
+
+/// The label of a package that holds flags for `mica run --recommended`.
+const RECOMMENDED: &str = "mica.run.flags";
+
+/// The flags that the package recommends, then those that were given.
+fn recommended(source: &Source) -> anyhow::Result<Args> {
+    let Some(flags) = source.labels.get(RECOMMENDED) else {
+        bail!("{} recommends no flags: it has no label {RECOMMENDED}", source.name);
+    };
+    let given: Vec<OsString> =
+        std::env::args_os().skip_while(|word| word != "run").skip(1).collect();
+    let given = given.into_iter().filter(|word| word != "--recommended");
+    let words = flags.split_whitespace().map(OsString::from);
+    let line = std::iter::once("run".into()).chain(words).chain(given);
+    let command = clap::Command::new("run").args_override_self(true);
+    let matches = <Args as clap::Args>::augment_args(command).try_get_matches_from(line)?;
+    let mut args = <Args as clap::FromArgMatches>::from_arg_matches(&matches)?;
+    args.recommended = false;
+    Ok(args)
 }
 
 /// Runs a job to its end, as `mica run` without `--detach` does.
 pub(crate) fn run_to_end(args: &Args, context: &Context) -> anyhow::Result<Status> {
     let (source, command) = source(args, context)?;
-    let (mut started, status, mut signals) = start(args, context, &source, &command)?;
-    wait(&mut started, status, &mut signals)
+    start(args, context, &source, &command)?.finish()?.context("nobody lets go of this job")
 }
 
 /// Starts the job's supervisor; returns when the program runs, or has failed to.
-fn start(
-    args: &Args,
+fn start<'a>(
+    args: &'a Args,
     context: &Context,
     source: &Source,
     command: &[OsString],
-) -> anyhow::Result<(StartedJob, Status, Signals)> {
+) -> anyhow::Result<Session<'a>> {
     let state = context.jobs()?;
-    let (job, lock) = state.create(|job| job_config(args, source, command, job))?;
-    let signals = Signals::new(FORWARDED).context("cannot catch signals")?;
-    let attach = Attach { stdin: args.life.interactive, output: !args.life.detach };
-    let mut started = mica_agent::start(&own_program()?, job, lock, attach)?;
-    let status = started.wait_started()?;
-    if !args.quiet {
-        status.warnings.iter().for_each(|warning| note(format_args!("warning: {warning}")));
-    }
-    Ok((started, status, signals))
+    let life = &args.life;
+    let (job, lock) = state.create(|job| job_config(args, source, command, job, &state))?;
+    let way = Way { detach: life.detach, tty: life.tty, input: life.interactive };
+    start_job(job, lock, way, &life.detach_keys, args.quiet)
 }
 
-/// Waits for the job's end, passing signals on.
-fn wait(started: &mut StartedJob, status: Status, signals: &mut Signals) -> anyhow::Result<Status> {
-    if let Some(failure) = status.error {
-        return Err(failed(failure));
+/// How a command is connected with the job it starts.
+#[derive(Clone, Copy)]
+pub(crate) struct Way {
+    /// Not at all.
+    pub(crate) detach: bool,
+    /// The job has a terminal.
+    pub(crate) tty: bool,
+    /// It reads what the command reads.
+    pub(crate) input: bool,
+}
+
+/// Starts the supervisor of a job whose folder is there.
+pub(crate) fn start_job(
+    job: JobDir,
+    lock: mica_agent::Lock,
+    way: Way,
+    keys: &DetachKeys,
+    quiet: bool,
+) -> anyhow::Result<Session<'_>> {
+    let signals = Signals::new(FORWARDED).context("cannot catch signals")?;
+    let raw = terminal::check(way.tty && !way.detach, way.input)?;
+    let (stdin, typed) = match (way.detach, way.input, way.tty) {
+        (false, true, true) => {
+            let (far, near) = terminal::pipe()?;
+            (Some(far), Some(near))
+        }
+        (false, true, false) => (Some(std::io::stdin().as_fd().try_clone_to_owned()?), None),
+        _ => (None, None),
+    };
+    let attach = Attach { stdin, output: (!way.detach).then(terminal::size) };
+    let mut started = mica_agent::start(&own_program()?, job, lock, attach)?;
+    let status = started.wait_started()?;
+    if !quiet {
+        status.warnings.iter().for_each(|warning| note(format_args!("warning: {warning}")));
     }
-    if status.is_final() {
-        return Ok(status);
-    }
-    let handle = signals.handle();
-    let job = started.job().clone();
-    let status = std::thread::scope(|scope| {
-        scope.spawn(|| forward(signals, &job));
-        let ended = started.wait_ended();
-        handle.close();
-        ended
-    })?;
-    match status.error {
-        Some(failure) => Err(failed(failure)),
-        None => Ok(status),
+    Ok(Session { started, status, signals, typed, raw, way, keys })
+}
+
+/// A job that was just started by this command.
+pub(crate) struct Session<'a> {
+    started: StartedJob,
+    status: Status,
+    signals: Signals,
+    typed: Option<OwnedFd>,
+    raw: Option<Raw>,
+    way: Way,
+    keys: &'a DetachKeys,
+}
+
+impl Session<'_> {
+    /// Waits for the job's end, passing on signals and what is typed; `None` if the job goes on without this command.
+    pub(crate) fn finish(self) -> anyhow::Result<Option<Status>> {
+        let Self { mut started, status, signals, typed, raw, way, keys } = self;
+        if let Some(failure) = status.error {
+            drop(raw);
+            return Err(error::of_failure(failure));
+        }
+        if way.detach {
+            output::lines([started.job().id()])?;
+            return Ok(None);
+        }
+        if status.is_final() {
+            return Ok(Some(status));
+        }
+        let job = started.job().clone();
+        let each = |signal| {
+            let resize = |size| drop(Remote::connect(&job).and_then(|job| job.resize(size)));
+            terminal::pass_signal(signal, way.tty, resize, |signal| forward(&job, signal));
+        };
+        let ended = terminal::with_signals(signals, each, || -> anyhow::Result<_> {
+            let keys = typed.as_ref().map(|_| keys.clone());
+            let mut dialogue = Dialogue { input: typed, keys, ..Dialogue::default() };
+            loop {
+                if dialogue.run(started.as_fd())? == Over::Detached {
+                    return Ok(None);
+                }
+                // It may have been started again.
+                let status = started.wait_started()?;
+                if status.is_final() {
+                    return Ok(Some(status));
+                }
+            }
+        });
+        drop(raw);
+        match ended? {
+            Some(Status { error: Some(failure), .. }) => Err(error::of_failure(failure)),
+            status => Ok(status),
+        }
     }
 }
 
@@ -101,29 +190,19 @@ pub(crate) fn own_program() -> anyhow::Result<PathBuf> {
     Ok(if resolved.exists() { resolved } else { own.to_owned() })
 }
 
-fn forward(signals: &mut Signals, job: &JobDir) {
-    for signal in signals.forever() {
-        // A job that has just ended has no use for it.
-        if let Err(error) = mica_agent::signal(job, signal) {
-            tracing::debug!("{error}");
-        }
+fn forward(job: &JobDir, signal: i32) {
+    // A job that has just ended has no use for it.
+    if let Err(error) = Remote::connect(job).and_then(|job| job.signal(signal)) {
+        tracing::debug!("{error}");
     }
 }
 
-fn exit_code(status: Status) -> anyhow::Result<ExitCode> {
+pub(crate) fn exit_code(status: Status) -> anyhow::Result<ExitCode> {
     if status.oom_killed {
         note("mica: the job was killed: it ran out of the memory it may use");
     }
     let code = status.exit_code.and_then(|code| u8::try_from(code).ok());
     Ok(ExitCode::from(code.unwrap_or(error::MICA_FAILED)))
-}
-
-/// A supervisor's failure as an error of this process.
-pub(crate) fn failed(failure: Failure) -> anyhow::Error {
-    let mut causes = failure.chain.into_iter().rev();
-    let innermost = anyhow!(causes.next().unwrap_or_else(|| "the job could not be started".into()));
-    let error = causes.fold(innermost, |error, cause| error.context(cause));
-    error::advised(error, failure.hint, u8::try_from(failure.exit_code).ok())
 }
 
 fn source(args: &Args, context: &Context) -> anyhow::Result<(Source, Vec<OsString>)> {
@@ -165,6 +244,7 @@ fn image_source(images: &[PathBuf], wants_entrypoint: bool) -> anyhow::Result<So
         is_root: false,
         process,
         limits: mica_graph::Limits::default(),
+        labels: std::collections::BTreeMap::new(),
         cache: None,
     })
 }
@@ -191,7 +271,7 @@ pub(crate) fn supervise(words: &[OsString]) -> ExitCode {
 
 fn dry_run(args: &Args, source: &Source, command: &[OsString]) -> anyhow::Result<ExitCode> {
     // There is no tree yet, so what is read from it (names of users) is not known.
-    let spec = spec::spec(args, source, command, "dry-run", Path::new("/"))?;
+    let spec = spec::spec(args, source, command, "dry-run", Path::new("/"), None)?;
     let plan = mica_launcher::plan(&spec, &HostFacts::read(&spec)?)?;
     let lines: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
     output::lines(lines.iter().map(String::as_str))?;

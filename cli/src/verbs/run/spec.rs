@@ -7,11 +7,15 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use mica_agent::{JobConfig, JobDir, JobLayer};
+use mica_agent::{JobConfig, JobDir, JobLayer, StateDir};
 use mica_graph::{Manifest, Process};
-use mica_launcher::{Capabilities, GeneratedFile, Limits, Namespaces, Network, Root, Spec};
+use mica_launcher::cdi::{self, Registry};
+use mica_launcher::{
+    Capabilities, GeneratedFile, Limits, Mount, Namespace, Namespaces, Network, Root, Seccomp, Spec,
+};
 
-use super::flags::{Args, NetworkMode};
+use super::flags::{Args, NetworkMode, Shared};
+use super::values::{DeviceFlag, Volume};
 
 /// The search path of a job, as docker sets it.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -30,6 +34,8 @@ pub(super) struct Source {
     pub(super) process: Process,
     /// Limits it wants.
     pub(super) limits: mica_graph::Limits,
+    /// Its notes.
+    pub(super) labels: BTreeMap<String, String>,
     /// The cache that holds its images.
     pub(super) cache: Option<PathBuf>,
 }
@@ -43,6 +49,7 @@ impl Source {
             is_root: manifest.has_root(),
             process: manifest.process.clone(),
             limits: manifest.limits.clone(),
+            labels: manifest.labels.clone(),
             cache: Some(cache.to_owned()),
         }
     }
@@ -62,6 +69,7 @@ pub(super) fn job_config(
     source: &Source,
     command: &[OsString],
     job: &JobDir,
+    state: &StateDir,
 ) -> anyhow::Result<JobConfig> {
     // A root of its own needs one even if the job may not write: mount points such as /proc are made there.
     let needs_upper = !args.storage.read_only || source.mount_point(args) == Path::new("/");
@@ -71,14 +79,19 @@ pub(super) fn job_config(
         source: source.name.clone(),
         layers: source.layers.clone(),
         upper,
-        spec: spec(args, source, command, job.id(), &job.tree())?,
+        spec: spec(args, source, command, job.id(), &job.tree(), Some(state))?,
         cache: source.cache.clone(),
         verify: args.storage.verify,
         remove: args.life.rm,
         stop_signal: args.life.stop_signal,
         stop_timeout: args.life.stop_timeout,
-        labels: args.life.labels.iter().cloned().collect(),
+        // The package's own, which the job's may replace.
+        labels: source.labels.clone().into_iter().chain(args.life.labels.iter().cloned()).collect(),
         created_ms: mica_agent::now_ms(),
+        terminal: args.life.tty,
+        open_stdin: args.life.interactive,
+        restart: args.life.restart,
+        health: args.health.check(),
     })
 }
 
@@ -89,6 +102,7 @@ pub(super) fn spec(
     command: &[OsString],
     id: &str,
     tree: &Path,
+    state: Option<&StateDir>,
 ) -> anyhow::Result<Spec> {
     let at = source.mount_point(args);
     let root = match at == Path::new("/") {
@@ -102,36 +116,103 @@ pub(super) fn spec(
         args.process.workdir.clone().or(source.process.workdir.clone().map(PathBuf::from));
     spec.cwd = at.join(workdir.unwrap_or_default());
     spec.user = args.process.user.clone().or(source.process.user.clone());
-    if at == Path::new("/") {
-        spec.files = name_service_files(&hostname);
-    }
-    spec.hostname = Some(hostname);
+    confine(&mut spec, args, source)?;
+    spec.files = name_service_files(&hostname, &at, args, spec.namespaces.network);
+    spec.hostname = (args.confinement.uts.is_none()).then_some(hostname);
     spec.read_only = args.storage.read_only;
-    spec.mounts = args.storage.tmpfs.iter().chain(&args.storage.volumes).cloned().collect();
-    spec.devices = args.storage.devices.clone();
+    spec.mounts = args.storage.tmpfs.clone();
+    for volume in args.storage.volumes.iter().chain(&args.storage.mounts) {
+        spec.mounts.push(mount(volume, state)?);
+    }
     spec.shm_size = args.storage.shm_size.unwrap_or(spec.shm_size);
-    confine(&mut spec, args, source);
+    devices(&mut spec, args)?;
     Ok(spec)
 }
 
-fn confine(spec: &mut Spec, args: &Args, source: &Source) {
+/// A volume's folder is made by the first job that names it, as with docker; a dry run makes none.
+fn mount(volume: &Volume, state: Option<&StateDir>) -> anyhow::Result<Mount> {
+    Ok(match volume {
+        Volume::Mount(mount) => mount.clone(),
+        Volume::Named { name, target, read_only } => Mount::Bind {
+            source: match state {
+                Some(state) => state.volumes().create(name)?,
+                None => name.as_str().into(),
+            },
+            target: target.clone(),
+            read_only: *read_only,
+            recursive: true,
+            follow: false,
+        },
+    })
+}
+
+/// Nodes as they are; CDI devices and graphics processors by what their vendors' files say.
+fn devices(spec: &mut Spec, args: &Args) -> anyhow::Result<()> {
+    let mut names = Vec::new();
+    for device in &args.storage.devices {
+        match device {
+            DeviceFlag::Node(device) => spec.devices.push(device.clone()),
+            DeviceFlag::Cdi(name) => names.push(name.clone()),
+        }
+    }
+    if names.is_empty() && args.storage.gpus.is_none() {
+        return Ok(());
+    }
+    let registry = Registry::read(&cdi::DIRECTORIES.map(Path::new))?;
+    if let Some(wanted) = &args.storage.gpus {
+        names.extend(registry.gpus(wanted)?);
+    }
+    Ok(registry.inject(&names, spec)?)
+}
+
+fn confine(spec: &mut Spec, args: &Args, source: &Source) -> anyhow::Result<()> {
     let flags = &args.confinement;
     let network = match flags.network {
-        NetworkMode::Host => Network::Host,
-        NetworkMode::None => Network::None,
+        Some(NetworkMode::Host) => Network::Host,
+        Some(NetworkMode::None) => Network::None,
+        Some(NetworkMode::Private) => Network::Private,
+        None if flags.publish.is_empty() => Network::Host,
+        None => Network::Private,
     };
-    spec.namespaces = Namespaces { network, ..Namespaces::default() };
+    let own = |shared: Option<Shared>| match shared {
+        Some(Shared::Host) => Namespace::Host,
+        None => Namespace::New,
+    };
+    spec.namespaces = Namespaces {
+        user: own(flags.userns),
+        pid: own(flags.pid),
+        ipc: own(flags.ipc),
+        uts: own(flags.uts),
+        cgroup: own(flags.cgroupns),
+        network,
+        ..Namespaces::default()
+    };
+    spec.ports = flags.publish.clone();
     spec.limits = Limits {
         memory: flags.memory.or(source.limits.memory),
         memory_swap: flags.memory_swap,
+        memory_reservation: flags.memory_reservation,
         pids: flags.pids_limit.or(source.limits.pids),
         cpus: flags.cpus.or(source.limits.cpus),
+        cpu_weight: flags.cpu_weight,
         cpuset_cpus: flags.cpuset_cpus.clone(),
         ..Limits::default()
     };
     spec.best_effort_limits = flags.best_effort_limits;
     spec.rlimits = flags.ulimits.clone();
     spec.capabilities = Capabilities { add: flags.cap_add.clone(), drop: flags.cap_drop.clone() };
+    spec.seccomp = match &flags.seccomp {
+        None => Seccomp::Default,
+        Some(word) if word == Path::new("unconfined") => Seccomp::Unconfined,
+        Some(file) => Seccomp::Profile(
+            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?,
+        ),
+    };
+    spec.privileged = flags.privileged;
+    spec.umask = flags.umask;
+    spec.oom_score_adj = flags.oom_score_adj;
+    spec.groups = flags.group_add.clone();
+    Ok(())
 }
 
 /// The program and its arguments: `--entrypoint` or the package's, then those given or the package's own.
@@ -171,6 +252,9 @@ fn environment(
     env.insert("PATH".into(), search_path(at));
     env.insert("HOME".into(), "/root".into());
     env.insert("HOSTNAME".into(), hostname.into());
+    if args.life.tty {
+        env.insert("TERM".into(), "xterm".into());
+    }
     if args.process.env_host {
         env.extend(std::env::vars_os());
     }
@@ -191,7 +275,7 @@ fn environment(
 }
 
 /// `NAME=VALUE`, or `NAME` for the host's value (and nothing if the host has none), as docker has it.
-fn set_variable(env: &mut BTreeMap<OsString, OsString>, text: &OsStr) {
+pub(crate) fn set_variable(env: &mut BTreeMap<OsString, OsString>, text: &OsStr) {
     let bytes = text.as_bytes();
     match bytes.iter().position(|&byte| byte == b'=') {
         Some(at) => {
@@ -220,25 +304,45 @@ fn search_path(at: &Path) -> OsString {
     path
 }
 
-/// `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a job with a root of its own.
-fn name_service_files(hostname: &str) -> Vec<GeneratedFile> {
+/// `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf`: of a job with a root of its own all, else those that must say
+/// something else than the host's.
+fn name_service_files(
+    hostname: &str,
+    at: &Path,
+    args: &Args,
+    network: Network,
+) -> Vec<GeneratedFile> {
     let file = |target: &str, content: String| GeneratedFile {
         target: target.into(),
         content,
         mode: 0o644,
     };
-    let mut files = vec![
-        file("/etc/hostname", format!("{hostname}\n")),
-        file(
-            "/etc/hosts",
-            format!(
-                "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
-            ),
+    let flags = &args.confinement;
+    let own_root = at == Path::new("/");
+    let mut files = Vec::new();
+    if own_root {
+        files.push(file("/etc/hostname", format!("{hostname}\n")));
+    }
+    if own_root || !flags.add_host.is_empty() {
+        let mut hosts = format!(
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
+        );
+        flags.add_host.iter().for_each(|(name, ip)| hosts.push_str(&format!("{ip}\t{name}\n")));
+        files.push(file("/etc/hosts", hosts));
+    }
+    let private = (network == Network::Private).then(|| mica_launcher::PRIVATE_DNS.to_owned());
+    let servers: Vec<String> = match flags.dns.is_empty() {
+        true => private.into_iter().collect(),
+        false => flags.dns.iter().map(ToString::to_string).collect(),
+    };
+    let lines = servers.iter().map(|server| format!("nameserver {server}\n"));
+    match (servers.is_empty(), own_root) {
+        (false, _) => files.push(file("/etc/resolv.conf", lines.collect())),
+        // A host that resolves no names has none to hand on.
+        (true, true) => files.extend(
+            fs::read_to_string("/etc/resolv.conf").ok().map(|text| file("/etc/resolv.conf", text)),
         ),
-    ];
-    // A host that resolves no names has none to hand on.
-    if let Ok(content) = fs::read_to_string("/etc/resolv.conf") {
-        files.push(file("/etc/resolv.conf", content));
+        (true, false) => {}
     }
     files
 }

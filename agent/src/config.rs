@@ -1,0 +1,185 @@
+//! What was asked for: `config.json` of a job.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use mica_graph::Digest;
+use mica_launcher::Spec;
+use mica_mounter::Verify;
+use serde::{Deserialize, Serialize};
+
+/// What a job runs on and how.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobConfig {
+    /// The name given by the user, unique among the jobs.
+    pub name: Option<String>,
+    /// What was asked for, as people write it: `A@953bc…` or the image file.
+    pub source: String,
+    /// The stack, topmost first.
+    pub layers: Vec<JobLayer>,
+    /// The writable layer; `None` mounts the stack read-only.
+    pub upper: Option<UpperDirs>,
+    /// The confined process; its root is filled in by the supervisor once the stack is mounted.
+    pub spec: Spec,
+    /// The cache whose images must not be removed while the job lives.
+    pub cache: Option<PathBuf>,
+    /// When what is read from the images is verified.
+    #[serde(default)]
+    pub verify: Verify,
+    /// Remove the job's folder when it ends.
+    pub remove: bool,
+    /// Signal that asks the job to end.
+    pub stop_signal: i32,
+    /// Seconds it then has.
+    pub stop_timeout: u64,
+    /// Free-form notes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// When it was made, in milliseconds since 1970.
+    pub created_ms: i64,
+    /// It has a terminal.
+    #[serde(default)]
+    pub terminal: bool,
+    /// Its standard input stays open for commands that attach, even if none is there.
+    #[serde(default)]
+    pub open_stdin: bool,
+    /// What to do when its program ends.
+    #[serde(default)]
+    pub restart: Restart,
+    /// How to find out whether it works.
+    #[serde(default)]
+    pub health: Option<HealthCheck>,
+}
+
+/// One image of a job's stack.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobLayer {
+    /// The module's label or the file's name, for messages.
+    pub name: String,
+    /// The image file.
+    pub path: PathBuf,
+    /// Its digest, where it came from a registry.
+    pub digest: Option<Digest>,
+    /// Its chunk table, where there is one: what it holds is verified when it is read.
+    #[serde(default)]
+    pub chunks: Option<PathBuf>,
+}
+
+/// Where a writable layer lives.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpperDirs {
+    /// What was written.
+    pub upper: PathBuf,
+    /// Scratch on the same file system.
+    pub work: PathBuf,
+}
+
+/// What to do when a job's program ends by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Restart {
+    /// Nothing.
+    #[default]
+    No,
+    /// Start it again if it failed, at most so many times.
+    OnFailure(Option<u32>),
+    /// Start it again, until it is stopped.
+    Always,
+    /// The same; a job that was stopped isn't started with the machine either.
+    UnlessStopped,
+}
+
+/// Not a restart policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a restart policy; use no, on-failure[:N], always or unless-stopped")]
+pub struct UnknownRestart(String);
+
+impl FromStr for Restart {
+    type Err = UnknownRestart;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRestart> {
+        Ok(match text.split_once(':').unwrap_or((text, "")) {
+            ("no" | "", "") => Self::No,
+            ("always", "") => Self::Always,
+            ("unless-stopped", "") => Self::UnlessStopped,
+            ("on-failure", "") => Self::OnFailure(None),
+            ("on-failure", count) => {
+                Self::OnFailure(Some(count.parse().map_err(|_| UnknownRestart(text.to_owned()))?))
+            }
+            _ => return Err(UnknownRestart(text.to_owned())),
+        })
+    }
+}
+
+impl TryFrom<String> for Restart {
+    type Error = UnknownRestart;
+
+    fn try_from(text: String) -> Result<Self, UnknownRestart> {
+        text.parse()
+    }
+}
+
+impl From<Restart> for String {
+    fn from(restart: Restart) -> Self {
+        restart.to_string()
+    }
+}
+
+impl fmt::Display for Restart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::No => f.write_str("no"),
+            Self::OnFailure(None) => f.write_str("on-failure"),
+            Self::OnFailure(Some(count)) => write!(f, "on-failure:{count}"),
+            Self::Always => f.write_str("always"),
+            Self::UnlessStopped => f.write_str("unless-stopped"),
+        }
+    }
+}
+
+impl Restart {
+    /// Whether a job that ended with `code`, after so many restarts, is started again.
+    pub(crate) fn again(self, code: i32, restarts: u32) -> bool {
+        match self {
+            Self::No => false,
+            Self::OnFailure(most) => code != 0 && most.is_none_or(|most| restarts < most),
+            Self::Always | Self::UnlessStopped => true,
+        }
+    }
+}
+
+/// A command that is run in the job now and then: the job is healthy while it exits with 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// From the end of one check to the next, in milliseconds.
+    pub interval_ms: u64,
+    /// A check that takes longer has failed, in milliseconds.
+    pub timeout_ms: u64,
+    /// Failures don't count so soon after the start, in milliseconds.
+    pub start_period_ms: u64,
+    /// So many failures in a row make the job unhealthy.
+    pub retries: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restart_policies() {
+        for text in ["no", "always", "unless-stopped", "on-failure", "on-failure:3"] {
+            assert_eq!(text.parse::<Restart>().unwrap().to_string(), text);
+        }
+        for text in ["never", "always:2", "on-failure:x"] {
+            assert!(text.parse::<Restart>().is_err(), "{text}");
+        }
+        assert!(Restart::OnFailure(Some(2)).again(1, 1));
+        assert!(!Restart::OnFailure(Some(2)).again(1, 2));
+        assert!(!Restart::OnFailure(None).again(0, 0));
+        assert!(Restart::Always.again(0, 100));
+    }
+}

@@ -1,0 +1,89 @@
+//! Going where a job's files are: into the namespaces of one that runs, or into a mount of its own for one that has ended.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use mica_fetcher::CacheError;
+use mica_mounter::MountError;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::files::FileError;
+use crate::namespace::{self, NamespaceError};
+use crate::stack::{self, StackError};
+use crate::state::JobDir;
+use crate::status::{Phase, Status};
+
+/// A job's files that cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum EnterError {
+    /// The kernel refused.
+    #[error("cannot enter the namespaces of job {id}")]
+    Namespaces {
+        /// The job.
+        id: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It is between two lives, or being removed.
+    #[error("job {0} is starting or being removed; try again")]
+    Busy(String),
+    /// Its record cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Nowhere to mount.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// The cache has not what the job ran on.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// An image cannot be opened.
+    #[error(transparent)]
+    Stack(#[from] StackError),
+    /// The stack cannot be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+}
+
+/// Calls `work` where the job's files are seen; it is given the directory at which the stack is mounted if the job has
+/// ended, and `None` in a running job, whose root is `/` then.
+///
+/// The process must have one thread, and is good for nothing else afterwards.
+pub fn in_job<T>(path: &Path, work: impl FnOnce(Option<&Path>) -> T) -> Result<T, EnterError> {
+    let job = JobDir::at(PathBuf::from(path));
+    if let Some(_lock) = job.try_lock()? {
+        let config = job.config()?;
+        namespace::enter()?;
+        let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
+        let options = stack::options(config.upper.as_ref());
+        let stack = stack::open(&config.layers, config.verify)?;
+        let mount = mica_mounter::mount(stack, &job.tree(), &options)?;
+        let result = work(Some(&job.tree()));
+        if let Err(error) = mount.unmount() {
+            // The mount is gone with this process and its namespace in any case.
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot unmount the stack");
+        }
+        return Ok(result);
+    }
+    let Some(Status { pid: Some(pid), phase: Phase::Running | Phase::Paused, .. }) =
+        job.status()?
+    else {
+        return Err(EnterError::Busy(job.id().to_owned()));
+    };
+    enter(pid).map_err(|source| EnterError::Namespaces { id: job.id().to_owned(), source })?;
+    Ok(work(None))
+}
+
+/// Joins the user and mount namespaces of a process; its root becomes ours.
+fn enter(pid: i32) -> io::Result<()> {
+    let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}"));
+    let (users, mounts) = (open("user")?, open("mnt")?);
+    match move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User)) {
+        // It is ours already: the job shares it with the host.
+        Err(rustix::io::Errno::INVAL) => {}
+        result => result?,
+    }
+    Ok(move_into_link_name_space(mounts.as_fd(), Some(LinkNameSpaceType::Mount))?)
+}

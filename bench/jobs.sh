@@ -1,0 +1,106 @@
+#!/bin/sh
+# The command `mica` from start to end of a job, against bwrap and runc, in turn in one sitting: median and 99th percentile
+# in milliseconds. `mica run` mounts a stack of six images each time; the others get a folder that is there.
+# Then: memory of a supervisor with its mount, time from a job's output to `mica logs -f`, and 100 jobs at once.
+#
+# usage: bench/jobs.sh [RUNS]     (default 200; as root; needs perl, cc, bwrap and runc)
+set -eu
+
+runs=${1:-200}
+here=$(cd "$(dirname "$0")/.." && pwd)
+cargo build --quiet --release --manifest-path "$here/Cargo.toml"
+target=${CARGO_TARGET_DIR:-$here/target}
+[ "$(id -u)" = 0 ] || { echo "bench/jobs.sh: needs root, for runc" >&2; exit 1; }
+
+work=$(mktemp -d)
+trap 'cleanup' EXIT INT TERM
+cleanup() { mica rm -f idle talker >/dev/null 2>&1 || true; runc delete --force bench-exec 2>/dev/null || true; rm -rf "$work"; }
+chmod 755 "$work"
+cp "$target/release/mica" "$work/"
+PATH=$work:$PATH
+export MICA_CACHE="$work/root/cache" MICA_STATE="$work/root/state" MICA_RUNTIME="$work/root/run"
+
+mkdir -p "$work/tree/proc" "$work/tree/sys" "$work/tree/dev" "$work/tree/tmp" "$work/tree/etc"
+echo 'int main(void) { return 0; }' >"$work/true.c"
+cc -static -O2 "$work/true.c" -o "$work/tree/true"
+echo '#include <unistd.h>
+int main(void) { for (;;) pause(); }' >"$work/wait.c"
+cc -static -O2 "$work/wait.c" -o "$work/tree/wait"
+stack=
+for layer in 1 2 3 4 5; do
+    mkdir -p "$work/layer/lib$layer" && echo "$layer" >"$work/layer/lib$layer/f"
+    mica image pack "$work/layer" -o "$work/$layer.xar" >/dev/null 2>&1
+    rm -r "$work/layer" && stack="$stack --image $work/$layer.xar"
+done
+mica image pack "$work/tree" -o "$work/base.xar" >/dev/null 2>&1
+stack="$stack --image $work/base.xar --rootfs"
+
+script() { printf '#!/bin/sh\n%s\n' "$2" >"$work/$1"; chmod 755 "$work/$1"; }
+script mica-run "export MICA_STATE=$work/\$(id -u)/state MICA_RUNTIME=$work/\$(id -u)/run MICA_CACHE=$work/\$(id -u)/cache
+exec mica run --rm $stack -- /true"
+script mica-limits "exec mica run --rm --memory 256m --pids-limit 100 $stack -- /true"
+script mica-exec "exec mica exec idle /true"
+script bwrap-run "exec bwrap --unshare-user --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup --die-with-parent --new-session \\
+    --bind $work/tree / --proc /proc --dev /dev --ro-bind /sys /sys --tmpfs /tmp /true"
+script runc-run "cd $work/bundle && exec runc run bench-\$\$"
+script runc-exec "exec runc exec bench-exec /true"
+mkdir -p "$work/65534" && chown 65534:65534 "$work/65534"
+
+cat >"$work/measure.pl" <<'PERL'
+use strict; use warnings; use Time::HiRes 'time';
+my ($runs, @commands) = @ARGV;
+my %times;
+for my $run (0 .. $runs) {
+    for my $command (@commands) {
+        my $begin = time;
+        system($command) == 0 or die "$command failed\n";
+        push @{$times{$command}}, (time - $begin) * 1000 if $run > 0;
+    }
+}
+my $first;
+for my $command (@commands) {
+    my @sorted = sort { $a <=> $b } @{$times{$command}};
+    my ($median, $late) = @sorted[$#sorted * 0.5, $#sorted * 0.99];
+    $first //= $median;
+    my ($name) = $command =~ m{([^/]*)$};
+    printf "  %-12s median %7.2f  p99 %7.2f   first/this %.2f\n", $name, $median, $late, $first / $median;
+}
+PERL
+
+mkdir "$work/bundle"
+(cd "$work/bundle" && runc spec)
+perl -0pi -e 's#"terminal": true#"terminal": false#; s#"sh"#"/true"#; s#"path": "rootfs"#"path": "'"$work"'/tree"#;
+    s#"resources": \{#"resources": {"memory": {"limit": 268435456}, "pids": {"limit": 100},#' "$work/bundle/config.json"
+
+echo "as an ordinary user:"
+setpriv --reuid 65534 --regid 65534 --clear-groups perl "$work/measure.pl" "$runs" "$work/mica-run" "$work/bwrap-run"
+echo "as root, with limits on memory and processes:"
+perl "$work/measure.pl" "$runs" "$work/mica-limits" "$work/runc-run"
+
+echo "a further program in a running job:"
+# shellcheck disable=SC2086
+mica run -d --name idle $stack -- /wait >/dev/null
+sed 's#"/true"#"/wait"#' "$work/bundle/config.json" >"$work/config" && mv "$work/config" "$work/bundle/config.json"
+(cd "$work/bundle" && runc run --detach bench-exec >/dev/null 2>&1 </dev/null)
+perl "$work/measure.pl" "$runs" "$work/mica-exec" "$work/runc-exec"
+
+supervisor=$(mica inspect idle | sed -n 's/.*"supervisor": \([0-9]*\).*/\1/p')
+echo "memory of a supervisor with its mount, proportional set: $(sed -n 's/^Pss: *//p' "/proc/$supervisor/smaps_rollup")"
+
+mica image pack /etc/ssl -o "$work/any.xar" >/dev/null 2>&1
+mica run -d --name talker --image "$work/any.xar" -- perl -MTime::HiRes=time,sleep -e \
+    '$| = 1; sleep 1; for (1 .. 100) { print time, "\n"; sleep 0.02 }' >/dev/null
+echo "from a job's output to \`mica logs -f\`:"
+mica logs -f talker | perl -MTime::HiRes=time -ne 'push @t, (time - $_) * 1000;
+    END { @t = sort { $a <=> $b } @t; printf "  median %.2f ms  p99 %.2f ms  of %d lines\n", @t[$#t * 0.5, $#t * 0.99], scalar @t }'
+
+echo "100 at once, processor time:"
+cat >"$work/hundred.pl" <<'PERL'
+my ($command) = @ARGV;
+for (1 .. 100) { if (!fork) { exec $command } }
+1 while wait != -1;
+my ($user, $system, $children, $of_system) = times;
+printf "  %-10s %.2f s\n", $command =~ m{([^/]*)$}, $children + $of_system;
+PERL
+perl "$work/hundred.pl" "$work/mica-run"
+perl "$work/hundred.pl" "$work/bwrap-run"

@@ -1,0 +1,147 @@
+//! `mica commit`: what a job wrote, as a layer and a new version of its package.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use mica_agent::{JobConfig, Remote};
+use mica_graph::{Blob, Digest, Layer, Manifest, PackageRef, Version};
+use mica_packer::{PackOptions, Packed, chunks_path, pack_dir};
+
+use super::run::parse_pair;
+use crate::context::Context;
+use crate::error::{self, Advise};
+use crate::output;
+
+/// Make a layer of what a job wrote, and a new version of its package in the cache
+///
+/// Prints the reference of the new version; `mica push` publishes it. With --output the layer becomes a file instead.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The version [default: made from the content]
+    #[arg(long, value_name = "V")]
+    version: Option<Version>,
+    /// Tags to move to this version
+    #[arg(long = "tag", value_name = "TAG")]
+    tags: Vec<Version>,
+    /// Note to keep with the package, as NAME=VALUE
+    #[arg(short, long = "label", value_parser = parse_pair, value_name = "NAME=VALUE")]
+    labels: Vec<(String, String)>,
+    /// Write the layer to this image file
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["version", "tags", "labels"])]
+    output: Option<PathBuf>,
+    /// Keep the owners of files, instead of making all of them root's
+    #[arg(long)]
+    keep_owners: bool,
+    /// Id, beginning of an id, or name of the job
+    job: String,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    let job = context.jobs()?.find(&args.job)?;
+    let config = job.config()?;
+    let Some(upper) = &config.upper else {
+        bail!("job {} cannot have written anything: its stack is read-only", job.id());
+    };
+    // What is written meanwhile would be in it by halves.
+    let paused = Remote::connect(&job).and_then(|job| job.pause(true)).is_ok();
+    let committed = match first_incomplete(&upper.upper) {
+        Some(file) => Err(anyhow::anyhow!("{} is here in part only", file.display()))
+            .hint("the rest is brought when the job ends: `mica stop` it, commit, and `mica start` it again"),
+        None => args.commit(context, &config, &upper.upper),
+    };
+    if paused {
+        Remote::connect(&job).and_then(|job| job.pause(false)).map_err(error::of_control)?;
+    }
+    output::lines([committed?.as_str()])?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A large file of a layer that a running job has changed is in the upper in part only, with overlayfs's mark of such files.
+fn first_incomplete(dir: &Path) -> Option<PathBuf> {
+    let marks = ["trusted.overlay.metacopy", "user.overlay.metacopy"];
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let (path, kind) = (entry.path(), entry.file_type().ok()?);
+        let marked = |name: &&str| rustix::fs::lgetxattr(&path, *name, &mut [0_u8; 0][..]).is_ok();
+        if kind.is_file() && marks.iter().any(marked) {
+            return Some(path);
+        }
+        if kind.is_dir()
+            && let Some(found) = first_incomplete(&path)
+        {
+            return Some(found);
+        }
+    }
+    None
+}
+
+impl Args {
+    /// Says what was made.
+    fn commit(
+        &self,
+        context: &Context,
+        config: &JobConfig,
+        upper: &Path,
+    ) -> anyhow::Result<String> {
+        let mut options = PackOptions { mtime: u32::MAX, ..PackOptions::default() };
+        if self.keep_owners {
+            options.owner = None;
+        }
+        if let Some(file) = &self.output {
+            let packed = pack_dir(upper, file, &options)?;
+            return Ok(packed.digest.to_string());
+        }
+        let reference: PackageRef = match config.cache {
+            Some(_) => config.source.parse()?,
+            None => Err(anyhow::anyhow!("the job runs no package")).hint(
+                "`mica commit --output FILE` writes the layer alone, to be used with --image",
+            )?,
+        };
+        let cache = context.cache()?;
+        let below = cache.lookup(&reference)?;
+        let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
+        let image = scratch.path().join("layer.xar");
+        let packed = pack_dir(upper, &image, &options)?;
+        let manifest = self.manifest(below, &packed);
+        let table = packed.chunks.encode();
+        let blob = |bytes: &[u8]| Blob { digest: Digest::of(bytes), size: bytes.len() as u64 };
+        cache.insert(&Blob { digest: packed.digest, size: packed.size }, &image)?;
+        if manifest.layers[0].chunks.is_some() {
+            cache.insert(&blob(&table), &chunks_path(&image))?;
+        }
+        cache.record(&manifest, &self.tags)?;
+        Ok(format!("{}@{}", manifest.name, manifest.version))
+    }
+
+    /// The package that the job ran, with what it wrote on top.
+    fn manifest(&self, below: Manifest, packed: &Packed) -> Manifest {
+        let table = packed.chunks.encode();
+        let large = packed.size >= mica_fetcher::SMALLEST_DELTA;
+        let chunks = Blob { digest: Digest::of(&table), size: table.len() as u64 };
+        let version = self.version.clone().unwrap_or_else(|| below.version.clone());
+        let layer = Layer {
+            module: below.target.clone(),
+            version: version.clone(),
+            digest: packed.digest,
+            size: packed.size,
+            // Nothing but these bytes themselves makes the same layer again.
+            inputs: packed.digest,
+            chunks: large.then_some(chunks),
+            root: false,
+        };
+        let mut labels = below.labels.clone();
+        labels.insert("mica.commit.base".into(), format!("{}@{}", below.name, below.version));
+        labels.extend(self.labels.iter().cloned());
+        let layers = std::iter::once(layer).chain(below.layers.iter().cloned()).collect();
+        let mut manifest = Manifest { version, layers, labels, ..below };
+        if self.version.is_none() {
+            let digest = Digest::of(&manifest.to_json()).hex().to_string();
+            // As long as a commit's name, which it stands in for.
+            if let Ok(version) = digest[..40].parse::<Version>() {
+                manifest.layers[0].version = version.clone();
+                manifest.version = version;
+            }
+        }
+        manifest
+    }
+}

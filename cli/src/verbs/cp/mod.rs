@@ -1,0 +1,198 @@
+//! `mica cp`: files into and out of a job, whether it runs or has ended.
+//!
+//! Both sides speak tar. The job's side is another process of this binary, which goes where the job's files are: a link in
+//! the job leads where it leads in the job, and nowhere else.
+
+mod files;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use anyhow::{Context as _, anyhow, bail};
+use mica_agent::JobDir;
+use mica_launcher::Root;
+
+use super::run;
+use crate::context::Context;
+use crate::error::Advise;
+use crate::{app, error, output};
+
+/// The word that makes the binary the job's side of a copy.
+pub(crate) const COPY: &str = "copy-job-files";
+
+/// Copy files between a job and the host
+///
+/// `-` is a tar archive on standard input or output. Folders are copied with all they hold; `FOLDER/.` means what it holds.
+#[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "mica cp [OPTIONS] JOB:PATH PATH|-\n       mica cp [OPTIONS] PATH|- JOB:PATH"
+)]
+pub(crate) struct Args {
+    /// Keep owners
+    #[arg(short, long)]
+    archive: bool,
+    /// Copy what a link leads to, if SOURCE is one
+    #[arg(short = 'L', long)]
+    follow_link: bool,
+    /// What to copy
+    #[arg(value_name = "SOURCE")]
+    from: OsString,
+    /// Where to
+    #[arg(value_name = "TARGET")]
+    to: OsString,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    let (from, to) = (split(&args.from), split(&args.to));
+    let flags = Flags { keep_owners: args.archive, follow: args.follow_link };
+    match (from, to) {
+        (Side::Job(word, path), Side::Host(to)) => {
+            let job = context.jobs()?.find(word)?;
+            let mut remote = Remote::start(&job, "read", flags, path)?;
+            let tar = remote.child.stdout.take().context("the copy has no output")?;
+            let copied = receive(tar, &to, flags);
+            remote.finish(copied)
+        }
+        (Side::Host(from), Side::Job(word, path)) => {
+            let job = context.jobs()?.find(word)?;
+            let mut remote = Remote::start(&job, "write", flags, path)?;
+            let tar = remote.child.stdin.take().context("the copy has no input")?;
+            let sent = send(tar, &from, flags);
+            remote.finish(sent)
+        }
+        _ => bail!("one of both is a path in a job, written JOB:PATH, and the other is not"),
+    }
+}
+
+/// What is copied how.
+#[derive(Clone, Copy)]
+pub(crate) struct Flags {
+    keep_owners: bool,
+    follow: bool,
+}
+
+enum Side<'a> {
+    Job(&'a str, &'a Path),
+    Host(PathBuf),
+}
+
+/// `JOB:PATH`; a colon after a slash belongs to the name of a file.
+fn split(word: &OsString) -> Side<'_> {
+    let parts = word.to_str().and_then(|word| word.split_once(':'));
+    match parts {
+        Some((job, path)) if !job.is_empty() && !job.contains('/') && !job.starts_with('.') => {
+            Side::Job(job, Path::new(path))
+        }
+        _ => Side::Host(PathBuf::from(word)),
+    }
+}
+
+fn receive(mut tar: impl Read, to: &Path, flags: Flags) -> anyhow::Result<()> {
+    if to != Path::new("-") {
+        return files::write(tar, to, flags.keep_owners);
+    }
+    if io::stdout().is_terminal() {
+        bail!("an archive is not written to a terminal; redirect standard output");
+    }
+    let mut out = output::stdout();
+    io::copy(&mut tar, &mut out)?;
+    Ok(out.flush()?)
+}
+
+fn send(mut tar: impl Write, from: &Path, flags: Flags) -> anyhow::Result<()> {
+    if from == Path::new("-") {
+        io::copy(&mut io::stdin().lock(), &mut tar)?;
+        return Ok(());
+    }
+    files::read(from, flags.follow, &mut tar)
+}
+
+/// The job's side of a copy.
+struct Remote {
+    child: Child,
+}
+
+impl Remote {
+    fn start(job: &JobDir, verb: &str, flags: Flags, path: &Path) -> anyhow::Result<Self> {
+        let config = job.config()?;
+        let at = match &config.spec.root {
+            Root::Tree(_) => Path::new("/"),
+            Root::Host { at, .. } => at,
+        };
+        let child = Command::new(run::own_program()?)
+            .arg(COPY)
+            .arg(job.path())
+            .arg(at)
+            .args([verb, flag(flags.keep_owners), flag(flags.follow)])
+            // As with docker, paths in a job begin at its root.
+            .arg(Path::new("/").join(path))
+            .stdin(if verb == "write" { Stdio::piped() } else { Stdio::null() })
+            .stdout(if verb == "read" { Stdio::piped() } else { Stdio::null() })
+            .spawn()
+            .context("cannot start the job's side of the copy")?;
+        Ok(Self { child })
+    }
+
+    /// Its own failure is the reason for ours, and it has told it.
+    fn finish(mut self, here: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+        let ended = self.child.wait()?;
+        if !ended.success() {
+            return Ok(ExitCode::FAILURE);
+        }
+        here.map(|()| ExitCode::SUCCESS)
+    }
+}
+
+fn flag(set: bool) -> &'static str {
+    if set { "yes" } else { "no" }
+}
+
+/// The job's side: its own process, of one thread.
+pub(crate) fn serve(words: &[OsString]) -> ExitCode {
+    let [job, at, verb, owners, follow, path] = words else { return app::not_for_people() };
+    let flags = Flags { keep_owners: owners == "yes", follow: follow == "yes" };
+    let (at, path) = (Path::new(at), Path::new(path));
+    if job == "-" {
+        // The second process of a copy from a job that has ended: see below.
+        let entered = rustix::process::chroot(at).map_err(anyhow::Error::from);
+        return finish(entered.and_then(|()| copy(verb, flags, path)));
+    }
+    let entered = mica_agent::in_job(Path::new(job), |tree| match tree {
+        None => copy(verb, flags, path),
+        Some(tree) => {
+            // This process serves the mount, so another one has it as its root.
+            let inside = path
+                .strip_prefix(at)
+                .map_err(|_| anyhow!("{} is outside of the job's stack", path.display()))
+                .hint(format!(
+                    "of a job that has ended, what is below {} is there",
+                    at.display()
+                ))?;
+            let status = Command::new(run::own_program()?)
+                .arg(COPY)
+                .arg("-")
+                .arg(tree)
+                .args([verb, owners, follow])
+                .arg(Path::new("/").join(inside))
+                .status()?;
+            Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+    });
+    finish(entered.map_err(anyhow::Error::from).and_then(|copied| copied))
+}
+
+fn finish(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| error::report(&error, 1))
+}
+
+fn copy(verb: &OsString, flags: Flags, path: &Path) -> anyhow::Result<ExitCode> {
+    std::env::set_current_dir("/")?;
+    if verb == "read" {
+        files::read(path, flags.follow, &mut output::stdout())?;
+    } else {
+        files::write(io::stdin().lock(), path, flags.keep_owners)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,370 @@
+//! Values of flags, as people know them from docker.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mica_agent::VolumeName;
+use mica_launcher::cdi::Registry;
+use mica_launcher::{Device, Mount, PortForward, Protocol, Rlimit};
+
+/// `512`, `512k`, `1.5g`, `2GiB`: powers of 1024, as docker has them.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = &lower[digits.len()..];
+    let shift = match unit.strip_suffix("ib").or(unit.strip_suffix('b')).unwrap_or(unit) {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(format!("`{unit}` is not a unit; use k, m, g or t")),
+    };
+    let number: f64 =
+        digits.parse().map_err(|_| format!("`{text}` is not a size such as 512m or 2g"))?;
+    let bytes = number * (1_u64 << shift) as f64;
+    if !(0.0..9.0e18).contains(&bytes) {
+        return Err(format!("`{text}` is out of range"));
+    }
+    Ok(bytes as u64)
+}
+
+/// `500ms`, `30s`, `1m30s`, `2h`; a bare number is seconds.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is not a time such as 500ms, 30s or 1m30s");
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Ok(Duration::from_secs(seconds.into()));
+    }
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let seconds = match &rest[..unit] {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            "d" => 86_400.0,
+            _ => return Err(wrong()),
+        };
+        rest = &rest[unit..];
+        total += Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())?;
+    }
+    if text.is_empty() { Err(wrong()) } else { Ok(total) }
+}
+
+pub(crate) fn parse_cpus(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(cpus) if cpus > 0.0 && cpus < 100_000.0 => Ok(cpus),
+        _ => Err(format!("`{text}` is not a number of processors such as 0.5 or 2")),
+    }
+}
+
+pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is not of the form NAME=VALUE")),
+    }
+}
+
+/// Something to mount: of the host, or a volume by its name, whose folder is found when the job is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Volume {
+    /// As it is.
+    Mount(Mount),
+    /// By name.
+    Named {
+        /// The volume.
+        name: VolumeName,
+        /// In the job.
+        target: PathBuf,
+        /// The job may not write to it.
+        read_only: bool,
+    },
+}
+
+/// How a source is mounted.
+#[derive(Clone, Copy)]
+struct Options {
+    read_only: bool,
+    recursive: bool,
+    follow: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { read_only: false, recursive: true, follow: false }
+    }
+}
+
+impl Options {
+    fn set(&mut self, option: &str) -> Result<(), String> {
+        match option {
+            "ro" | "readonly" => self.read_only = true,
+            "rw" | "rprivate" | "z" | "Z" => {}
+            "private" => self.recursive = false,
+            "rslave" => self.follow = true,
+            other => {
+                return Err(format!(
+                    "`{other}` is not an option of a volume; use ro, rw, rprivate, private or rslave"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn volume(self, source: &str, target: PathBuf) -> Result<Volume, String> {
+        let Self { read_only, recursive, follow } = self;
+        if !(source.starts_with('/') || source.starts_with('.')) {
+            return Ok(Volume::Named { name: source.parse()?, target, read_only });
+        }
+        let source = std::path::absolute(source).map_err(|error| error.to_string())?;
+        Ok(Volume::Mount(Mount::Bind { source, target, read_only, recursive, follow }))
+    }
+}
+
+pub(super) fn parse_volume(text: &str) -> Result<Volume, String> {
+    let mut parts = text.split(':');
+    let (Some(source), Some(target)) = (parts.next(), parts.next()) else {
+        return Err(format!("`{text}` is not of the form SRC:DST[:ro]"));
+    };
+    let mut options = Options::default();
+    parts.flat_map(|part| part.split(',')).try_for_each(|option| options.set(option))?;
+    options.volume(source, in_job(target)?)
+}
+
+/// `type=bind,source=/a,target=/b,readonly`, as docker has it.
+pub(super) fn parse_mount(text: &str) -> Result<Volume, String> {
+    let (mut kind, mut source, mut target) = ("volume", None, None);
+    let (mut options, mut size, mut mode) = (Options::default(), None, 0o1777);
+    for part in text.split(',') {
+        match part.split_once('=').unwrap_or((part, "")) {
+            ("type", value) => kind = value,
+            ("source" | "src", value) => source = Some(value),
+            ("target" | "destination" | "dst", value) => target = Some(in_job(value)?),
+            ("readonly" | "ro", "" | "true" | "1") => options.read_only = true,
+            ("bind-propagation", value) => options.set(value)?,
+            ("tmpfs-size", value) => size = Some(parse_size(value)?),
+            ("tmpfs-mode", value) => mode = parse_mode(value)?,
+            (other, _) => return Err(format!("`{other}` is not a key of a mount")),
+        }
+    }
+    let target = target.ok_or("a mount needs target=PATH")?;
+    match (kind, source) {
+        ("tmpfs", None) => {
+            let read_only = options.read_only;
+            Ok(Volume::Mount(Mount::Tmpfs { target, size, mode, read_only, exec: false }))
+        }
+        ("bind", Some(source)) if source.starts_with('/') || source.starts_with('.') => {
+            options.volume(source, target)
+        }
+        ("volume", Some(source)) if !source.starts_with(['/', '.']) => {
+            options.volume(source, target)
+        }
+        ("bind" | "volume", _) => Err(format!(
+            "a mount of type {kind} needs source={}",
+            if kind == "bind" { "PATH" } else { "NAME" }
+        )),
+        _ => Err(format!("`{kind}` is not a type of mount; use bind, volume or tmpfs")),
+    }
+}
+
+/// An octal mode.
+pub(super) fn parse_mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o7777)
+        .ok_or_else(|| format!("`{text}` is not an octal mode"))
+}
+
+/// `8080:80`, `127.0.0.1:8080:80/tcp`, `53/udp`, `[::1]:80:80`.
+pub(super) fn parse_port(text: &str) -> Result<PortForward, String> {
+    let wrong = || format!("`{text}` is not of the form [[IP:]HOST:]JOB[/udp]");
+    let (numbers, protocol) = match text.split_once('/') {
+        None => (text, Protocol::Tcp),
+        Some((numbers, "tcp")) => (numbers, Protocol::Tcp),
+        Some((numbers, "udp")) => (numbers, Protocol::Udp),
+        Some(_) => return Err(wrong()),
+    };
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(wrong);
+    let (outside, job) = match numbers.rsplit_once(':') {
+        None => {
+            return Ok(PortForward {
+                protocol,
+                address: None,
+                host: port(numbers)?,
+                job: port(numbers)?,
+            });
+        }
+        Some((outside, job)) => (outside, port(job)?),
+    };
+    let (address, host) = match outside.rsplit_once(':') {
+        None => (None, outside),
+        Some((address, host)) => {
+            let address = address.trim_start_matches('[').trim_end_matches(']');
+            (Some(address.parse().map_err(|_| wrong())?), host)
+        }
+    };
+    Ok(PortForward { protocol, address, host: port(host)?, job })
+}
+
+/// `NAME:IP`.
+pub(super) fn parse_host(text: &str) -> Result<(String, IpAddr), String> {
+    let (name, address) =
+        text.split_once(':').ok_or_else(|| format!("`{text}` is not of the form NAME:IP"))?;
+    let address = address.parse().map_err(|_| format!("`{address}` is not an IP address"))?;
+    Ok((name.to_owned(), address))
+}
+
+pub(super) fn parse_tmpfs(text: &str) -> Result<Mount, String> {
+    let (target, options) = text.split_once(':').unwrap_or((text, ""));
+    let target = in_job(target)?;
+    let (mut size, mut mode, mut read_only, mut exec) = (None, 0o1777, false, false);
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option.split_once('=') {
+            Some(("size", value)) => size = Some(parse_size(value)?),
+            Some(("mode", value)) => mode = parse_mode(value)?,
+            None if option == "ro" => read_only = true,
+            None if option == "rw" => read_only = false,
+            None if option == "exec" => exec = true,
+            None if option == "noexec" => exec = false,
+            _ => {
+                return Err(format!(
+                    "`{option}` is not an option of a tmpfs; use size=, mode=, ro or exec"
+                ));
+            }
+        }
+    }
+    Ok(Mount::Tmpfs { target, size, mode, read_only, exec })
+}
+
+/// A device of the host, or one that a vendor describes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceFlag {
+    /// A node.
+    Node(Device),
+    /// By its CDI name.
+    Cdi(String),
+}
+
+pub(super) fn parse_device(text: &str) -> Result<DeviceFlag, String> {
+    if Registry::is_name(text) {
+        return Ok(DeviceFlag::Cdi(text.to_owned()));
+    }
+    let mut parts = text.split(':');
+    let source = in_job(parts.next().unwrap_or_default())?;
+    let mut permissions = parts.next();
+    let mut target = source.clone();
+    // As with docker, the second part may be permissions.
+    if let Some(path) = permissions.filter(|part| part.starts_with('/')) {
+        target = in_job(path)?;
+        permissions = parts.next();
+    }
+    let writable = match permissions {
+        None | Some("rw" | "rwm" | "w") => true,
+        Some("r" | "ro" | "rm") => false,
+        Some(other) => {
+            return Err(format!("`{other}` are not permissions of a device; use r or rw"));
+        }
+    };
+    Ok(DeviceFlag::Node(Device { source, target, writable }))
+}
+
+pub(super) fn parse_ulimit(text: &str) -> Result<Rlimit, String> {
+    let wrong = || format!("`{text}` is not of the form NAME=SOFT[:HARD]");
+    let (resource, values) = text.split_once('=').ok_or_else(wrong)?;
+    let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+    let number = |value: &str| match value {
+        "unlimited" | "-1" => Ok(None),
+        value => value.parse().map(Some).map_err(|_| wrong()),
+    };
+    Ok(Rlimit { resource: resource.to_owned(), soft: number(soft)?, hard: number(hard)? })
+}
+
+fn in_job(path: &str) -> Result<PathBuf, String> {
+    if !path.starts_with('/') {
+        return Err(format!("`{path}` is not an absolute path"));
+    }
+    Ok(PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("512"), Ok(512));
+        assert_eq!(parse_size("1.5g"), Ok(3 << 29));
+        assert_eq!(parse_size("64M"), Ok(64 << 20));
+        assert_eq!(parse_size("2GiB"), Ok(2 << 30));
+        for bad in ["", "m", "-1", "12q", "1e30", "nan"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("20ms"), Ok(Duration::from_millis(20)));
+        assert_eq!(parse_duration("7"), Ok(Duration::from_secs(7)));
+        for bad in ["", "s", "5x", "1m30", "-1s"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn volumes() {
+        let volume = parse_volume("/a:/b:ro");
+        let Ok(Volume::Mount(Mount::Bind { read_only, recursive, .. })) = &volume else {
+            panic!("a volume")
+        };
+        assert!(*read_only && *recursive);
+        assert_eq!(parse_mount("type=bind,src=/a,dst=/b,readonly"), volume);
+        assert_eq!(parse_mount("source=data,target=/b"), parse_volume("data:/b"));
+        for bad in ["/a", "a b:/b", "/a:b", "/a:/b:rx"] {
+            assert!(parse_volume(bad).is_err(), "{bad}");
+        }
+        for bad in ["type=bind,source=a,target=/b", "type=tmpfs", "type=x,target=/b", "target=/b"] {
+            assert!(parse_mount(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ports() {
+        let port =
+            |text| parse_port(text).map(|port| (port.host, port.job, port.address.is_some()));
+        assert_eq!(port("80"), Ok((80, 80, false)));
+        assert_eq!(port("8080:80/udp"), Ok((8080, 80, false)));
+        assert_eq!(port("127.0.0.1:8080:80"), Ok((8080, 80, true)));
+        assert_eq!(port("[::1]:8080:80"), Ok((8080, 80, true)));
+        for bad in ["", "0", "a:80", "1:2:3", "80/sctp", "70000"] {
+            assert!(parse_port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn devices() {
+        let device = |text| match parse_device(text) {
+            Ok(DeviceFlag::Node(device)) => Some((device.target, device.writable)),
+            _ => None,
+        };
+        assert_eq!(device("/dev/a"), Some(("/dev/a".into(), true)));
+        assert_eq!(device("/dev/a:r"), Some(("/dev/a".into(), false)));
+        assert_eq!(device("/dev/a:/dev/b:r"), Some(("/dev/b".into(), false)));
+        assert_eq!(device("/dev/a:x"), None);
+        assert!(matches!(parse_device("nvidia.com/gpu=0"), Ok(DeviceFlag::Cdi(_))));
+    }
+
+    #[test]
+    fn ulimits() {
+        let limit = parse_ulimit("nofile=10:unlimited").unwrap();
+        assert_eq!((limit.soft, limit.hard), (Some(10), None));
+        assert!(parse_ulimit("nofile").is_err());
+    }
+}
