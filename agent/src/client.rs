@@ -198,7 +198,14 @@ pub enum FollowError {
 
 /// Removes an ended job's folder.
 pub fn remove(job: &JobDir) -> Result<(), RemoveError> {
-    let lock = job.try_lock()?.ok_or_else(|| RemoveError::Running(job.id().to_owned()))?;
+    let Some(lock) = job.try_lock()? else {
+        // One that was to be removed at its end has done so itself.
+        return if job.path().exists() {
+            Err(RemoveError::Running(job.id().to_owned()))
+        } else {
+            Ok(())
+        };
+    };
     if let Ok(config) = job.config() {
         events::record(job, &config, "destroy", &[]);
     }

@@ -173,7 +173,9 @@ impl Remote {
             match connect_once(job) {
                 Ok(socket) => return Ok(Self { id, socket }),
                 Err(Errno::NOENT | Errno::CONNREFUSED) => {
-                    if !job.is_owned() || Instant::now() > deadline {
+                    // A folder that is gone looks owned: nobody else can take its lock.
+                    let gone = !job.path().exists() || !job.is_owned();
+                    if gone || Instant::now() > deadline {
                         return Err(ControlError::NotRunning(id));
                     }
                     std::thread::sleep(Duration::from_millis(1));

@@ -124,7 +124,10 @@ impl Session {
         self.kill_at = None;
         let mut running = Running { job, monitor, status };
         loop {
-            let due = running.monitor.as_ref().map(Monitor::due);
+            // A paused job is not checked.
+            let monitor =
+                running.monitor.as_ref().filter(|_| running.status.phase == Phase::Running);
+            let due = monitor.map(Monitor::due);
             let ready = self.wait(Some(&running), earlier(self.kill_at, due))?;
             if ready.contains(&Source::Job) {
                 let exit = running.job.wait()?;

@@ -87,6 +87,8 @@ fn exec_runs_a_program_in_the_jobs_namespaces_with_its_own_streams_and_code() {
         assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), ("in\n", "e\n"));
         world.ok(&["rm", "-f", "job"]);
         world.fails(125, &["exec", "job", "true"]);
+        start(&world, &["--rm"], "exec sleep 1000");
+        world.ok(&["rm", "-f", "job"]);
     }
 }
 
