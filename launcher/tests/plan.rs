@@ -11,6 +11,7 @@ fn root_facts() -> HostFacts {
     let all = parse_map("0 0 4294967295");
     HostFacts {
         caller: Caller { uid: 0, gid: 0, maps_freely: true, uid_map: all.clone(), gid_map: all },
+        message_queues: true,
         passwd: "web:x:33:34::/srv:/bin/sh\n".into(),
         cgroups: Layout { v1: Vec::new(), v2: Some("/sys/fs/cgroup/own".into()) },
         ..HostFacts::default()
@@ -146,6 +147,9 @@ fn shared_namespaces_mean_the_hosts_files() {
         assert!(words.iter().any(|w| w == expected), "{expected}");
     }
     assert!(!words.iter().any(|w| w.contains("cgroup")));
+    let without = HostFacts { message_queues: false, ..root_facts() };
+    let words = self::words(&spec, &without);
+    assert!(!words.iter().any(|w| w.contains("mqueue")), "a host that has none");
 }
 
 #[test]

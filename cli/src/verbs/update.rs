@@ -30,7 +30,7 @@ pub(crate) struct Args {
     /// Limit the number of processes and threads
     #[arg(long, value_name = "N")]
     pids_limit: Option<u64>,
-    /// What to do when the program ends: no, on-failure[:N], always or unless-stopped
+    /// What to do when the program ends: no, on-failure, on-failure:N, always or unless-stopped
     #[arg(long, value_name = "POLICY")]
     restart: Option<Restart>,
     /// Ids, beginnings of ids, or names

@@ -89,7 +89,7 @@ pub(super) struct Life {
     /// Remove the job's record, log and upper when it ends
     #[arg(long)]
     pub(super) rm: bool,
-    /// What to do when the program ends: no, on-failure[:N], always or unless-stopped
+    /// What to do when the program ends: no, on-failure, on-failure:N, always or unless-stopped
     #[arg(long, default_value = "no", value_name = "POLICY", conflicts_with = "rm")]
     pub(super) restart: Restart,
     /// An init reaps processes and passes signals on; every job has one
@@ -184,7 +184,7 @@ pub(super) struct Storage {
     /// Show a file or folder of the host, or a named volume, in the job
     #[arg(short = 'v', long = "volume", value_parser = parse_volume, value_name = "SRC:DST[:ro]")]
     pub(super) volumes: Vec<Volume>,
-    /// The same in words: type=bind|volume|tmpfs,source=…,target=…[,readonly][,tmpfs-size=…]
+    /// The same in words: type=bind, volume or tmpfs; source=…; target=…; readonly; tmpfs-size=…
     #[arg(long = "mount", value_parser = parse_mount, value_name = "KEY=VALUE,…")]
     pub(super) mounts: Vec<Volume>,
     /// A file system in memory
