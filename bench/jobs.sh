@@ -36,7 +36,7 @@ mica image pack "$work/tree" -o "$work/base.xar" >/dev/null 2>&1
 stack="$stack --image $work/base.xar --rootfs"
 
 script() { printf '#!/bin/sh\n%s\n' "$2" >"$work/$1"; chmod 755 "$work/$1"; }
-script mica-run "export MICA_STATE=$work/\$(id -u)/state MICA_RUNTIME=$work/\$(id -u)/run MICA_CACHE=$work/\$(id -u)/cache
+script mica-run "export HOME=$work/\$(id -u) MICA_STATE=$work/\$(id -u)/state MICA_RUNTIME=$work/\$(id -u)/run MICA_CACHE=$work/\$(id -u)/cache
 exec mica run --rm $stack -- /true"
 script mica-limits "exec mica run --rm --memory 256m --pids-limit 100 $stack -- /true"
 script mica-exec "exec mica exec idle /true"
