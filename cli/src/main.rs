@@ -6,6 +6,7 @@ mod context;
 mod error;
 mod git;
 mod hints;
+mod kept;
 mod output;
 mod places;
 mod signals;

@@ -6,9 +6,11 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mica_graph::Digest;
-use mica_squashfs::write::{Content, ContentDigestError, NodeId, NodeKind, Tree, content_digest};
+use mica_squashfs::write::{
+    Content, ContentDigest, ContentDigestError, NodeId, NodeKind, Tree, content_digest,
+};
 
-use crate::{DigestCache, PackOptions, Scan};
+use crate::{PackOptions, Scan};
 
 /// Why the inputs of a layer have no digest.
 #[derive(Debug, thiserror::Error)]
@@ -31,18 +33,8 @@ pub enum InputsError {
 }
 
 /// A digest of everything that shapes the image: names, kinds, metadata, contents, hard links, and
-/// how it is packed.
+/// how it is packed. Contents that are known are not read, the others are told what they are.
 pub fn inputs_digest(scan: &Scan, options: &PackOptions) -> Result<Digest, InputsError> {
-    inputs_digest_cached(scan, options, &mut DigestCache::default())
-}
-
-/// The same digest; files that `cache` knows are not read. Afterwards it holds what belongs to
-/// this scan, and nothing else.
-pub fn inputs_digest_cached(
-    scan: &Scan,
-    options: &PackOptions,
-    cache: &mut DigestCache,
-) -> Result<Digest, InputsError> {
     let mut hasher = Fields(blake3::Hasher::new());
     hasher.bytes(b"mica inputs 1");
     hasher.bytes(options.description().as_bytes());
@@ -53,7 +45,7 @@ pub fn inputs_digest_cached(
     });
     let target = options.header.as_ref().and_then(|header| header.target.as_deref());
     hasher.bytes(target.unwrap_or("").as_bytes());
-    let contents = content_digests(scan, options.jobs, cache)?;
+    let contents = content_digests(scan, options.jobs)?;
     let mut walk = Walk { tree: &scan.tree, contents: &contents, hasher, seen: Vec::new() };
     walk.seen.resize(scan.tree.len(), None);
     walk.all();
@@ -138,46 +130,34 @@ impl Walk<'_> {
 type Digests = Vec<Option<blake3::Hash>>;
 
 /// Digests of all files' contents, by node.
-fn content_digests(
-    scan: &Scan,
-    jobs: Option<usize>,
-    cache: &mut DigestCache,
-) -> Result<Digests, InputsError> {
+fn content_digests(scan: &Scan, jobs: Option<usize>) -> Result<Digests, InputsError> {
     let mut digests: Digests = vec![None; scan.tree.len()];
-    let (mut kept, mut unknown) = (DigestCache::default(), Vec::new());
+    let mut unknown = Vec::new();
     for (id, content) in files_with_content(&scan.tree) {
-        let identity = content.identity();
-        match identity.as_ref().and_then(|identity| cache.get(identity)) {
-            Some(digest) => {
-                kept.insert(identity.as_deref().unwrap_or_default(), &digest);
-                digests[id.index()] = Some(digest);
-            }
-            None => unknown.push((id, content, identity)),
+        match content.known_digest() {
+            Some(digest) => digests[id.index()] = Some(digest.hash()),
+            None => unknown.push((id, content)),
         }
     }
-    let files: Vec<_> = unknown.iter().map(|(_, content, _)| *content).collect();
-    for (index, digest) in read_all(&files, jobs) {
-        let (id, _, identity) = &unknown[index];
+    for (index, digest) in read_all(&unknown, jobs) {
+        let (id, content) = unknown[index];
         let digest = digest.map_err(|error| {
-            let path = path_of(&scan.tree, *id);
+            let path = path_of(&scan.tree, id);
             match error {
                 ContentDigestError::Read(source) => InputsError::Read { path, source },
                 ContentDigestError::Changed => InputsError::Changed { path },
             }
         })?;
-        if let Some(identity) = identity {
-            kept.insert(identity, &digest);
-        }
-        digests[id.index()] = Some(digest);
+        digests[id.index()] = Some(digest.hash());
+        content.remember_digest(digest);
     }
-    *cache = kept;
     Ok(digests)
 }
 
-type Read = (usize, Result<blake3::Hash, ContentDigestError>);
+type Read = (usize, Result<ContentDigest, ContentDigestError>);
 
 /// Digests by index, read on several threads; stops after the first failure.
-fn read_all(files: &[&dyn Content], jobs: Option<usize>) -> Vec<Read> {
+fn read_all(files: &[(NodeId, &dyn Content)], jobs: Option<usize>) -> Vec<Read> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::with_capacity(files.len()));
     let processors = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -187,7 +167,7 @@ fn read_all(files: &[&dyn Content], jobs: Option<usize>) -> Vec<Read> {
                 let (mut buffer, mut mine) = (Vec::new(), Vec::new());
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(content) = files.get(index) else { break };
+                    let Some((_, content)) = files.get(index) else { break };
                     let digest = content_digest(*content, &mut buffer);
                     if digest.is_err() {
                         next.store(files.len(), Ordering::Relaxed);

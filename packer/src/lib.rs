@@ -21,7 +21,6 @@
 //! ```
 
 mod conflict;
-mod digest_cache;
 mod hash;
 mod inputs;
 mod options;
@@ -29,16 +28,18 @@ mod pack;
 mod place;
 mod previous;
 mod scan;
+mod scan_cache;
+mod unchanged;
 mod verify;
 
 pub use conflict::{ConflictError, check_conflicts};
-pub use digest_cache::DigestCache;
-pub use inputs::{InputsError, inputs_digest, inputs_digest_cached};
+pub use inputs::{InputsError, inputs_digest};
 pub use options::{Header, PackOptions};
 pub use pack::{PackError, Packed, chunks_path, index_path, pack_dir, pack_layer, pack_scan};
 pub use scan::{
     Change, Modes, Notice, Output, Scan, ScanError, ScanOptions, scan_dir, scan_outputs,
 };
+pub use scan_cache::ScanCache;
 pub use verify::{SecondOpinion, Verified, VerifyError, verify};
 
 pub mod build;

@@ -32,6 +32,12 @@ pub struct PackOptions {
     pub previous: Option<PathBuf>,
     /// Put a block index beside the image, for the next pack's `previous`.
     pub index: bool,
+    /// Where [`pack_dir`](crate::pack_dir) keeps what it found out, so that the next time it need
+    /// not read what has not changed, and need not pack if nothing has.
+    pub scan_cache: Option<PathBuf>,
+    /// Wait until the image is on the disk before it gets its name. Without, it survives the end of
+    /// the process, but perhaps not of the machine.
+    pub durable: bool,
 }
 
 /// What the XAR header says besides what mica itself puts there.
@@ -55,6 +61,8 @@ impl Default for PackOptions {
             chunks: true,
             previous: None,
             index: false,
+            scan_cache: None,
+            durable: true,
         }
     }
 }
@@ -62,7 +70,8 @@ impl Default for PackOptions {
 impl PackOptions {
     /// How inputs are scanned for such an image.
     pub fn scan(&self) -> ScanOptions {
-        ScanOptions { owner: self.owner, mtime: self.mtime, ..ScanOptions::default() }
+        let (owner, mtime, jobs) = (self.owner, self.mtime, self.jobs);
+        ScanOptions { owner, mtime, jobs, ..ScanOptions::default() }
     }
 
     pub(crate) fn write(&self) -> WriteOptions {
@@ -73,7 +82,7 @@ impl PackOptions {
             jobs: self.jobs,
             time: self.mtime,
             previous: None,
-            index: self.index,
+            index: self.index || self.scan_cache.is_some(),
         }
     }
 

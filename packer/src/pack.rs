@@ -14,7 +14,7 @@ use crate::hash::HashingWriter;
 use crate::place::Unfinished;
 use crate::previous;
 use crate::scan::{Notice, Output, Scan, ScanError, scan_dir, scan_outputs};
-use crate::{Header, PackOptions};
+use crate::{Header, PackOptions, ScanCache, ScanOptions, unchanged};
 
 /// The key of the XAR header that says how the image was packed.
 pub(crate) const PACKING: &str = "MICA_PACKING";
@@ -36,6 +36,8 @@ pub struct Packed {
     pub duplicates: u64,
     /// Blocks taken from the previous image.
     pub reused: u64,
+    /// Nothing was done: the image was made earlier, and neither it nor its input has changed.
+    pub unchanged: bool,
     /// The chunks of the file.
     pub chunks: ChunkTable,
     /// What the image says differently from the input.
@@ -82,8 +84,19 @@ pub enum PackError {
 /// Packs the directory `dir` as the root of an image.
 pub fn pack_dir(dir: &Path, image: &Path, options: &PackOptions) -> Result<Packed, PackError> {
     let started = Instant::now();
-    let scan = scan_dir(dir, &options.scan())?;
-    let packed = pack_scan(scan, image, options)?;
+    let Some(cache) = &options.scan_cache else {
+        let packed = pack_scan(&scan_dir(dir, &options.scan())?, image, options)?;
+        return Ok(Packed { elapsed: started.elapsed(), ..packed });
+    };
+    if let Some(packed) = unchanged::find(dir, image, cache, options)? {
+        return Ok(packed);
+    }
+    let known = Some(Arc::new(ScanCache::load(cache)));
+    let scan = scan_dir(dir, &ScanOptions { cache: known, ..options.scan() })?;
+    let packed = pack_scan(&scan, image, options)?;
+    let last = unchanged::encode(&scan, image, &packed, options);
+    let saved = ScanCache::of(&scan).save_with(cache, &last);
+    saved.map_err(|source| PackError::Output { image: cache.clone(), source })?;
     Ok(Packed { elapsed: started.elapsed(), ..packed })
 }
 
@@ -95,7 +108,7 @@ pub fn pack_layer(
 ) -> Result<Packed, PackError> {
     let started = Instant::now();
     let scan = scan_outputs(outputs, &options.scan())?;
-    let packed = pack_scan(scan, image, options)?;
+    let packed = pack_scan(&scan, image, options)?;
     Ok(Packed { elapsed: started.elapsed(), ..packed })
 }
 
@@ -117,7 +130,7 @@ fn beside(image: &Path, suffix: &str) -> PathBuf {
 }
 
 /// Packs what was scanned.
-pub fn pack_scan(scan: Scan, image: &Path, options: &PackOptions) -> Result<Packed, PackError> {
+pub fn pack_scan(scan: &Scan, image: &Path, options: &PackOptions) -> Result<Packed, PackError> {
     let started = Instant::now();
     let failed = |source| PackError::Output { image: image.to_owned(), source };
     let previous = options.previous.as_deref().and_then(|path| previous::open(path, options));
@@ -139,12 +152,14 @@ pub fn pack_scan(scan: Scan, image: &Path, options: &PackOptions) -> Result<Pack
     let chunks = whole_chunks(&header_bytes, &summary);
     // Before the image gets its name: whoever finds the image finds these as well.
     if options.chunks {
-        place(&chunks_path(image), &chunks.encode())?;
+        place(&chunks_path(image), &chunks.encode(), options.durable)?;
     }
-    if let Some(index) = &summary.index {
-        place(&index_path(image), &index.encode())?;
+    if let Some(index) = summary.index.as_ref().filter(|_| options.index) {
+        // It only saves time, and is of no use where its image is not the one it was made for.
+        place(&index_path(image), &index.encode(), false)?;
     }
-    unfinished.finish().map_err(failed)?;
+    let named = if options.durable { unfinished.finish() } else { unfinished.name() };
+    named.map_err(failed)?;
     Ok(Packed {
         digest,
         size: offset + summary.bytes,
@@ -153,8 +168,9 @@ pub fn pack_scan(scan: Scan, image: &Path, options: &PackOptions) -> Result<Pack
         bytes_in: scan.bytes,
         duplicates: summary.duplicates,
         reused: summary.reused,
+        unchanged: false,
         chunks,
-        notices: scan.notices,
+        notices: scan.notices.clone(),
         elapsed: started.elapsed(),
     })
 }
@@ -170,11 +186,11 @@ fn whole_chunks(header: &[u8], summary: &Summary) -> ChunkTable {
     table
 }
 
-fn place(path: &Path, bytes: &[u8]) -> Result<(), PackError> {
+fn place(path: &Path, bytes: &[u8], durable: bool) -> Result<(), PackError> {
     let write = || {
         let mut unfinished = Unfinished::create(path)?;
         unfinished.file().write_all(bytes)?;
-        unfinished.finish()
+        if durable { unfinished.finish() } else { unfinished.name() }
     };
     write().map_err(|source| PackError::Output { image: path.to_owned(), source })
 }

@@ -4,14 +4,20 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{Advice, AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-/// A file being written. Dropped before [`Unfinished::finish`], it leaves nothing behind; killed,
-/// at most a file with a temporary name, and nothing on file systems that know `O_TMPFILE`.
+/// What temporary names end in.
+const END: &str = ".tmp";
+
+/// A file being written. Dropped before it has its name, it leaves nothing behind; killed, at most
+/// a file with a temporary name, which the next one for the same target removes, and nothing on
+/// file systems that know `O_TMPFILE`.
 pub(crate) struct Unfinished {
+    /// Locked for as long as it is open, so that nobody takes it for garbage.
     file: File,
     target: PathBuf,
     temporary: PathBuf,
@@ -22,11 +28,12 @@ pub(crate) struct Unfinished {
 impl Unfinished {
     pub(crate) fn create(target: &Path) -> io::Result<Self> {
         let name = target.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-        let mut temporary = OsString::from(".");
-        temporary.push(name);
-        temporary.push(format!(".{}.{:?}.tmp", std::process::id(), std::thread::current().id()));
-        let dir = parent(target);
-        let temporary = dir.join(temporary);
+        let (mut start, dir) = (OsString::from("."), parent(target));
+        start.push(name);
+        start.push(".");
+        sweep(dir, start.as_bytes());
+        start.push(format!("{}.{:?}{END}", std::process::id(), std::thread::current().id()));
+        let temporary = dir.join(start);
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o666);
         let (fd, named) = match rustix::fs::open(dir, flags | OFlags::TMPFILE, mode) {
@@ -37,6 +44,8 @@ impl Unfinished {
             }
             Err(error) => return Err(error.into()),
         };
+        // Where files cannot be locked, nobody can sweep either.
+        let _ = rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive);
         Ok(Self { file: fd.into(), target: target.to_owned(), temporary, named })
     }
 
@@ -51,8 +60,15 @@ impl Unfinished {
     }
 
     /// Makes the content durable and gives it its name, replacing what had it.
-    pub(crate) fn finish(mut self) -> io::Result<()> {
+    pub(crate) fn finish(self) -> io::Result<()> {
         self.file.sync_all()?;
+        let parent = parent(&self.target).to_owned();
+        self.name()?;
+        File::open(parent)?.sync_all()
+    }
+
+    /// Gives the file its name, replacing what had it, whenever the kernel writes its content.
+    pub(crate) fn name(mut self) -> io::Result<()> {
         if !self.named {
             // A link cannot replace a file, a rename can.
             let _ = rustix::fs::unlink(&self.temporary);
@@ -62,7 +78,7 @@ impl Unfinished {
         }
         rustix::fs::rename(&self.temporary, &self.target)?;
         self.named = false;
-        File::open(parent(&self.target))?.sync_all()
+        Ok(())
     }
 }
 
@@ -106,6 +122,22 @@ impl Seek for Steady<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         self.position = self.file.seek(to)?;
         Ok(self.position)
+    }
+}
+
+/// Removes what killed processes left in `dir` under names with this start. What cannot be removed
+/// stays: it is in nobody's way.
+fn sweep(dir: &Path, start: &[u8]) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.as_bytes();
+        if name.starts_with(start)
+            && name.ends_with(END.as_bytes())
+            && let Ok(file) = File::open(entry.path())
+            && rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        {
+            let _ = rustix::fs::unlink(entry.path());
+        }
     }
 }
 

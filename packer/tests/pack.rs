@@ -5,12 +5,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use mica_graph::Label;
 use mica_packer::{
-    ConflictError, DigestCache, Output, PackError, PackOptions, ScanError, check_conflicts,
-    chunks_path, index_path, inputs_digest, inputs_digest_cached, pack_dir, pack_layer, pack_scan,
+    ConflictError, Output, PackError, PackOptions, ScanCache, ScanError, ScanOptions,
+    check_conflicts, chunks_path, index_path, inputs_digest, pack_dir, pack_layer, pack_scan,
     scan_dir, scan_outputs,
 };
 use mica_squashfs::chunks::ChunkTable;
@@ -157,7 +158,7 @@ fn a_file_that_changes_is_named_and_nothing_is_left() {
         let options = PackOptions::default();
         let scan = scan_dir(&tree, &options.scan()).unwrap();
         fs::write(tree.join(name), b"shorter").unwrap();
-        let error = pack_scan(scan, &out.join("image"), &options).unwrap_err();
+        let error = pack_scan(&scan, &out.join("image"), &options).unwrap_err();
         let PackError::Write { source, .. } = &error else { panic!("{error:?}") };
         assert_eq!(source.to_string(), format!("{name} changed while it was packed"));
         assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
@@ -234,22 +235,35 @@ fn the_digest_of_inputs_follows_what_shapes_the_image() {
     assert_eq!(digest(&tree, &PackOptions { jobs: Some(1), ..options.clone() }), first);
 
     // Files older than the clock's grain are known again without being read.
-    std::thread::sleep(Duration::from_millis(3100));
+    std::thread::sleep(Duration::from_millis(2100));
     let scan = scan_dir(&tree, &options.scan()).unwrap();
-    let mut cache = DigestCache::default();
-    assert_eq!(inputs_digest_cached(&scan, &options, &mut cache).unwrap(), first);
+    assert_eq!(inputs_digest(&scan, &options).unwrap(), first);
+    let cache = ScanCache::of(&scan);
     assert_eq!(cache.len() as u64, scan.files);
     cache.save(&scene.path("cache")).unwrap();
-    let mut loaded = DigestCache::load(&scene.path("cache"));
-    assert_eq!(loaded, cache);
+    let cached = || {
+        let cache = Some(Arc::new(ScanCache::load(&scene.path("cache"))));
+        scan_dir(&tree, &ScanOptions { cache, ..options.scan() }).unwrap()
+    };
     let file = tree.join("dir5/file5");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-    let scan = scan_dir(&tree, &options.scan()).unwrap();
-    let changed = inputs_digest_cached(&scan, &options, &mut loaded).unwrap();
+    let scan = cached();
+    // The one that changed is read, and not remembered: it might change again and look the same.
+    assert_eq!(ScanCache::of(&scan).len() as u64, scan.files - 1);
+    let changed = inputs_digest(&scan, &options).unwrap();
     assert_ne!(changed, first);
     assert_eq!(changed, digest(&tree, &options));
-    // The file that changed just now is not remembered.
-    assert_eq!(loaded.len() as u64, scan.files - 1);
+
+    // What is damaged knows nothing.
+    let good = fs::read(scene.path("cache")).unwrap();
+    for at in [0, 20, 25, 60, good.len() / 2, good.len() - 1] {
+        let mut bad = good.clone();
+        bad[at] ^= 0x55;
+        fs::write(scene.path("cache"), &bad).unwrap();
+        assert!(ScanCache::load(&scene.path("cache")).is_empty(), "{at}");
+        fs::write(scene.path("cache"), &good[..at]).unwrap();
+        assert!(ScanCache::load(&scene.path("cache")).is_empty(), "{at}");
+    }
 }
 
 #[test]

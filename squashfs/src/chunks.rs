@@ -2,8 +2,8 @@
 //!
 //! An image is cut into chunks on the boundaries of its blocks, by the blocks' content and not by
 //! their position: what did not change between two images gives equal chunks, wherever it moved.
-//! Chunks of data are 64-256 KiB, about 128 KiB on average, unless a single block or a whole image
-//! is outside of that; those of the tables are about half as long.
+//! Chunks of data are 32-256 KiB, 40-60 KiB on average, unless a single block or a whole image is
+//! outside of that.
 //! The table serves fetching of differences, resuming, fetching on demand and verifying on read.
 //!
 //! ```text

@@ -14,6 +14,7 @@ use mica_packer::{PackOptions, chunks_path, pack_scan};
 use super::plan::{Built, PlannedLayer, Target};
 use crate::context::Context;
 use crate::git;
+use crate::kept::Kept;
 use crate::output::{self, note};
 
 /// Build a target, pack its modules into layers and publish the package
@@ -137,16 +138,15 @@ impl Request<'_> {
     fn pack(&self) -> anyhow::Result<PackedPackage> {
         let started = Instant::now();
         self.registry.check_writable()?;
-        let planned = self.built.scan_layers(self.options)?;
+        let kept = Kept::open(&self.built.workspace)?;
+        let planned = self.built.scan_layers(self.options, Some(&kept))?;
         let version = self.version(&planned)?;
-        let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
         // Images and chunk tables of the layers packed here; the registry has the others.
         let mut images = HashMap::new();
         let mut layers = Vec::with_capacity(planned.len());
         for layer in planned {
-            let image = scratch.path().join(format!("{}.xar", layers.len()));
-            let packed = self.layer(layer, &version, &image)?;
-            if packed.packed {
+            let (packed, image) = self.layer(layer, &version, &kept)?;
+            if let Some(image) = image {
                 let table = packed.layer.chunks.as_ref().map(|blob| blob.digest);
                 images.extend(table.map(|digest| (digest, chunks_path(&image))));
                 images.insert(packed.layer.digest, image);
@@ -172,21 +172,22 @@ impl Request<'_> {
         git::version_of(&self.built.workspace, &Digest::of(&inputs))
     }
 
-    /// The layer the registry has for these inputs, or a new one.
+    /// The layer the registry has for these inputs, or a new one and its image.
     fn layer(
         &self,
         planned: PlannedLayer<'_>,
         version: &Version,
-        image: &Path,
-    ) -> anyhow::Result<PackedLayer> {
+        kept: &Kept,
+    ) -> anyhow::Result<(PackedLayer, Option<PathBuf>)> {
         let started = Instant::now();
         let PlannedLayer { module, scan, inputs } = planned;
         if let Some(known) = self.registry.layer_by_inputs(&inputs)? {
             // Another module may have had the same outputs: bytes and version are shared, the name is ours.
             let layer = Layer { module: module.label.clone(), root: module.root, ..known };
-            return Ok(PackedLayer { layer, packed: false, elapsed: started.elapsed() });
+            return Ok((PackedLayer { layer, packed: false, elapsed: started.elapsed() }, None));
         }
-        let packed = pack_scan(scan, image, self.options)
+        let (image, options) = kept.image(&module.label, self.options)?;
+        let packed = pack_scan(&scan, &image, &options)
             .with_context(|| format!("cannot pack the layer of {}", module.label))?;
         if !self.args.quiet {
             packed
@@ -204,7 +205,7 @@ impl Request<'_> {
             chunks: (packed.size >= SMALLEST_DELTA).then(|| blob(&packed.chunks.encode())),
             root: module.root,
         };
-        Ok(PackedLayer { layer, packed: true, elapsed: started.elapsed() })
+        Ok((PackedLayer { layer, packed: true, elapsed: started.elapsed() }, Some(image)))
     }
 
     fn manifest(&self, version: Version, layers: Vec<Layer>) -> anyhow::Result<Manifest> {
@@ -258,7 +259,7 @@ impl PackedLayer {
 
 /// Asks the registry, where there is one, and changes nothing in it.
 fn dry_run(context: &Context, built: &Built, options: &PackOptions) -> anyhow::Result<ExitCode> {
-    let layers = built.scan_layers(options)?;
+    let layers = built.scan_layers(options, None)?;
     let registry = registry::open(&context.places.registry, &super::pull::registry_options()).ok();
     for layer in &layers {
         let known = match &registry {

@@ -15,6 +15,7 @@ use mica_packer::{
 };
 use serde::Serialize;
 
+use crate::kept::Kept;
 use crate::output::{self, note};
 use crate::places::find_workspace;
 
@@ -127,13 +128,19 @@ impl Built {
     pub(crate) fn scan_layers(
         &self,
         options: &PackOptions,
+        kept: Option<&Kept>,
     ) -> anyhow::Result<Vec<PlannedLayer<'_>>> {
         let plan = self.graph.plan(&self.target)?;
         let mut layers = Vec::new();
         for module in plan.layers() {
-            let scan = scan_outputs(&outputs(module), &self.scan_options(module, options))
+            let known = kept.map(|kept| kept.scan_cache(&module.label));
+            let how = ScanOptions { cache: known.clone(), ..self.scan_options(module, options) };
+            let scan = scan_outputs(&outputs(module), &how)
                 .with_context(|| format!("cannot pack the outputs of {}", module.label))?;
             let inputs = inputs_digest(&scan, options)?;
+            if let Some((kept, known)) = kept.zip(known) {
+                kept.remember(&module.label, &scan, &known);
+            }
             layers.push(PlannedLayer { module, scan, inputs });
         }
         if layers.is_empty() {
@@ -173,7 +180,7 @@ struct Row<'g> {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let built = args.target.build()?;
-    let layers = built.scan_layers(&PackOptions::default())?;
+    let layers = built.scan_layers(&PackOptions::default(), None)?;
     let row = |layer: &PlannedLayer<'_>| -> [String; 5] {
         [
             layer.module.label.to_string(),

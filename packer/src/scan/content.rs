@@ -3,27 +3,46 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mica_squashfs::write::{Content, OpenContent};
+use mica_squashfs::write::{Content, ContentDigest, OpenContent};
 use rustix::fs::{Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
+
+use crate::scan_cache::IDENTITY;
 
 /// A directory of the input, held open: what is read is found below it and nowhere else,
 /// whatever is renamed in the meantime.
 #[derive(Debug)]
 pub(super) struct Root {
-    pub(super) fd: OwnedFd,
+    fd: OwnedFd,
+    /// When the scan began.
+    began: Duration,
 }
 
-/// The coarsest time stamps of a file system (FAT's) are this far apart.
-const RACY_SECONDS: i64 = 2;
+/// A change within the same tick of a file system's clock leaves no trace. Ticks of up to 10 ms are
+/// common, and FAT's are 2 seconds; it and its like have whole seconds only.
+const FINE_TICK: Duration = Duration::from_millis(100);
+const COARSE_TICK: Duration = Duration::from_secs(2);
 
 /// One system call takes a path of less than 4096 bytes.
 const LONGEST: usize = 4000;
 
 impl Root {
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { fd, began }
+    }
+
+    /// Whether something so young was found that it may change and look the same.
+    pub(super) fn is_racy(&self, identity: &Identity) -> bool {
+        let tick = if identity.ctime.1 == 0 { COARSE_TICK } else { FINE_TICK };
+        let (seconds, nanos) = identity.ctime.max(identity.mtime);
+        let Ok(seconds) = u64::try_from(seconds) else { return false };
+        Duration::from_secs(seconds) + Duration::from_nanos(nanos) + tick >= self.began
+    }
+
     /// Opens `path` (components split by `/`, empty for the root itself), following no symlink.
     pub(super) fn open(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -55,7 +74,7 @@ fn open_at(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Resul
 
 /// What tells that a file is still the one that was scanned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     pub(super) dev: u64,
     pub(super) ino: u64,
     pub(super) size: u64,
@@ -65,7 +84,7 @@ pub(super) struct Identity {
 
 impl Identity {
     #[allow(clippy::useless_conversion, clippy::unnecessary_cast)] // types differ by architecture
-    pub(super) fn of(stat: &Stat) -> Self {
+    pub(crate) fn of(stat: &Stat) -> Self {
         Self {
             dev: stat.st_dev.into(),
             ino: stat.st_ino.into(),
@@ -73,6 +92,16 @@ impl Identity {
             mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as u64),
             ctime: (stat.st_ctime as i64, stat.st_ctime_nsec as u64),
         }
+    }
+
+    pub(crate) fn to_bytes(self) -> [u8; IDENTITY] {
+        let Self { dev, ino, size, mtime, ctime } = self;
+        let numbers = [dev, ino, size, mtime.0 as u64, mtime.1, ctime.0 as u64, ctime.1];
+        let mut bytes = [0; IDENTITY];
+        for (place, number) in bytes.chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes
     }
 }
 
@@ -85,8 +114,8 @@ pub(super) struct ScannedFile {
     pub(super) identity: Identity,
     /// It takes less room than its size on disk, so looking for holes pays.
     pub(super) sparse: bool,
-    /// When the scan began.
-    pub(super) scanned: SystemTime,
+    /// What it is, if that is known from an earlier time or has been found out.
+    pub(super) digest: OnceLock<ContentDigest>,
 }
 
 impl Content for ScannedFile {
@@ -95,16 +124,16 @@ impl Content for ScannedFile {
     }
 
     fn identity(&self) -> Option<Vec<u8>> {
-        let Identity { dev, ino, size, mtime, ctime } = self.identity;
-        // A change within the same tick of the clock leaves no trace: such a file has no identity
-        // to rely on until some time has passed.
-        let age = self.scanned.duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64);
-        if ctime.0.max(mtime.0) + RACY_SECONDS >= age {
-            return None;
-        }
-        let numbers = [dev, ino, size, mtime.0 as u64, mtime.1, ctime.0 as u64, ctime.1]
-            .map(u64::to_le_bytes);
-        Some(numbers.concat())
+        (!self.root.is_racy(&self.identity)).then(|| self.identity.to_bytes().to_vec())
+    }
+
+    fn known_digest(&self) -> Option<&ContentDigest> {
+        self.digest.get()
+    }
+
+    fn remember_digest(&self, digest: ContentDigest) {
+        // Whoever comes first; the digest is the same.
+        let _ = self.digest.set(digest);
     }
 
     fn open(&self) -> io::Result<Box<dyn OpenContent + '_>> {

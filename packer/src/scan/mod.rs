@@ -7,6 +7,7 @@
 
 mod attributes;
 mod content;
+mod list;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -14,14 +15,15 @@ use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::sync::{Arc, OnceLock};
 
 use mica_squashfs::write::{Attribute, Metadata, Node, NodeId, NodeKind, Tree, TreeError};
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Mode, OFlags};
 
-use attributes::AttributeReader;
-use content::{Identity, Root, ScannedFile};
+use crate::ScanCache;
+pub(crate) use content::Identity;
+use content::{Root, ScannedFile};
+use list::{Entry, Failure, Wanted};
 
 /// What the image says about owners and times, instead of what the machine says.
 #[derive(Clone, Debug)]
@@ -32,6 +34,17 @@ pub struct ScanOptions {
     pub mtime: u32,
     /// Which permission bits count.
     pub modes: Modes,
+    /// Threads; `None` is one per processor.
+    pub jobs: Option<usize>,
+    /// What is known from an earlier time.
+    pub cache: Option<Arc<ScanCache>>,
+}
+
+impl ScanOptions {
+    fn jobs(&self) -> usize {
+        let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.jobs.unwrap_or_else(processors).clamp(1, 64)
+    }
 }
 
 /// Which permission bits of files and directories count.
@@ -46,18 +59,18 @@ pub enum Modes {
 }
 
 impl Modes {
-    fn of(self, stat: &Stat) -> u16 {
-        match (self, FileType::from_raw_mode(stat.st_mode)) {
-            (Self::Executable, FileType::RegularFile) if stat.st_mode & 0o111 == 0 => 0o644,
+    fn of(self, mode: u32) -> u16 {
+        match (self, FileType::from_raw_mode(mode)) {
+            (Self::Executable, FileType::RegularFile) if mode & 0o111 == 0 => 0o644,
             (Self::Executable, FileType::RegularFile | FileType::Directory) => 0o755,
-            _ => (stat.st_mode & 0o7777) as u16,
+            _ => (mode & 0o7777) as u16,
         }
     }
 }
 
 impl Default for ScanOptions {
     fn default() -> Self {
-        Self { owner: Some((0, 0)), mtime: 0, modes: Modes::Keep }
+        Self { owner: Some((0, 0)), mtime: 0, modes: Modes::Keep, jobs: None, cache: None }
     }
 }
 
@@ -109,6 +122,8 @@ pub struct Scan {
     pub bytes: u64,
     /// Number of regular files, hard links counted once.
     pub files: u64,
+    /// Of the last output, if it is a directory and scanned with a cache; see [`fingerprint`].
+    pub(crate) fingerprint: Option<[u8; 32]>,
 }
 
 impl Scan {
@@ -171,49 +186,62 @@ pub fn scan_dir(dir: &Path, options: &ScanOptions) -> Result<Scan, ScanError> {
 
 /// Scans outputs, each at its place in the layer; missing parents are made with mode 0755.
 pub fn scan_outputs(outputs: &[Output], options: &ScanOptions) -> Result<Scan, ScanError> {
-    let mut scanner = Scanner::new(options);
+    let mut builder = Builder::new(options);
     for output in outputs {
-        scanner.output(output)?;
+        builder.output(output)?;
     }
-    Ok(scanner.scan)
+    Ok(builder.scan)
 }
 
-/// A directory whose entries are still to be read.
-struct Pending {
-    root: Arc<Root>,
-    /// Below `root`.
-    path: Vec<u8>,
-    node: NodeId,
-    /// `root` itself, for messages.
-    source: Arc<Path>,
+/// What the names and `stat`s of everything in `dir` hash to; `None` if something in it is so young
+/// that it may change and look the same.
+pub(crate) fn fingerprint(
+    dir: &Path,
+    options: &ScanOptions,
+) -> Result<Option<[u8; 32]>, ScanError> {
+    let dir = dir.join("");
+    let (root, _) = open_parent(&dir)?;
+    let listings = list::list(&root, Wanted::Stats, options.jobs());
+    Ok(listings.map_err(|failure| failure.below(&dir))?.fingerprint(&root))
 }
 
-impl Pending {
-    fn shown(&self, name: &[u8]) -> PathBuf {
-        self.source.join(OsStr::from_bytes(&joined(&self.path, name)))
-    }
-}
-
-struct Scanner<'a> {
+/// Makes the tree of what was listed.
+struct Builder<'a> {
     options: &'a ScanOptions,
     scan: Scan,
-    attributes: AttributeReader,
     /// Files with several names, by device and inode.
     linked: HashMap<(u64, u64), NodeId>,
-    started: SystemTime,
 }
 
-impl<'a> Scanner<'a> {
+/// Where an entry is and where it goes.
+struct Place<'a> {
+    root: &'a Arc<Root>,
+    /// `root` itself, for messages.
+    source: &'a Path,
+    /// Below `root`.
+    path: Vec<u8>,
+    /// The directory in the tree and the name in it.
+    parent: NodeId,
+    name: &'a [u8],
+    /// In the tree, for notices.
+    tree_path: Vec<u8>,
+}
+
+impl Place<'_> {
+    fn shown(&self) -> PathBuf {
+        self.source.join(OsStr::from_bytes(&self.path))
+    }
+
+    fn refused(&self, source: TreeError) -> ScanError {
+        ScanError::Place { path: self.shown(), source }
+    }
+}
+
+impl<'a> Builder<'a> {
     fn new(options: &'a ScanOptions) -> Self {
         let tree = Tree::new(Metadata::with_mode(0o755));
-        let scan = Scan { tree, notices: Vec::new(), bytes: 0, files: 0 };
-        Self {
-            options,
-            scan,
-            attributes: AttributeReader::new(),
-            linked: HashMap::new(),
-            started: SystemTime::now(),
-        }
+        let scan = Scan { tree, notices: Vec::new(), bytes: 0, files: 0, fingerprint: None };
+        Self { options, scan, linked: HashMap::new() }
     }
 
     fn output(&mut self, output: &Output) -> Result<(), ScanError> {
@@ -222,217 +250,166 @@ impl<'a> Scanner<'a> {
             return Err(ScanError::Escape(output.tree_path.clone()));
         }
         let place = normal(place);
+        let placed = |source| ScanError::Place { path: output.source.clone(), source };
+        let (root, source_name) = open_parent(&output.source)?;
+        let root = Arc::new(root);
+        let wanted = Wanted::All(self.options.cache.as_deref());
+        // A directory: its content goes to `place`.
+        let Some(source_name) = source_name.map(OsStr::as_bytes) else {
+            let node = self.scan.tree.make_directories(&place).map_err(placed)?;
+            let listings = list::list(&root, wanted, self.options.jobs());
+            let listings = listings.map_err(|failure| failure.below(&output.source))?;
+            if self.options.cache.is_some() {
+                self.scan.fingerprint = listings.fingerprint(&root);
+            }
+            return self.directory(&root, &output.source, listings, node, place);
+        };
         let (above, name) = match place.iter().rposition(|&b| b == b'/') {
             Some(at) => (&place[..at], &place[at + 1..]),
             None => (&[][..], &*place),
         };
-        let placed = |source| ScanError::Place { path: output.source.clone(), source };
+        let source = output.source.parent().unwrap_or(Path::new(""));
+        let entry = list::entry(&root, source_name, wanted);
+        let entry = entry.map_err(|failure| failure.below(source))?;
         let parent = self.scan.tree.make_directories(above).map_err(placed)?;
-        let (root, source_name) = open_parent(&output.source)?;
-        let source: Arc<Path> = match source_name {
-            Some(_) => output.source.parent().unwrap_or(Path::new("")).into(),
-            None => output.source.as_path().into(),
-        };
-        let mut stack = Vec::new();
-        let pending = Pending { root: Arc::new(root), path: Vec::new(), node: parent, source };
-        match source_name {
-            // A directory: its content goes to `place`.
-            None => {
-                let node = self.scan.tree.make_directories(&place).map_err(placed)?;
-                let stat = rustix::fs::fstat(&pending.root.fd)
-                    .map_err(io_error("inspect", &output.source))?;
-                let metadata = self.metadata(&pending, b"", &stat, &place)?;
-                *self.scan.tree.metadata_mut(node) = metadata;
-                stack.push((Pending { node, ..pending }, place));
-            }
-            Some(source_name) => {
-                let fd = &pending.root.fd;
-                let stat = rustix::fs::statat(fd, source_name, AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(io_error("inspect", &output.source))?;
-                let dir =
-                    rustix::fs::openat(fd, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                        .map_err(io_error("open", &output.source))?;
-                self.entry(&pending, &dir, source_name.as_bytes(), name, above, &stat)?;
-            }
-        }
-        while let Some((pending, tree_path)) = stack.pop() {
-            self.directory(pending, &tree_path, &mut stack)?;
-        }
-        Ok(())
+        let (path, tree_path) = (source_name.to_vec(), place.clone());
+        let place = Place { root: &root, source, path, parent, name, tree_path };
+        self.entry(&place, entry).map(drop)
     }
 
+    /// Everything in a directory, which becomes `node`.
     fn directory(
         &mut self,
-        pending: Pending,
-        tree_path: &[u8],
-        stack: &mut Vec<(Pending, Vec<u8>)>,
+        root: &Arc<Root>,
+        source: &Path,
+        mut listings: list::Listings,
+        node: NodeId,
+        tree_path: Vec<u8>,
     ) -> Result<(), ScanError> {
-        let shown = || pending.shown(b"");
-        let failed = |action| move |source: rustix::io::Errno| (action, source);
-        let opened = pending
-            .root
-            .open(&pending.path, OFlags::RDONLY | OFlags::DIRECTORY)
-            .map_err(failed("open"))
-            .and_then(|fd| {
-                let names = entry_names(&fd).map_err(failed("list"))?;
-                Ok((fd, names))
-            });
-        let (fd, names) = opened.map_err(|(action, source)| ScanError::Io {
-            action,
-            path: shown(),
-            source: source.into(),
-        })?;
-        for name in names {
-            let stat = rustix::fs::statat(&fd, &*name, AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(|e| io_error("inspect", &pending.shown(&name))(e))?;
-            let Some(node) = self.entry(&pending, &fd, &name, &name, tree_path, &stat)? else {
-                continue;
-            };
-            let below = Pending {
-                root: Arc::clone(&pending.root),
-                path: joined(&pending.path, &name),
-                node,
-                source: Arc::clone(&pending.source),
-            };
-            stack.push((below, joined(tree_path, &name)));
+        let (path, name) = (Vec::new(), &b""[..]);
+        let place = Place { root, source, path, parent: node, name, tree_path };
+        *self.scan.tree.metadata_mut(node) = self.metadata(&place, listings.root)?;
+        let mut stack = vec![(0, node, Vec::new(), place.tree_path)];
+        while let Some((index, node, path, tree_path)) = stack.pop() {
+            for mut entry in std::mem::take(&mut listings.all[index]).into_entries() {
+                let (name, below) = (std::mem::take(&mut entry.name), entry.below);
+                let (path, tree_path) = (joined(&path, &name), joined(&tree_path, &name));
+                let place = Place { root, source, path, parent: node, name: &name, tree_path };
+                let node = self.entry(&place, entry)?;
+                stack.extend(below.map(|below| (below, node, place.path, place.tree_path)));
+            }
         }
         Ok(())
     }
 
-    /// Adds one entry; returns its node if it is a directory that is still to be read.
-    fn entry(
-        &mut self,
-        parent: &Pending,
-        dir: &rustix::fd::OwnedFd,
-        name: &[u8],
-        tree_name: &[u8],
-        tree_dir: &[u8],
-        stat: &Stat,
-    ) -> Result<Option<NodeId>, ScanError> {
-        let shown = || parent.shown(name);
-        let placed = |source| ScanError::Place { path: shown(), source };
-        let kind_of = FileType::from_raw_mode(stat.st_mode);
-        let identity = Identity::of(stat);
-        let tree_path = joined(tree_dir, tree_name);
-        // Two directories at one place are merged, the later one's mode counts.
-        if kind_of == FileType::Directory {
-            let metadata = self.metadata_at(dir, name, shown, stat, &tree_path)?;
-            if let Some(node) = self.scan.tree.child(parent.node, tree_name)
-                && matches!(self.scan.tree.node(node).kind, NodeKind::Directory)
-            {
-                *self.scan.tree.metadata_mut(node) = metadata;
-                return Ok(Some(node));
+    /// Adds one entry.
+    fn entry(&mut self, place: &Place<'_>, entry: Entry) -> Result<NodeId, ScanError> {
+        let identity = entry.stat.identity;
+        let (links, names) = ((identity.dev, identity.ino), entry.stat.nlink);
+        let kind = match entry.stat.kind() {
+            FileType::Directory => return self.subdirectory(place, entry),
+            _ if names > 1 && self.linked.contains_key(&links) => {
+                let node = self.linked[&links];
+                let linked = self.scan.tree.link(place.parent, place.name, node);
+                return linked.map(|()| node).map_err(|source| place.refused(source));
             }
-            let node = Node { metadata, kind: NodeKind::Directory };
-            return self.scan.tree.insert(parent.node, tree_name, node).map(Some).map_err(placed);
-        }
-        let links = (identity.dev, identity.ino);
-        if stat.st_nlink > 1
-            && let Some(&node) = self.linked.get(&links)
-        {
-            self.scan.tree.link(parent.node, tree_name, node).map_err(placed)?;
-            return Ok(None);
-        }
-        let kind = match kind_of {
-            FileType::RegularFile => NodeKind::File(Box::new(ScannedFile {
-                root: Arc::clone(&parent.root),
-                path: joined(&parent.path, name).into(),
-                identity,
-                scanned: self.started,
-                sparse: (stat.st_blocks as u64).saturating_mul(512) < identity.size,
-            })),
-            FileType::Symlink => {
-                let target = rustix::fs::readlinkat(dir, name, Vec::new());
-                let target = target.map_err(|e| io_error("read", &shown())(e))?;
-                NodeKind::Symlink(target.into_bytes())
+            FileType::RegularFile => {
+                self.scan.bytes += identity.size;
+                self.scan.files += 1;
+                NodeKind::File(Box::new(self.file(place, &entry)))
             }
-            FileType::BlockDevice => NodeKind::BlockDevice(device(stat)),
-            FileType::CharacterDevice => NodeKind::CharDevice(device(stat)),
+            FileType::Symlink => NodeKind::Symlink(entry.target.clone()),
+            FileType::BlockDevice => NodeKind::BlockDevice(device(entry.stat.rdev)),
+            FileType::CharacterDevice => NodeKind::CharDevice(device(entry.stat.rdev)),
             FileType::Fifo => NodeKind::Fifo,
             FileType::Socket => NodeKind::Socket,
-            _ => {
-                let source = io::Error::from(io::ErrorKind::Unsupported);
-                return Err(ScanError::Io { action: "tell the kind of", path: shown(), source });
+            FileType::Unknown => {
+                let (action, path) = ("tell the kind of", place.shown());
+                let source = io::ErrorKind::Unsupported.into();
+                return Err(ScanError::Io { action, path, source });
             }
         };
-        if kind_of == FileType::RegularFile {
-            self.scan.bytes += identity.size;
-            self.scan.files += 1;
-        }
-        let metadata = self.metadata_at(dir, name, shown, stat, &tree_path)?;
-        let node = self.scan.tree.insert(parent.node, tree_name, Node { metadata, kind });
-        let node = node.map_err(placed)?;
-        if stat.st_nlink > 1 {
+        let metadata = self.metadata(place, entry)?;
+        let node = self.scan.tree.insert(place.parent, place.name, Node { metadata, kind });
+        let node = node.map_err(|source| place.refused(source))?;
+        if names > 1 {
             self.linked.insert(links, node);
         }
-        Ok(None)
+        Ok(node)
     }
 
-    fn metadata(
-        &mut self,
-        pending: &Pending,
-        name: &[u8],
-        stat: &Stat,
-        tree_path: &[u8],
-    ) -> Result<Metadata, ScanError> {
-        let dir = pending
-            .root
-            .open(&pending.path, OFlags::RDONLY | OFlags::DIRECTORY)
-            .map_err(|e| io_error("open", &pending.shown(b""))(e))?;
-        let name = if name.is_empty() { b"." } else { name };
-        self.metadata_at(&dir, name, || pending.shown(b""), stat, tree_path)
+    /// Two directories at one place are merged, the later one's mode counts.
+    fn subdirectory(&mut self, place: &Place<'_>, entry: Entry) -> Result<NodeId, ScanError> {
+        let metadata = self.metadata(place, entry)?;
+        let tree = &mut self.scan.tree;
+        if let Some(node) = tree.child(place.parent, place.name)
+            && matches!(tree.node(node).kind, NodeKind::Directory)
+        {
+            *tree.metadata_mut(node) = metadata;
+            return Ok(node);
+        }
+        let node = Node { metadata, kind: NodeKind::Directory };
+        tree.insert(place.parent, place.name, node).map_err(|source| place.refused(source))
     }
 
-    fn metadata_at(
-        &mut self,
-        dir: &rustix::fd::OwnedFd,
-        name: &[u8],
-        shown: impl Fn() -> PathBuf,
-        stat: &Stat,
-        tree_path: &[u8],
-    ) -> Result<Metadata, ScanError> {
-        use std::os::fd::AsFd;
-        let xattrs = self.attributes.read(dir.as_fd(), name);
-        let xattrs =
-            xattrs.map_err(|e| io_error("read the extended attributes of", &shown())(e))?;
-        let xattrs = self.kept(xattrs, &shown, tree_path)?;
-        let (uid, gid) = self.options.owner.unwrap_or((stat.st_uid, stat.st_gid));
-        let mtime = self.time(stat.st_mtime, tree_path);
-        let mode = self.options.modes.of(stat);
-        Ok(Metadata { mode, uid, gid, mtime, xattrs })
+    fn file(&self, place: &Place<'_>, entry: &Entry) -> ScannedFile {
+        let identity = entry.stat.identity;
+        let cache = self.options.cache.as_deref();
+        let known = cache.and_then(|cache| cache.digest(&identity.to_bytes()));
+        ScannedFile {
+            root: Arc::clone(place.root),
+            path: place.path.as_slice().into(),
+            identity,
+            sparse: entry.stat.blocks.saturating_mul(512) < identity.size,
+            digest: known.map_or_else(OnceLock::new, OnceLock::from),
+        }
+    }
+
+    fn metadata(&mut self, place: &Place<'_>, entry: Entry) -> Result<Metadata, ScanError> {
+        let Entry { stat, xattrs, .. } = entry;
+        let xattrs = self.kept(xattrs, place)?;
+        let (uid, gid) = self.options.owner.unwrap_or((stat.uid, stat.gid));
+        let mtime = self.time(stat.identity.mtime.0, place);
+        Ok(Metadata { mode: self.options.modes.of(stat.mode), uid, gid, mtime, xattrs })
     }
 
     fn kept(
         &mut self,
         mut xattrs: Vec<Attribute>,
-        shown: &impl Fn() -> PathBuf,
-        tree_path: &[u8],
+        place: &Place<'_>,
     ) -> Result<Vec<Attribute>, ScanError> {
         let before = xattrs.len();
         xattrs.retain(|xattr| xattr.name != b"security.selinux");
         if xattrs.len() < before {
-            self.notice(tree_path, Change::SelinuxLabel);
+            self.notice(place, Change::SelinuxLabel);
         }
         let known = [&b"user."[..], b"trusted.", b"security."];
         match xattrs.iter().find(|xattr| !known.iter().any(|known| xattr.name.starts_with(known))) {
             Some(xattr) => Err(ScanError::Attribute {
-                path: shown(),
+                path: place.shown(),
                 name: String::from_utf8_lossy(&xattr.name).into_owned(),
             }),
             None => Ok(xattrs),
         }
     }
 
-    fn time(&mut self, mtime: i64, tree_path: &[u8]) -> u32 {
+    fn time(&mut self, mtime: i64, place: &Place<'_>) -> u32 {
         if mtime < 0 && self.options.mtime > 0 {
-            self.notice(tree_path, Change::TimeBeforeEpoch);
+            self.notice(place, Change::TimeBeforeEpoch);
         }
         mtime.clamp(0, self.options.mtime.into()) as u32
     }
 
-    fn notice(&mut self, tree_path: &[u8], change: Change) {
-        let path = OsStr::from_bytes(tree_path).into();
+    fn notice(&mut self, place: &Place<'_>, change: Change) {
+        let path = OsStr::from_bytes(&place.tree_path).into();
         self.scan.notices.push(Notice { path, change });
+    }
+}
+
+impl Failure {
+    fn below(self, root: &Path) -> ScanError {
+        let path = root.join(OsStr::from_bytes(&self.path));
+        ScanError::Io { action: self.action, path, source: self.source.into() }
     }
 }
 
@@ -445,32 +422,19 @@ fn open_parent(source: &Path) -> Result<(Root, Option<&OsStr>), ScanError> {
     if kind == FileType::Directory || trailing || source.file_name().is_none() {
         let fd =
             rustix::fs::open(source, flags, Mode::empty()).map_err(io_error("open", source))?;
-        return Ok((Root { fd }, None));
+        return Ok((Root::new(fd), None));
     }
     let parent = match source.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     let fd = rustix::fs::open(parent, flags, Mode::empty()).map_err(io_error("open", parent))?;
-    Ok((Root { fd }, source.file_name()))
-}
-
-fn entry_names(dir: &rustix::fd::OwnedFd) -> rustix::io::Result<Vec<Box<[u8]>>> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(dir)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            names.push(name.into());
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
+    Ok((Root::new(fd), source.file_name()))
 }
 
 /// Linux's 32-bit encoding, which the format uses.
-fn device(stat: &Stat) -> u32 {
-    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+fn device(rdev: u64) -> u32 {
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 

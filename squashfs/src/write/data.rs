@@ -12,12 +12,14 @@ use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use super::fragment::{Filling, Small};
+use super::block::Reader;
+use super::digest::{ContentDigest, PIECE};
+use super::fragment::{Cut, Failure, Filling, Small};
 use super::layout::{Layout, Stored};
 use super::plan::Plan;
 use super::pool::{Pending, Pool, Worker};
-use super::reuse::{BlockIndex, IndexEntry};
-use super::tree::{Content, NodeId, NodeKind, OpenContent, Tree};
+use super::reuse::{BlockIndex, IndexEntry, Key};
+use super::tree::{Content, NodeId, NodeKind, Tree};
 use super::{WriteError, WriteOptions};
 use crate::format::{BlockSize, FragmentEntry, FragmentPosition};
 
@@ -59,17 +61,19 @@ pub(super) struct File<'t> {
     pub(super) size: u64,
     /// Another file has the same size, so it may be a duplicate.
     pub(super) twin: bool,
+    /// What it is, if that is known in pieces of the size of blocks.
+    pub(super) known: Option<&'t ContentDigest>,
 }
 
 /// The next thing to store.
 pub(super) enum Item<'t> {
     Begin { id: NodeId, hash: u64 },
-    Block { id: NodeId, raw: u32, stored: Pending<Result<Stored, ReadFailure>> },
+    Block { id: NodeId, offset: u64, raw: u32, stored: Pending<Result<Stored, ReadFailure>> },
     Holes { id: NodeId, blocks: u64, bytes: u64 },
-    End { id: NodeId, open: Arc<dyn OpenContent + 't> },
+    End { file: File<'t>, reader: Arc<Reader<'t>> },
     Duplicate { id: NodeId, of: NodeId },
     Small { id: NodeId, at: FragmentPosition },
-    Fragment { hash: u64, stored: Pending<Result<Stored, ReadFailure>> },
+    Fragment { hash: u64, stored: Pending<Result<Stored, Failure>> },
 }
 
 /// Why a worker could not deliver.
@@ -130,6 +134,8 @@ pub(super) fn write_data<'t, W: Write>(
             index: options.index.then(|| BlockIndex::new(options.description())),
         },
         duplicates: Vec::new(),
+        pieces: Vec::new(),
+        remember: options.remembers(),
     };
     let mut in_flight = 0;
     loop {
@@ -158,6 +164,10 @@ struct Writer<'a, 'b, 't, W: Write> {
     layout: &'a mut Layout<'b, W>,
     data: Data,
     duplicates: Vec<(NodeId, NodeId)>,
+    /// Offsets and keys of the blocks of the file that is being stored.
+    pieces: Vec<(u64, Key)>,
+    /// All blocks have keys, and files are told what they are.
+    remember: bool,
 }
 
 impl<W: Write> Writer<'_, '_, '_, W> {
@@ -167,10 +177,12 @@ impl<W: Write> Writer<'_, '_, '_, W> {
                 self.layout.boundary(hash).map_err(WriteError::Output)?;
                 let start = self.layout.position();
                 *self.record(id) = FileRecord { start, ..FileRecord::default() };
+                self.pieces.clear();
             }
-            Item::Block { id, raw, stored } => {
+            Item::Block { id, offset, raw, stored } => {
                 let stored = stored.wait()?.map_err(|failure| failure.of(self.plan, id))?;
                 self.store(&stored)?;
+                self.pieces.extend(stored.key.map(|key| (offset, key)));
                 let record = self.record(id);
                 record.blocks.push(stored.size);
                 if stored.size.is_hole() {
@@ -183,19 +195,21 @@ impl<W: Write> Writer<'_, '_, '_, W> {
                 record.blocks.resize(count, BlockSize::HOLE);
                 record.sparse += bytes;
             }
-            Item::End { id, open } => {
+            Item::End { file: File { id, content, size, known, .. }, reader } => {
                 let failed = |source| WriteError::Read { path: self.plan.shown(id), source };
-                if !open.is_unchanged().map_err(failed)? {
+                if !reader.is_unchanged().map_err(failed)? {
                     return Err(WriteError::Changed { path: self.plan.shown(id) });
                 }
                 self.record(id).blocks.shrink_to_fit();
+                if self.remember && known.is_none() {
+                    content.remember_digest(ContentDigest::new(size, self.pieces.clone()));
+                }
             }
             Item::Duplicate { id, of } => self.duplicates.push((id, of)),
             Item::Small { id, at } => self.record(id).fragment = Some(at),
             Item::Fragment { hash, stored } => {
                 self.layout.boundary(hash).map_err(WriteError::Output)?;
-                let root = NodeId::default();
-                let stored = stored.wait()?.map_err(|failure| failure.of(self.plan, root))?;
+                let stored = stored.wait()?.map_err(|(id, failure)| failure.of(self.plan, id))?;
                 let start = self.layout.position();
                 self.store(&stored)?;
                 self.data.fragments.push(FragmentEntry { start, size: stored.size });
@@ -205,9 +219,11 @@ impl<W: Write> Writer<'_, '_, '_, W> {
     }
 
     fn store(&mut self, stored: &Stored) -> Result<(), WriteError> {
-        if let (Some(index), Some((raw, hash))) = (&mut self.data.index, stored.hashes) {
+        if let (Some(index), Some(key), Some(digest)) =
+            (&mut self.data.index, stored.key, stored.digest)
+        {
             let (offset, size) = (self.layout.position(), stored.size);
-            index.push(IndexEntry { raw, offset, size, stored: hash });
+            index.push(IndexEntry { key, offset, size, stored: digest });
         }
         self.data.reused += u64::from(stored.reused);
         self.layout.put(&stored.bytes).map_err(WriteError::Output)
@@ -226,18 +242,21 @@ struct Feed<'a, 't> {
     /// All files with content in the order of their inodes.
     files: Vec<File<'t>>,
     next: usize,
-    /// First file of each content, by digest; only large files with twins.
+    /// First file of each content; only large files with twins.
     large: HashMap<NodeId, NodeId>,
+    /// The same of small files, by size and digest.
+    seen: HashMap<(u64, Key), NodeId>,
     small: Small<'a, 't>,
-    filling: Filling,
+    filling: Filling<'t>,
     ready: VecDeque<Item<'t>>,
     current: Option<Cutting<'t>>,
+    remember: bool,
 }
 
 /// A large file that is being cut into blocks.
 struct Cutting<'t> {
     file: File<'t>,
-    open: Arc<dyn OpenContent + 't>,
+    reader: Arc<Reader<'t>>,
     offset: u64,
     /// Nothing before this offset is known to be a hole.
     data_from: u64,
@@ -250,14 +269,28 @@ impl<'a, 't> Feed<'a, 't> {
         options: &WriteOptions,
         pool: &'a Pool<'t>,
     ) -> Result<Self, WriteError> {
-        let files = files_with_content(tree, plan);
         let block_size = options.block_size;
+        let mut files = files_with_content(tree, plan);
         let large = super::twins::find(&files, block_size, plan, pool, options.window())?;
-        let small_files = files.iter().filter(|file| file.size < block_size.into());
-        let small = Small::new(small_files.copied().collect(), pool, options.jobs());
-        let filling = Filling::new(block_size as usize);
-        let (ready, current) = (VecDeque::new(), None);
-        Ok(Self { plan, pool, block_size, files, next: 0, large, small, filling, ready, current })
+        if u64::from(block_size) == PIECE {
+            files.iter_mut().for_each(|file| file.known = file.content.known_digest());
+        }
+        let small = files.iter().filter(|file| file.size < block_size.into());
+        let unknown = small.filter(|file| file.known.is_none()).copied().collect();
+        Ok(Self {
+            plan,
+            pool,
+            block_size,
+            files,
+            next: 0,
+            large,
+            seen: HashMap::new(),
+            small: Small::new(unknown, pool, options.jobs()),
+            filling: Filling::new(block_size as usize),
+            ready: VecDeque::new(),
+            current: None,
+            remember: options.remembers(),
+        })
     }
 
     fn next(&mut self) -> Result<Option<Item<'t>>, WriteError> {
@@ -277,53 +310,68 @@ impl<'a, 't> Feed<'a, 't> {
             match self.large.get(&file.id) {
                 Some(&of) => self.ready.push_back(Item::Duplicate { id: file.id, of }),
                 None if file.size < self.block_size.into() => self.small(file)?,
-                None => self.begin(file)?,
+                None => self.begin(file),
             }
         }
     }
 
     fn small(&mut self, file: File<'t>) -> Result<(), WriteError> {
-        let taken = self.small.take(file.id);
-        let (bytes, first) = taken.map_err(|(id, failure)| failure.of(self.plan, id))?;
-        if let Some(of) = first {
-            self.ready.push_back(Item::Duplicate { id: file.id, of });
-            return Ok(());
+        let (bytes, digest) = match file.known {
+            Some(known) => (None, Some(known.pieces().first().map_or([0; 32], |(_, hash)| *hash))),
+            None => {
+                let taken = self.small.take(file.id);
+                let (bytes, digest) = taken.map_err(|(id, failure)| failure.of(self.plan, id))?;
+                (Some(bytes), digest)
+            }
+        };
+        if let Some(digest) = digest {
+            if self.remember && file.known.is_none() {
+                let piece = Some((0, digest)).filter(|_| digest != [0; 32]);
+                let digest = ContentDigest::new(file.size, piece.into_iter().collect());
+                file.content.remember_digest(digest);
+            }
+            if file.twin {
+                let of = *self.seen.entry((file.size, digest)).or_insert(file.id);
+                if of != file.id {
+                    self.ready.push_back(Item::Duplicate { id: file.id, of });
+                    return Ok(());
+                }
+            }
         }
         let hash = path_hash(&self.plan.path(file.id));
-        for block in self.filling.add(file.id, hash, bytes) {
-            self.fragment(block);
+        for cut in self.filling.add(file, hash, bytes, digest) {
+            self.fragment(cut);
         }
         Ok(())
     }
 
-    fn fragment(&mut self, block: super::fragment::Cut) {
-        for (id, at) in block.members {
-            self.ready.push_back(Item::Small { id, at });
-        }
-        let bytes = block.bytes;
-        let stored = self.pool.submit(move |worker: &mut Worker| worker.store(bytes));
-        self.ready.push_back(Item::Fragment { hash: block.hash, stored });
+    fn fragment(&mut self, cut: Cut<'t>) {
+        self.ready.extend(cut.positions().map(|(id, at)| Item::Small { id, at }));
+        let hash = cut.hash();
+        let stored = self.pool.submit(move |worker: &mut Worker| worker.store_fragment(cut));
+        self.ready.push_back(Item::Fragment { hash, stored });
     }
 
-    fn begin(&mut self, file: File<'t>) -> Result<(), WriteError> {
-        let failed = |source| WriteError::Read { path: self.plan.shown(file.id), source };
-        let open: Arc<dyn OpenContent + 't> = Arc::from(file.content.open().map_err(failed)?);
+    fn begin(&mut self, file: File<'t>) {
+        let reader = Arc::new(Reader::new(file.content));
         let hash = path_hash(&self.plan.path(file.id));
         self.ready.push_back(Item::Begin { id: file.id, hash });
-        self.current = Some(Cutting { file, open, offset: 0, data_from: 0 });
-        Ok(())
+        self.current = Some(Cutting { file, reader, offset: 0, data_from: 0 });
     }
 
     fn cut(&mut self, mut cutting: Cutting<'t>) -> Result<Item<'t>, WriteError> {
-        let File { id, size, .. } = cutting.file;
+        let File { id, size, known, .. } = cutting.file;
         let (offset, block) = (cutting.offset, u64::from(self.block_size));
         if offset >= size {
-            return Ok(Item::End { id, open: cutting.open });
+            return Ok(Item::End { file: cutting.file, reader: cutting.reader });
         }
         if cutting.data_from <= offset {
-            let failed = |source| WriteError::Read { path: self.plan.shown(id), source };
-            let data = cutting.open.next_data(offset).map_err(failed)?;
-            cutting.data_from = data.unwrap_or(size).clamp(offset, size);
+            let data = match known {
+                Some(known) => Ok(known.next(offset).map(|(at, _)| *at)),
+                None => cutting.reader.get().and_then(|open| open.next_data(offset)),
+            };
+            let failed = |source| ReadFailure::from(source).of(self.plan, id);
+            cutting.data_from = data.map_err(failed)?.unwrap_or(size).clamp(offset, size);
         }
         let end = match cutting.data_from {
             from if from >= size => size,
@@ -338,14 +386,13 @@ impl<'a, 't> Feed<'a, 't> {
         let raw = block.min(size - offset) as u32;
         cutting.offset = offset + u64::from(raw);
         cutting.data_from = cutting.data_from.max(cutting.offset);
-        let open = Arc::clone(&cutting.open);
+        let reader = Arc::clone(&cutting.reader);
         self.current = Some(cutting);
-        let stored = self.pool.submit(move |worker: &mut Worker| {
-            worker.raw.resize(raw as usize, 0);
-            open.read_exact_at(&mut worker.raw, offset)?;
-            worker.store_raw()
-        });
-        Ok(Item::Block { id, raw, stored })
+        let known = known.and_then(|known| known.next(offset)).map(|(_, hash)| *hash);
+        let stored = self
+            .pool
+            .submit(move |worker: &mut Worker| worker.store_piece(&reader, offset, raw, known));
+        Ok(Item::Block { id, offset, raw, stored })
     }
 }
 
@@ -357,7 +404,7 @@ fn files_with_content<'t>(tree: &'t Tree, plan: &Plan<'t>) -> Vec<File<'t>> {
             let size = content.size();
             if size > 0 {
                 *sizes.entry(size).or_default() += 1;
-                files.push(File { id, content: &**content, size, twin: false });
+                files.push(File { id, content: &**content, size, twin: false, known: None });
             }
         }
     }

@@ -6,7 +6,48 @@ use super::data::is_zero;
 use super::tree::Content;
 
 /// Contents are hashed in pieces of this size, whatever the block size of an image.
-const PIECE: u64 = 128 << 10;
+pub(super) const PIECE: u64 = 128 << 10;
+
+/// What a content is, without its bytes: its size, and BLAKE3 of each piece of 128 KiB that is not
+/// all zeros, so that the holes of a sparse file need not be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContentDigest {
+    size: u64,
+    pieces: Vec<(u64, [u8; 32])>,
+}
+
+impl ContentDigest {
+    /// From the hashes of the pieces that are not all zeros, by ascending offset.
+    pub fn new(size: u64, pieces: Vec<(u64, [u8; 32])>) -> Self {
+        Self { size, pieces }
+    }
+
+    /// Length of the content.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Offset and hash of each piece that is not all zeros.
+    pub fn pieces(&self) -> &[(u64, [u8; 32])] {
+        &self.pieces
+    }
+
+    /// All of it in one hash.
+    pub fn hash(&self) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.size.to_le_bytes());
+        for (offset, hash) in &self.pieces {
+            hasher.update(&offset.to_le_bytes());
+            hasher.update(hash);
+        }
+        hasher.finalize()
+    }
+
+    /// The first piece at or after `offset` that is not all zeros.
+    pub(super) fn next(&self, offset: u64) -> Option<&(u64, [u8; 32])> {
+        self.pieces.get(self.pieces.partition_point(|(at, _)| *at < offset))
+    }
+}
 
 /// Why a content has no digest.
 #[derive(Debug, thiserror::Error)]
@@ -28,15 +69,13 @@ impl From<io::Error> for ContentDigestError {
     }
 }
 
-/// A digest of the content: BLAKE3 over its size and the BLAKE3 hash of each piece of 128 KiB that
-/// is not all zeros, so that the holes of a sparse file need not be read.
+/// Reads a content for its digest.
 pub fn content_digest(
     content: &dyn Content,
     buffer: &mut Vec<u8>,
-) -> Result<blake3::Hash, ContentDigestError> {
+) -> Result<ContentDigest, ContentDigestError> {
     let (open, size) = (content.open()?, content.size());
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&size.to_le_bytes());
+    let mut pieces = Vec::new();
     let (mut offset, mut data_from) = (0, 0);
     while offset < size {
         if data_from <= offset {
@@ -50,11 +89,14 @@ pub fn content_digest(
         buffer.resize(length as usize, 0);
         open.read_exact_at(buffer, offset)?;
         if !is_zero(buffer) {
-            hasher.update(&offset.to_le_bytes());
-            hasher.update(blake3::hash(buffer).as_bytes());
+            pieces.push((offset, *blake3::hash(buffer).as_bytes()));
         }
         offset += length;
         data_from = data_from.max(offset);
     }
-    if open.is_unchanged()? { Ok(hasher.finalize()) } else { Err(ContentDigestError::Changed) }
+    if open.is_unchanged()? {
+        Ok(ContentDigest { size, pieces })
+    } else {
+        Err(ContentDigestError::Changed)
+    }
 }

@@ -1,14 +1,15 @@
 //! Small files: read ahead in batches, packed into fragment blocks.
 //!
 //! A fragment block is closed before the file that would overflow it, at the cut with the smallest
-//! path hash among those that leave it at least three quarters full; the files behind the cut open
+//! path hash among those that leave it at least seven eighths full; the files behind the cut open
 //! the next block. So where blocks end depends on which files are near, not on how many bytes come
 //! before: after a change, the following cuts soon are the same as they were.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::data::{File, ReadFailure};
 use super::pool::{Pending, Pool, Worker};
+use super::reuse::small_digest;
 use super::tree::NodeId;
 use crate::format::FragmentPosition;
 
@@ -17,14 +18,14 @@ const BATCH_BYTES: u64 = 256 << 10;
 const BATCH_FILES: usize = 64;
 
 /// The file and what happened.
-type Failure = (NodeId, ReadFailure);
+pub(super) type Failure = (NodeId, ReadFailure);
 
 /// Contents of consecutive small files.
 #[derive(Default)]
 struct Batch {
     bytes: Vec<u8>,
-    /// End in `bytes` and digest (of files with twins) of each file.
-    ends: VecDeque<(usize, Option<blake3::Hash>)>,
+    /// End in `bytes` and digest, if wanted, of each file.
+    ends: VecDeque<(usize, Option<[u8; 32]>)>,
     taken: usize,
 }
 
@@ -37,24 +38,16 @@ pub(super) struct Small<'a, 't> {
     depth: usize,
     ahead: VecDeque<Pending<Result<Batch, Failure>>>,
     current: Batch,
-    seen: HashMap<blake3::Hash, NodeId>,
 }
 
 impl<'a, 't> Small<'a, 't> {
     pub(super) fn new(files: Vec<File<'t>>, pool: &'a Pool<'t>, jobs: usize) -> Self {
-        Self {
-            pool,
-            files,
-            next: 0,
-            depth: jobs * 8,
-            ahead: VecDeque::new(),
-            current: Batch::default(),
-            seen: HashMap::new(),
-        }
+        let (depth, ahead, current) = (jobs * 8, VecDeque::new(), Batch::default());
+        Self { pool, files, next: 0, depth, ahead, current }
     }
 
-    /// The content of the next small file, which is `id`, and the first file with the same content.
-    pub(super) fn take(&mut self, id: NodeId) -> Result<(&[u8], Option<NodeId>), Failure> {
+    /// Content and digest of the next small file, which is `id`.
+    pub(super) fn take(&mut self, id: NodeId) -> Result<(&[u8], Option<[u8; 32]>), Failure> {
         let (end, digest) = loop {
             if let Some(next) = self.current.ends.pop_front() {
                 break next;
@@ -68,14 +61,7 @@ impl<'a, 't> Small<'a, 't> {
         let batch = &mut self.current;
         let bytes = &batch.bytes[batch.taken..end];
         batch.taken = end;
-        let first = digest.and_then(|digest| match self.seen.get(&digest) {
-            Some(&first) => Some(first),
-            None => {
-                self.seen.insert(digest, id);
-                None
-            }
-        });
-        Ok((bytes, first))
+        Ok((bytes, digest))
     }
 
     fn fill(&mut self) {
@@ -92,13 +78,13 @@ impl<'a, 't> Small<'a, 't> {
                 .collect();
             self.next += batch.len();
             let bytes = self.pool.buffer();
-            let job = move |_: &mut Worker| read_batch(&batch, bytes);
+            let job = move |worker: &mut Worker| read_batch(&batch, bytes, worker.keyed());
             self.ahead.push_back(self.pool.submit(job));
         }
     }
 }
 
-fn read_batch(files: &[File<'_>], mut bytes: Vec<u8>) -> Result<Batch, Failure> {
+fn read_batch(files: &[File<'_>], mut bytes: Vec<u8>, keyed: bool) -> Result<Batch, Failure> {
     let total: u64 = files.iter().map(|file| file.size).sum();
     bytes.resize(total as usize, 0);
     let mut batch = Batch { bytes, ends: VecDeque::with_capacity(files.len()), taken: 0 };
@@ -107,46 +93,89 @@ fn read_batch(files: &[File<'_>], mut bytes: Vec<u8>) -> Result<Batch, Failure> 
         let end = at + file.size as usize;
         let bytes = &mut batch.bytes[at..end];
         read_whole(file, bytes).map_err(|failure| (file.id, failure))?;
-        batch.ends.push_back((end, file.twin.then(|| blake3::hash(bytes))));
+        batch.ends.push_back((end, (keyed || file.twin).then(|| small_digest(bytes))));
         at = end;
     }
     Ok(batch)
 }
 
-fn read_whole(file: &File<'_>, bytes: &mut [u8]) -> Result<(), ReadFailure> {
+pub(super) fn read_whole(file: &File<'_>, bytes: &mut [u8]) -> Result<(), ReadFailure> {
     let open = file.content.open()?;
     open.read_exact_at(bytes, 0)?;
     if open.is_unchanged()? { Ok(()) } else { Err(ReadFailure::Changed) }
 }
 
+/// A file in a fragment block.
+#[derive(Clone, Copy)]
+pub(super) struct Member<'t> {
+    pub(super) file: File<'t>,
+    pub(super) digest: Option<[u8; 32]>,
+    /// Its bytes are among those of the block; otherwise it is known and read if need be.
+    pub(super) is_read: bool,
+    /// Hash of its path.
+    hash: u64,
+    /// Where it starts in the block.
+    start: usize,
+}
+
+impl Member<'_> {
+    fn size(&self) -> usize {
+        self.file.size as usize
+    }
+}
+
 /// A fragment block ready to be compressed.
-pub(super) struct Cut {
+pub(super) struct Cut<'t> {
+    /// Contents of the members that were read, one after the other.
     pub(super) bytes: Vec<u8>,
-    pub(super) members: Vec<(NodeId, FragmentPosition)>,
+    /// Length of the block.
+    pub(super) length: usize,
+    pub(super) members: Vec<Member<'t>>,
+    index: u32,
+}
+
+impl Cut<'_> {
     /// Path hash of its first file.
-    pub(super) hash: u64,
+    pub(super) fn hash(&self) -> u64 {
+        self.members[0].hash
+    }
+
+    /// Its files and where they are.
+    pub(super) fn positions(&self) -> impl Iterator<Item = (NodeId, FragmentPosition)> {
+        let at = |start: usize| FragmentPosition { index: self.index, offset: start as u32 };
+        self.members.iter().map(move |member| (member.file.id, at(member.start)))
+    }
 }
 
 /// The fragment block that fills.
-pub(super) struct Filling {
+pub(super) struct Filling<'t> {
     block_size: usize,
     bytes: Vec<u8>,
-    /// File, path hash, start in `bytes`.
-    members: Vec<(NodeId, u64, usize)>,
+    length: usize,
+    members: Vec<Member<'t>>,
     cuts: u32,
 }
 
-impl Filling {
+impl<'t> Filling<'t> {
     pub(super) fn new(block_size: usize) -> Self {
-        Self { block_size, bytes: Vec::new(), members: Vec::new(), cuts: 0 }
+        Self { block_size, bytes: Vec::new(), length: 0, members: Vec::new(), cuts: 0 }
     }
 
-    /// Adds a file; returns the blocks that are complete with it.
-    pub(super) fn add(&mut self, id: NodeId, hash: u64, bytes: &[u8]) -> Vec<Cut> {
-        self.members.push((id, hash, self.bytes.len()));
-        self.bytes.extend_from_slice(bytes);
+    /// Adds a file with the hash of its path, its bytes if they were read, and its digest if that
+    /// is known; returns the blocks that are complete with it.
+    pub(super) fn add(
+        &mut self,
+        file: File<'t>,
+        hash: u64,
+        bytes: Option<&[u8]>,
+        digest: Option<[u8; 32]>,
+    ) -> Vec<Cut<'t>> {
+        let (start, is_read) = (self.length, bytes.is_some());
+        self.members.push(Member { file, digest, is_read, hash, start });
+        self.bytes.extend_from_slice(bytes.unwrap_or_default());
+        self.length += file.size as usize;
         let mut complete = Vec::new();
-        while self.bytes.len() > self.block_size {
+        while self.length > self.block_size {
             let cut = self.best_cut();
             complete.push(self.cut(cut));
         }
@@ -154,34 +183,33 @@ impl Filling {
     }
 
     /// What is left at the end.
-    pub(super) fn take_rest(&mut self) -> Option<Cut> {
+    pub(super) fn take_rest(&mut self) -> Option<Cut<'t>> {
         (!self.members.is_empty()).then(|| self.cut(self.members.len()))
     }
 
     /// Number of members to close the block with.
     fn best_cut(&self) -> usize {
-        let fullest = self.members.partition_point(|&(_, _, start)| start <= self.block_size) - 1;
-        let least = self.block_size / 4 * 3;
+        let fullest = self.members.partition_point(|member| member.start <= self.block_size) - 1;
+        let least = self.block_size / 8 * 7;
         // A cut lies before a member, so the hash is that of the file that opens the next block.
         let candidates = self.members.iter().enumerate().take(fullest + 1).skip(1);
-        let candidates = candidates.filter(|(_, (_, _, start))| *start >= least);
-        let best = candidates.min_by_key(|(_, (_, hash, _))| *hash);
+        let candidates = candidates.filter(|(_, member)| member.start >= least);
+        let best = candidates.min_by_key(|(_, member)| member.hash);
         best.map_or(fullest.max(1), |(index, _)| index)
     }
 
-    fn cut(&mut self, count: usize) -> Cut {
-        let at = self.members.get(count).map_or(self.bytes.len(), |&(_, _, start)| start);
-        let rest = self.bytes.split_off(at);
+    fn cut(&mut self, count: usize) -> Cut<'t> {
+        let rest = self.members.split_off(count);
+        let members = std::mem::replace(&mut self.members, rest);
+        let length = self.members.first().map_or(self.length, |member| member.start);
+        self.members.iter_mut().for_each(|member| member.start -= length);
+        self.length -= length;
+        let read = members.iter().filter(|member| member.is_read).map(Member::size).sum();
+        let rest = self.bytes.split_off(read);
         let bytes = std::mem::replace(&mut self.bytes, rest);
-        let (index, hash) = (self.cuts, self.members[0].1);
+        let index = self.cuts;
         self.cuts += 1;
-        let members = self.members.drain(..count);
-        let place = |(id, _, start)| (id, FragmentPosition { index, offset: start as u32 });
-        let members = members.map(place).collect();
-        for (_, _, start) in &mut self.members {
-            *start -= at;
-        }
-        Cut { bytes, members, hash }
+        Cut { bytes, length, members, index }
     }
 }
 
@@ -192,30 +220,37 @@ mod tests {
     fn cuts(sizes: &[(u64, usize)]) -> Vec<Vec<usize>> {
         let mut filling = Filling::new(1000);
         let mut blocks = Vec::new();
-        for &(hash, size) in sizes {
-            blocks.extend(filling.add(NodeId::default(), hash, &vec![hash as u8; size]));
+        for (count, &(hash, size)) in sizes.iter().enumerate() {
+            let (id, content) = (NodeId::default(), &b"");
+            let file = File { id, content, size: size as u64, twin: false, known: None };
+            // Every third is not read.
+            let bytes = vec![hash as u8; size];
+            let read = (count % 3 > 0).then_some(&bytes[..]);
+            blocks.extend(filling.add(file, hash, read, None));
         }
         blocks.extend(filling.take_rest());
         for (index, block) in blocks.iter().enumerate() {
-            assert!(block.bytes.len() <= 1000);
-            assert!(block.members.iter().all(|(_, at)| at.index == index as u32));
+            assert!(block.length <= 1000);
+            assert!(block.positions().all(|(_, at)| at.index == index as u32));
+            let read = block.members.iter().filter(|member| member.is_read);
+            let bytes = read.flat_map(|member| vec![member.hash as u8; member.size()]);
+            assert_eq!(block.bytes, bytes.collect::<Vec<u8>>());
         }
-        let ends = |block: &Cut| {
-            let starts: Vec<usize> =
-                block.members.iter().map(|(_, at)| at.offset as usize).collect();
-            let ends = starts.iter().skip(1).copied().chain([block.bytes.len()]);
+        let ends = |block: &Cut<'_>| {
+            let starts: Vec<usize> = block.positions().map(|(_, at)| at.offset as usize).collect();
+            let ends = starts.iter().skip(1).copied().chain([block.length]);
             starts.iter().zip(ends).map(|(start, end)| end - start).collect()
         };
         blocks.iter().map(ends).collect()
     }
 
     #[test]
-    fn blocks_end_at_the_smallest_hash_in_the_last_quarter() {
+    fn blocks_end_at_the_smallest_hash_in_the_last_eighth() {
         assert_eq!(cuts(&[(5, 999), (6, 1)]), [vec![999, 1]]);
         assert_eq!(cuts(&[(5, 999), (6, 2)]), [vec![999], vec![2]]);
         assert_eq!(
-            cuts(&[(1, 400), (9, 400), (2, 100), (7, 90), (8, 50)]),
-            [vec![400, 400], vec![100, 90, 50]]
+            cuts(&[(1, 400), (9, 480), (2, 50), (7, 60), (8, 50)]),
+            [vec![400, 480], vec![50, 60, 50]]
         );
     }
 

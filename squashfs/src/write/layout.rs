@@ -14,6 +14,7 @@
 use std::io::{self, Write};
 
 use super::cutter::{Bounds, Cutter};
+use super::reuse::Key;
 use crate::chunks::ChunkTable;
 use crate::format::BlockSize;
 
@@ -28,8 +29,10 @@ const LONGEST: u64 = 8 << 20;
 pub(super) struct Stored {
     pub(super) bytes: Vec<u8>,
     pub(super) size: BlockSize,
-    /// Hashes of the raw and of the stored bytes, if an index is wanted.
-    pub(super) hashes: Option<([u8; 32], [u8; 32])>,
+    /// What it is known by, if keys are wanted and it is no hole.
+    pub(super) key: Option<Key>,
+    /// Hash of the stored bytes, if an index is wanted.
+    pub(super) digest: Option<[u8; 32]>,
     /// Taken from an earlier image.
     pub(super) reused: bool,
 }

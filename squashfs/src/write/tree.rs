@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 
+use super::digest::ContentDigest;
+
 /// The bytes of a regular file, opened only while they are packed.
 pub trait Content: Send + Sync {
     /// Number of bytes; what is read must have exactly this length.
@@ -14,6 +16,15 @@ pub trait Content: Send + Sync {
     fn identity(&self) -> Option<Vec<u8>> {
         None
     }
+
+    /// What it is, if that is known without reading it. The writer relies on it: blocks of such
+    /// a content may be taken from an [earlier image](super::Previous) unseen.
+    fn known_digest(&self) -> Option<&ContentDigest> {
+        None
+    }
+
+    /// Says what it is, after it has been read.
+    fn remember_digest(&self, _: ContentDigest) {}
 
     /// Opens it for reading. Called from several threads, perhaps more than once.
     fn open(&self) -> io::Result<Box<dyn OpenContent + '_>>;

@@ -1,6 +1,7 @@
 //! Large files with the same content, found before anything is written.
 //!
-//! Only files of equal size are read for this, and compared by their [`content_digest`].
+//! Only files of equal size are read for this, and compared by their [`content_digest`]; where
+//! that is known already, they are not read.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -25,7 +26,14 @@ pub(super) fn find<'t>(
     let mut queue = VecDeque::new();
     loop {
         for &file in large.by_ref().take(window - queue.len()) {
-            let job = move |worker: &mut Worker| content_digest(file.content, &mut worker.raw);
+            let job = move |worker: &mut Worker| match file.content.known_digest() {
+                Some(known) => Ok(known.hash()),
+                None => content_digest(file.content, &mut worker.raw).map(|digest| {
+                    let hash = digest.hash();
+                    file.content.remember_digest(digest);
+                    hash
+                }),
+            };
             queue.push_back((file.id, pool.submit(job)));
         }
         let Some((id, pending)) = queue.pop_front() else { return Ok(same) };

@@ -1,9 +1,9 @@
 //! `mica image pack`: a directory into an image.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use mica_packer::{Header, PackOptions, pack_dir, scan_dir};
+use mica_packer::{Header, PackOptions, index_path, pack_dir, scan_dir};
 use mica_squashfs::codec::Compression;
 
 use crate::output::{self, note};
@@ -44,9 +44,14 @@ pub(crate) struct Args {
     /// Keep the owners of the files
     #[arg(long)]
     keep_owner: bool,
-    /// An earlier image, whose compressed blocks are taken over where the content is the same
+    /// An earlier image, whose compressed blocks are taken over where the content is the same [default: the one that
+    /// is replaced, if it has its FILE.index]
     #[arg(long, value_name = "FILE")]
     previous: Option<PathBuf>,
+    /// Remember in this file what was packed: next time only files that changed since are read, and nothing is
+    /// written if none has
+    #[arg(long, value_name = "FILE")]
+    scan_cache: Option<PathBuf>,
     /// Do not write FILE.chunks (for fetching differences) and FILE.index (for --previous) beside the image
     #[arg(long)]
     no_sidecars: bool,
@@ -90,6 +95,11 @@ fn parse_owner(text: &str) -> Result<(u32, u32), String> {
     parsed.ok_or_else(|| format!("`{text}` is not of the form UID:GID"))
 }
 
+/// The image that is there already.
+fn replaced(output: &Path) -> Option<PathBuf> {
+    index_path(output).is_file().then(|| output.to_owned())
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let options = PackOptions {
         compression: args.comp.into(),
@@ -100,7 +110,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         mtime: super::source_date_epoch()?,
         chunks: !args.no_sidecars,
         index: !args.no_sidecars,
-        previous: args.previous.clone(),
+        previous: args.previous.clone().or_else(|| replaced(&args.output)),
+        scan_cache: args.scan_cache.clone(),
+        durable: true,
         header: (!args.no_header).then(|| Header { target: args.xar_target.clone() }),
     };
     let packed = pack_dir(&args.dir, &args.output, &options)?;
@@ -109,7 +121,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         mica_packer::verify(&args.output, &scan_dir(&args.dir, &options.scan())?)?;
     }
     note(format_args!(
-        "packed {} files, {} into {} in {}",
+        "{} {} files, {} into {} in {}",
+        if packed.unchanged { "nothing changed:" } else { "packed" },
         packed.files,
         output::bytes(packed.bytes_in),
         output::bytes(packed.size),

@@ -1,0 +1,176 @@
+//! What an earlier scan and pack found out, so that packing an unchanged tree costs a `stat` per
+//! file.
+//!
+//! A file is known by device, inode, size and both times. One that changed so shortly before the
+//! scan that a further change might leave the times as they are has no entry and is read each
+//! time. Of a known file the cache says what its [pieces](ContentDigest) are, and that it has no
+//! extended attributes (a change to these shows in the times as well). And it says which image was
+//! made of a directory: if neither has changed since, there is nothing to do.
+//!
+//! ```text
+//! "mica scan cache 1\n"
+//! the last image: length (u32), bytes, BLAKE3 of the bytes
+//! per file: identity (56 bytes), no attributes (u8), number of pieces (u32; all ones: not known),
+//!           per piece offset (u64) and BLAKE3 (32 bytes)
+//! BLAKE3 of the files' entries
+//! ```
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use mica_squashfs::write::{ContentDigest, NodeKind};
+
+use crate::place::Unfinished;
+use crate::scan::{Change, Scan};
+
+const MAGIC: &[u8] = b"mica scan cache 1\n";
+/// Bytes that tell one state of a file from another.
+pub(crate) const IDENTITY: usize = 56;
+const HASH: usize = 32;
+const HEAD: usize = IDENTITY + 1 + 4;
+const PIECE: usize = 8 + HASH;
+const UNKNOWN: u32 = u32::MAX;
+/// The description of the last image is short; what claims more is damaged.
+const LAST_MAX: usize = 4096;
+
+/// What is known from an earlier time about files, and about the image made of them.
+#[derive(Clone, Debug, Default)]
+pub struct ScanCache {
+    entries: Vec<u8>,
+    /// Where the entry of an identity is in `entries`.
+    index: HashMap<[u8; IDENTITY], usize>,
+}
+
+impl ScanCache {
+    /// What can be remembered of a scan whose files have been read.
+    pub fn of(scan: &Scan) -> Self {
+        // A label that was left out leaves no trace in the tree.
+        let labelled = scan.notices.iter().any(|notice| notice.change == Change::SelinuxLabel);
+        let mut cache = Self::default();
+        for id in scan.tree.ids() {
+            let node = scan.tree.node(id);
+            let NodeKind::File(content) = &node.kind else { continue };
+            let Some(identity) = content.identity().and_then(|bytes| bytes.try_into().ok()) else {
+                continue;
+            };
+            let pieces = content.known_digest().map(ContentDigest::pieces);
+            let count = pieces.map_or(UNKNOWN, |pieces| pieces.len() as u32);
+            cache.index.insert(identity, cache.entries.len());
+            cache.entries.extend_from_slice(&identity);
+            cache.entries.push((node.metadata.xattrs.is_empty() && !labelled).into());
+            cache.entries.extend_from_slice(&count.to_le_bytes());
+            for (offset, hash) in pieces.unwrap_or_default() {
+                cache.entries.extend_from_slice(&offset.to_le_bytes());
+                cache.entries.extend_from_slice(hash);
+            }
+        }
+        cache
+    }
+
+    /// Reads a cache; one that is missing, damaged or of another version knows nothing.
+    pub fn load(path: &Path) -> Self {
+        Self::parse(&std::fs::read(path).unwrap_or_default()).unwrap_or_default()
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let (_, rest) = split_last(bytes.strip_prefix(MAGIC)?)?;
+        let entries = checked(rest)?;
+        let (mut index, mut rest) = (HashMap::new(), entries);
+        while !rest.is_empty() {
+            let at = entries.len() - rest.len();
+            index.insert(*rest.first_chunk()?, at);
+            rest = split_entry(rest)?.2;
+        }
+        Some(Self { entries: entries.to_vec(), index })
+    }
+
+    /// Writes the cache, replacing what is at `path`.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        self.save_with(path, &[])
+    }
+
+    /// The same with a description of the image that was made.
+    pub(crate) fn save_with(&self, path: &Path, last: &[u8]) -> io::Result<()> {
+        let mut unfinished = Unfinished::create(path)?;
+        let length = (last.len() as u32).to_le_bytes();
+        let hashes = [blake3::hash(last), blake3::hash(&self.entries)];
+        for part in
+            [MAGIC, &length, last, hashes[0].as_bytes(), &self.entries, hashes[1].as_bytes()]
+        {
+            unfinished.file().write_all(part)?;
+        }
+        unfinished.name()
+    }
+
+    /// Whether both know the same.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.entries == other.entries
+    }
+
+    /// Number of files known.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether no file is known.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    fn entry(&self, identity: &[u8; IDENTITY]) -> Option<(bool, Option<&[u8]>)> {
+        let at = *self.index.get(identity)?;
+        split_entry(&self.entries[at..]).map(|(plain, pieces, _)| (plain, pieces))
+    }
+
+    /// Whether this file is known to have no extended attributes.
+    pub(crate) fn is_plain(&self, identity: &[u8; IDENTITY]) -> bool {
+        self.entry(identity).is_some_and(|(plain, _)| plain)
+    }
+
+    pub(crate) fn digest(&self, identity: &[u8; IDENTITY]) -> Option<ContentDigest> {
+        let pieces = self.entry(identity)?.1?;
+        let piece = |bytes: &[u8]| {
+            let (offset, hash) = bytes.split_first_chunk()?;
+            Some((u64::from_le_bytes(*offset), hash.try_into().ok()?))
+        };
+        let pieces = pieces.chunks_exact(PIECE).map(piece).collect::<Option<_>>()?;
+        let (_, size) = identity.split_at(16);
+        Some(ContentDigest::new(u64::from_le_bytes(*size.first_chunk()?), pieces))
+    }
+}
+
+/// What [`ScanCache::save_with`] was told of the last image, without reading the rest of the file.
+pub(crate) fn last_image(path: &Path) -> Option<Vec<u8>> {
+    let mut head = Vec::new();
+    let most = MAGIC.len() + 4 + LAST_MAX + HASH;
+    File::open(path).ok()?.take(most as u64).read_to_end(&mut head).ok()?;
+    let (last, _) = split_last(head.strip_prefix(MAGIC)?)?;
+    Some(last.to_vec())
+}
+
+/// Flag, pieces and what follows the entry.
+fn split_entry(bytes: &[u8]) -> Option<(bool, Option<&[u8]>, &[u8])> {
+    let (head, rest) = bytes.split_at_checked(HEAD)?;
+    let (_, flag) = head.split_at(IDENTITY);
+    let count = u32::from_le_bytes(*flag[1..].first_chunk()?);
+    if count == UNKNOWN {
+        return Some((flag[0] == 1, None, rest));
+    }
+    let (pieces, rest) = rest.split_at_checked(count as usize * PIECE)?;
+    Some((flag[0] == 1, Some(pieces), rest))
+}
+
+fn split_last(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let length = u32::from_le_bytes(*length) as usize;
+    let (last, rest) = rest.split_at_checked((length <= LAST_MAX).then_some(length + HASH)?)?;
+    Some((checked(last)?, rest))
+}
+
+/// Bytes without their hash, if it fits.
+fn checked(bytes: &[u8]) -> Option<&[u8]> {
+    let (bytes, hash) = bytes.split_at_checked(bytes.len().checked_sub(HASH)?)?;
+    (blake3::hash(bytes).as_bytes() == hash).then_some(bytes)
+}
