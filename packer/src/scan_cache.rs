@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use mica_squashfs::write::{ContentDigest, NodeKind};
 
@@ -36,11 +37,11 @@ const UNKNOWN: u32 = u32::MAX;
 const LAST_MAX: usize = 4096;
 
 /// What is known from an earlier time about files, and about the image made of them.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct ScanCache {
     entries: Vec<u8>,
-    /// Where the entry of an identity is in `entries`.
-    index: HashMap<[u8; IDENTITY], usize>,
+    /// Where the entries of a device and inode are in `entries`; made when it is first needed.
+    index: OnceLock<HashMap<[u8; 16], usize>>,
 }
 
 impl ScanCache {
@@ -48,42 +49,38 @@ impl ScanCache {
     pub fn of(scan: &Scan) -> Self {
         // A label that was left out leaves no trace in the tree.
         let labelled = scan.notices.iter().any(|notice| notice.change == Change::SelinuxLabel);
-        let mut cache = Self::default();
+        let mut entries = Vec::new();
         for id in scan.tree.ids() {
             let node = scan.tree.node(id);
             let NodeKind::File(content) = &node.kind else { continue };
-            let Some(identity) = content.identity().and_then(|bytes| bytes.try_into().ok()) else {
+            let Some(identity) = content.identity().filter(|bytes| bytes.len() == IDENTITY) else {
                 continue;
             };
             let pieces = content.known_digest().map(ContentDigest::pieces);
             let count = pieces.map_or(UNKNOWN, |pieces| pieces.len() as u32);
-            cache.index.insert(identity, cache.entries.len());
-            cache.entries.extend_from_slice(&identity);
-            cache.entries.push((node.metadata.xattrs.is_empty() && !labelled).into());
-            cache.entries.extend_from_slice(&count.to_le_bytes());
+            entries.extend_from_slice(&identity);
+            entries.push((node.metadata.xattrs.is_empty() && !labelled).into());
+            entries.extend_from_slice(&count.to_le_bytes());
             for (offset, hash) in pieces.unwrap_or_default() {
-                cache.entries.extend_from_slice(&offset.to_le_bytes());
-                cache.entries.extend_from_slice(hash);
+                entries.extend_from_slice(&offset.to_le_bytes());
+                entries.extend_from_slice(hash);
             }
         }
-        cache
+        Self { entries, index: OnceLock::new() }
     }
 
     /// Reads a cache; one that is missing, damaged or of another version knows nothing.
     pub fn load(path: &Path) -> Self {
-        Self::parse(&std::fs::read(path).unwrap_or_default()).unwrap_or_default()
-    }
-
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let (_, rest) = split_last(bytes.strip_prefix(MAGIC)?)?;
-        let entries = checked(rest)?;
-        let (mut index, mut rest) = (HashMap::new(), entries);
-        while !rest.is_empty() {
-            let at = entries.len() - rest.len();
-            index.insert(*rest.first_chunk()?, at);
-            rest = split_entry(rest)?.2;
-        }
-        Some(Self { entries: entries.to_vec(), index })
+        let mut bytes = std::fs::read(path).unwrap_or_default();
+        let range = || {
+            let entries = checked(split_last(bytes.strip_prefix(MAGIC)?)?.1)?;
+            let start = bytes.len() - HASH - entries.len();
+            Some(start..start + entries.len())
+        };
+        let range = range().unwrap_or_default();
+        bytes.truncate(range.end);
+        bytes.drain(..range.start);
+        Self { entries: bytes, index: OnceLock::new() }
     }
 
     /// Writes the cache, replacing what is at `path`.
@@ -111,17 +108,29 @@ impl ScanCache {
 
     /// Number of files known.
     pub fn len(&self) -> usize {
-        self.index.len()
+        self.index().len()
     }
 
     /// Whether no file is known.
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
+        self.entries.is_empty()
+    }
+
+    fn index(&self) -> &HashMap<[u8; 16], usize> {
+        self.index.get_or_init(|| {
+            let (mut index, mut rest) = (HashMap::new(), &self.entries[..]);
+            while let (Some(key), Some((.., behind))) = (rest.first_chunk(), split_entry(rest)) {
+                index.insert(*key, self.entries.len() - rest.len());
+                rest = behind;
+            }
+            index
+        })
     }
 
     fn entry(&self, identity: &[u8; IDENTITY]) -> Option<(bool, Option<&[u8]>)> {
-        let at = *self.index.get(identity)?;
-        split_entry(&self.entries[at..]).map(|(plain, pieces, _)| (plain, pieces))
+        let entry = &self.entries[*self.index().get(identity.first_chunk()?)?..];
+        let (plain, pieces, _) = split_entry(entry)?;
+        entry.starts_with(identity).then_some((plain, pieces))
     }
 
     /// Whether this file is known to have no extended attributes.
