@@ -13,8 +13,9 @@ use mica_squashfs::xar::{HEADER_SIZE, XarError, XarHeader};
 use crate::hash::HashingWriter;
 use crate::place::Unfinished;
 use crate::previous;
-use crate::scan::{Notice, Output, Scan, ScanError, scan_dir, scan_outputs};
-use crate::{Header, PackOptions, ScanCache, ScanOptions, unchanged};
+use crate::scan::{Notice, Output, Scan, ScanError, scan_dir, scan_dir_unless, scan_outputs};
+use crate::unchanged::{self, Made};
+use crate::{Header, PackOptions, ScanCache, ScanOptions};
 
 /// The key of the XAR header that says how the image was packed.
 pub(crate) const PACKING: &str = "MICA_PACKING";
@@ -88,11 +89,14 @@ pub fn pack_dir(dir: &Path, image: &Path, options: &PackOptions) -> Result<Packe
         let packed = pack_scan(&scan_dir(dir, &options.scan())?, image, options)?;
         return Ok(Packed { elapsed: started.elapsed(), ..packed });
     };
-    if let Some(packed) = unchanged::find(dir, image, cache, options)? {
-        return Ok(packed);
-    }
+    let made = Made::find(image, cache, options);
     let known = Some(Arc::new(ScanCache::load(cache)));
-    let scan = scan_dir(dir, &ScanOptions { cache: known, ..options.scan() })?;
+    let is_known = |found: &[u8; 32]| made.as_ref().is_some_and(|made| made.is_of(found, options));
+    let scan = scan_dir_unless(dir, &ScanOptions { cache: known, ..options.scan() }, is_known)?;
+    let Some(scan) = scan else {
+        let packed = made.expect("only what was made is known").into_packed();
+        return Ok(Packed { elapsed: started.elapsed(), ..packed });
+    };
     let packed = pack_scan(&scan, image, options)?;
     let last = unchanged::encode(&scan, image, &packed, options);
     let saved = ScanCache::of(&scan).save_with(cache, &last);

@@ -159,8 +159,10 @@ pub(crate) fn last_image(path: &Path) -> Option<Vec<u8>> {
     Some(last.to_vec())
 }
 
-/// Flag, pieces and what follows the entry.
-fn split_entry(bytes: &[u8]) -> Option<(bool, Option<&[u8]>, &[u8])> {
+/// Whether it has no attributes, its pieces, and what follows the entry.
+type Split<'a> = (bool, Option<&'a [u8]>, &'a [u8]);
+
+fn split_entry(bytes: &[u8]) -> Option<Split<'_>> {
     let (head, rest) = bytes.split_at_checked(HEAD)?;
     let (_, flag) = head.split_at(IDENTITY);
     let count = u32::from_le_bytes(*flag[1..].first_chunk()?);

@@ -1,65 +1,67 @@
 //! An image that need not be packed, because neither it nor its input has changed.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::Duration;
 
 use mica_graph::Digest;
 use mica_squashfs::chunks::ChunkTable;
 
+use crate::PackOptions;
 use crate::pack::{Packed, chunks_path, index_path};
-use crate::scan::{Identity, Scan, fingerprint};
+use crate::scan::{Identity, Scan};
 use crate::scan_cache::{IDENTITY, last_image};
-use crate::{PackOptions, ScanError};
 
 /// What is kept of a pack: see [`encode`].
 const LENGTH: usize = 32 + IDENTITY + 32 + 4 * 8;
 
-/// The image at `image`, if it is the one that was made of `dir` in this way and nothing has
-/// changed since.
-pub(crate) fn find(
-    dir: &Path,
-    image: &Path,
-    cache: &Path,
-    options: &PackOptions,
-) -> Result<Option<Packed>, ScanError> {
-    let started = Instant::now();
-    let recorded = last_image(cache).and_then(|last| <[u8; LENGTH]>::try_from(last).ok());
-    let (Some(recorded), Some(identity)) = (recorded, identity(image)) else { return Ok(None) };
-    let (key, rest) = recorded.split_at(32);
-    let (known, rest) = rest.split_at(IDENTITY);
-    if known != identity || (options.index && !index_path(image).is_file()) {
-        return Ok(None);
-    }
-    let chunks = match std::fs::read(chunks_path(image)).map(|bytes| ChunkTable::parse(&bytes)) {
-        Ok(Ok(chunks)) => chunks,
-        _ => return Ok(None),
-    };
-    let found = fingerprint(dir, &options.scan())?;
-    if found.is_none_or(|found| state(&found, options) != key) {
-        return Ok(None);
-    }
-    let (digest, numbers) = rest.split_at(32);
-    let number = |index: usize| {
-        numbers[index * 8..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
-    };
-    let mut bytes = [0; 32];
-    bytes.copy_from_slice(digest);
-    Ok(Some(Packed {
-        digest: Digest::from_bytes(bytes),
-        size: number(0),
-        inodes: number(1),
-        files: number(2),
-        bytes_in: number(3),
-        duplicates: 0,
-        reused: 0,
-        unchanged: true,
-        chunks,
-        notices: Vec::new(),
-        elapsed: started.elapsed(),
-    }))
+/// The image at `image`, and the state of its input from which it was made.
+pub(crate) struct Made {
+    state: [u8; 32],
+    packed: Packed,
 }
 
-/// What [`find`] needs to know the image again; nothing if it could not tell a change, or if
+impl Made {
+    /// If the cache knows it, and it is still what it was.
+    pub(crate) fn find(image: &Path, cache: &Path, options: &PackOptions) -> Option<Self> {
+        let recorded = <[u8; LENGTH]>::try_from(last_image(cache)?).ok()?;
+        let (state, rest) = recorded.split_first_chunk()?;
+        let (known, rest) = rest.split_first_chunk()?;
+        let (digest, numbers) = rest.split_first_chunk()?;
+        if *known != identity(image)? || (options.index && !index_path(image).is_file()) {
+            return None;
+        }
+        let chunks = ChunkTable::parse(&std::fs::read(chunks_path(image)).ok()?).ok()?;
+        let mut numbers = numbers
+            .chunks_exact(8)
+            .map(|bytes| bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes)));
+        let mut number = || numbers.next().unwrap_or_default();
+        let packed = Packed {
+            digest: Digest::from_bytes(*digest),
+            size: number(),
+            inodes: number(),
+            files: number(),
+            bytes_in: number(),
+            duplicates: 0,
+            reused: 0,
+            unchanged: true,
+            chunks,
+            notices: Vec::new(),
+            elapsed: Duration::ZERO,
+        };
+        Some(Self { state: *state, packed })
+    }
+
+    /// Whether it is what packing an input with this fingerprint would give.
+    pub(crate) fn is_of(&self, fingerprint: &[u8; 32], options: &PackOptions) -> bool {
+        self.state == state(fingerprint, options)
+    }
+
+    pub(crate) fn into_packed(self) -> Packed {
+        self.packed
+    }
+}
+
+/// What [`Made::find`] needs to know the image again; nothing if it could not tell a change, or if
 /// there is something to tell people each time.
 pub(crate) fn encode(scan: &Scan, image: &Path, packed: &Packed, options: &PackOptions) -> Vec<u8> {
     let fingerprint = scan.fingerprint.filter(|_| packed.notices.is_empty() && options.chunks);

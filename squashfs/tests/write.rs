@@ -240,7 +240,7 @@ fn files_that_are_known_are_not_read_but_taken_from_the_last_image() {
             _ => 100 * i as usize,
         };
         // Some are the same as others, some are zeros in part or all over.
-        let mut bytes: Vec<u8> = (0..size).map(|k| (k as u32 * (i / 3 * 2) >> 7) as u8).collect();
+        let mut bytes: Vec<u8> = (0..size).map(|k| ((k as u32 * (i / 3 * 2)) >> 7) as u8).collect();
         bytes[..size / 3 * (i as usize % 4)].fill(0);
         let (digest, closed) = (OnceLock::new(), AtomicBool::new(false));
         let memory: &'static Memory = Box::leak(Box::new(Memory { bytes, digest, closed }));

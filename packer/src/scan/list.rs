@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use mica_squashfs::write::Attribute;
-use rustix::fs::{AtFlags, FileType, OFlags, Stat};
+use rustix::fs::{AtFlags, FileType, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
 use super::attributes::AttributeReader;
@@ -17,15 +17,6 @@ use crate::ScanCache;
 
 /// Entries of a directory that one thread inspects at a time.
 const PART: usize = 1024;
-
-/// What is asked for.
-#[derive(Clone, Copy)]
-pub(super) enum Wanted<'a> {
-    /// Nothing that takes more than a `stat`.
-    Stats,
-    /// Targets and extended attributes too, but not those of files that are known to have none.
-    All(Option<&'a ScanCache>),
-}
 
 /// An entry of a directory.
 #[derive(Debug)]
@@ -136,13 +127,18 @@ impl Listings {
     }
 }
 
-/// Lists `root` and everything below it.
-pub(super) fn list(root: &Root, wanted: Wanted<'_>, jobs: usize) -> Result<Listings, Failure> {
-    let mut top = entry(root, b".", wanted)?;
+/// Lists `root` and everything below it. Files that `known` knows to have no extended attributes are
+/// not asked for them.
+pub(super) fn list(
+    root: &Root,
+    known: Option<&ScanCache>,
+    jobs: usize,
+) -> Result<Listings, Failure> {
+    let mut top = entry(root, b".", known)?;
     top.below = Some(0);
     let lister = Lister {
         root,
-        wanted,
+        known,
         state: Mutex::new(State {
             queue: vec![Job::Directory { listing: 0, path: Vec::new() }],
             listings: vec![Listing::default()],
@@ -167,12 +163,12 @@ pub(super) fn list(root: &Root, wanted: Wanted<'_>, jobs: usize) -> Result<Listi
 }
 
 /// The entry `name` of the directory `root`.
-pub(super) fn entry(root: &Root, name: &[u8], wanted: Wanted<'_>) -> Result<Entry, Failure> {
+pub(super) fn entry(root: &Root, name: &[u8], known: Option<&ScanCache>) -> Result<Entry, Failure> {
     let failed = |action| move |source| Failure { action, path: name.to_vec(), source };
     // Not the root's own descriptor: extended attributes cannot be reached through one that was
     // only opened as a path.
     let dir = root.open(b"", OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed("open"))?;
-    inspect(&dir, name.into(), wanted, &mut AttributeReader::new())
+    inspect(&dir, name.into(), known, &mut AttributeReader::new())
         .map_err(|(action, source)| failed(action)(source))
 }
 
@@ -193,7 +189,7 @@ struct State {
 
 struct Lister<'a> {
     root: &'a Root,
-    wanted: Wanted<'a>,
+    known: Option<&'a ScanCache>,
     state: Mutex<State>,
     wake: Condvar,
 }
@@ -278,7 +274,7 @@ impl Lister<'_> {
         let mut entries = Vec::with_capacity(names.len());
         for name in names {
             let shown = || joined(path, &name);
-            let found = inspect(dir, name.clone(), self.wanted, reader);
+            let found = inspect(dir, name.clone(), self.known, reader);
             entries.push(found.map_err(|(action, source)| Failure {
                 action,
                 path: shown(),
@@ -302,28 +298,27 @@ impl Lister<'_> {
 fn inspect(
     dir: &OwnedFd,
     name: Box<[u8]>,
-    wanted: Wanted<'_>,
+    known: Option<&ScanCache>,
     reader: &mut AttributeReader,
 ) -> Result<Entry, (&'static str, Errno)> {
     let stat = rustix::fs::statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW);
     let stat = Inspected::of(&stat.map_err(|source| ("inspect", source))?);
     let (mut xattrs, mut target) = (Vec::new(), Vec::new());
-    if let Wanted::All(cache) = wanted {
-        if stat.kind() == FileType::Symlink {
-            let found = rustix::fs::readlinkat(dir, &*name, Vec::new());
-            target = found.map_err(|source| ("read", source))?.into_bytes();
-        }
-        if !cache.is_some_and(|cache| cache.is_plain(&stat.identity.to_bytes())) {
-            let found = reader.read(dir.as_fd(), &name);
-            xattrs = found.map_err(|source| ("read the extended attributes of", source))?;
-        }
+    if stat.kind() == FileType::Symlink {
+        let found = rustix::fs::readlinkat(dir, &*name, Vec::new());
+        target = found.map_err(|source| ("read", source))?.into_bytes();
+    }
+    if !known.is_some_and(|known| known.is_plain(&stat.identity.to_bytes())) {
+        let found = reader.read(dir.as_fd(), &name);
+        xattrs = found.map_err(|source| ("read the extended attributes of", source))?;
     }
     Ok(Entry { name, stat, xattrs, target, below: None })
 }
 
 fn entry_names(dir: &OwnedFd) -> rustix::io::Result<Vec<Box<[u8]>>> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(dir)? {
+    let (mut names, mut buffer) = (Vec::new(), Vec::<u8>::with_capacity(32 << 10));
+    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if !matches!(name, b"." | b"..") {

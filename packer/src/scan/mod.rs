@@ -23,7 +23,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use crate::ScanCache;
 pub(crate) use content::Identity;
 use content::{Root, ScannedFile};
-use list::{Entry, Failure, Wanted};
+use list::{Entry, Failure};
 
 /// What the image says about owners and times, instead of what the machine says.
 #[derive(Clone, Debug)]
@@ -122,7 +122,8 @@ pub struct Scan {
     pub bytes: u64,
     /// Number of regular files, hard links counted once.
     pub files: u64,
-    /// Of the last output, if it is a directory and scanned with a cache; see [`fingerprint`].
+    /// What [`scan_dir_unless`] found; `None` if something is so young that it may change and look
+    /// the same.
     pub(crate) fingerprint: Option<[u8; 32]>,
 }
 
@@ -193,16 +194,26 @@ pub fn scan_outputs(outputs: &[Output], options: &ScanOptions) -> Result<Scan, S
     Ok(builder.scan)
 }
 
-/// What the names and `stat`s of everything in `dir` hash to; `None` if something in it is so young
-/// that it may change and look the same.
-pub(crate) fn fingerprint(
+/// The same as [`scan_dir`] but where `is_known` says of what names and `stat`s of everything in the
+/// directory hash to that nothing has changed.
+pub(crate) fn scan_dir_unless(
     dir: &Path,
     options: &ScanOptions,
-) -> Result<Option<[u8; 32]>, ScanError> {
+    is_known: impl FnOnce(&[u8; 32]) -> bool,
+) -> Result<Option<Scan>, ScanError> {
     let dir = dir.join("");
-    let (root, _) = open_parent(&dir)?;
-    let listings = list::list(&root, Wanted::Stats, options.jobs());
-    Ok(listings.map_err(|failure| failure.below(&dir))?.fingerprint(&root))
+    let root = Arc::new(open_parent(&dir)?.0);
+    let listings = list::list(&root, options.cache.as_deref(), options.jobs());
+    let listings = listings.map_err(|failure| failure.below(&dir))?;
+    let fingerprint = listings.fingerprint(&root);
+    if fingerprint.as_ref().is_some_and(is_known) {
+        return Ok(None);
+    }
+    let mut builder = Builder::new(options);
+    builder.scan.fingerprint = fingerprint;
+    let node = builder.scan.tree.root();
+    builder.directory(&root, &dir, listings, node, Vec::new())?;
+    Ok(Some(builder.scan))
 }
 
 /// Makes the tree of what was listed.
@@ -253,15 +264,12 @@ impl<'a> Builder<'a> {
         let placed = |source| ScanError::Place { path: output.source.clone(), source };
         let (root, source_name) = open_parent(&output.source)?;
         let root = Arc::new(root);
-        let wanted = Wanted::All(self.options.cache.as_deref());
+        let known = self.options.cache.as_deref();
         // A directory: its content goes to `place`.
         let Some(source_name) = source_name.map(OsStr::as_bytes) else {
             let node = self.scan.tree.make_directories(&place).map_err(placed)?;
-            let listings = list::list(&root, wanted, self.options.jobs());
+            let listings = list::list(&root, known, self.options.jobs());
             let listings = listings.map_err(|failure| failure.below(&output.source))?;
-            if self.options.cache.is_some() {
-                self.scan.fingerprint = listings.fingerprint(&root);
-            }
             return self.directory(&root, &output.source, listings, node, place);
         };
         let (above, name) = match place.iter().rposition(|&b| b == b'/') {
@@ -269,7 +277,7 @@ impl<'a> Builder<'a> {
             None => (&[][..], &*place),
         };
         let source = output.source.parent().unwrap_or(Path::new(""));
-        let entry = list::entry(&root, source_name, wanted);
+        let entry = list::entry(&root, source_name, known);
         let entry = entry.map_err(|failure| failure.below(source))?;
         let parent = self.scan.tree.make_directories(above).map_err(placed)?;
         let (path, tree_path) = (source_name.to_vec(), place.clone());

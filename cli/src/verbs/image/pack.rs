@@ -55,6 +55,10 @@ pub(crate) struct Args {
     /// Do not write FILE.chunks (for fetching differences) and FILE.index (for --previous) beside the image
     #[arg(long)]
     no_sidecars: bool,
+    /// Do not wait until the image is on the disk, as other packers don't: it survives a killed mica, but perhaps not a
+    /// power cut
+    #[arg(long)]
+    no_sync: bool,
     /// Read the image again, through backhand too, and compare it with the directory
     #[arg(long)]
     verify: bool,
@@ -112,7 +116,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         index: !args.no_sidecars,
         previous: args.previous.clone().or_else(|| replaced(&args.output)),
         scan_cache: args.scan_cache.clone(),
-        durable: true,
+        durable: !args.no_sync,
         header: (!args.no_header).then(|| Header { target: args.xar_target.clone() }),
     };
     let packed = pack_dir(&args.dir, &args.output, &options)?;
