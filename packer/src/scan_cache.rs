@@ -49,7 +49,8 @@ impl ScanCache {
     pub fn of(scan: &Scan) -> Self {
         // A label that was left out leaves no trace in the tree.
         let labelled = scan.notices.iter().any(|notice| notice.change == Change::SelinuxLabel);
-        let mut entries = Vec::new();
+        // Most files are one piece.
+        let mut entries = Vec::with_capacity(scan.files as usize * (HEAD + PIECE));
         for id in scan.tree.ids() {
             let node = scan.tree.node(id);
             let NodeKind::File(content) = &node.kind else { continue };
