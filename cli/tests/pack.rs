@@ -159,8 +159,8 @@ fn packing_a_target_again_takes_over_what_the_last_image_has() {
         );
     }
     // Without the folder, the same comes out.
-    let file = workspace.join("app/A.py");
-    let changed = fs::read_to_string(&file).unwrap() + "# one line more\n";
+    let file = workspace.join("app/A.c");
+    let changed = fs::read_to_string(&file).unwrap().replace("first edition", "next edition");
     fs::write(&file, changed).unwrap();
     world.hand_over();
     let with = pack("v2");
