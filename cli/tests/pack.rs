@@ -16,7 +16,7 @@ fn text(seed: u32, length: usize) -> String {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     let mut line = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        format!("let value_{} = compute({});\n", state >> 24, state >> 12 & 0xfff)
+        format!("let value_{} = compute({});\n", state >> 24, (state >> 12) & 0xfff)
     };
     let mut text = String::new();
     while text.len() < length {
@@ -61,12 +61,10 @@ fn a_pack_killed_anywhere_leaves_nothing_that_the_next_does_not_clear() {
             names(&world.path("out")),
             ["image.xar", "image.xar.chunks", "image.xar.index", "kept", "scan"]
         );
-        let inode = || fs::metadata(world.path("out/image.xar")).unwrap().ino();
         for step in 0..12 {
             // Another content each time: there is something to pack and something to reuse.
             world.write("tree/d1/small1", &text(step + 77, 3000));
             world.hand_over();
-            let before = inode();
             let mut child =
                 world.mica(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
             std::thread::sleep(took * step / 12);
@@ -74,7 +72,6 @@ fn a_pack_killed_anywhere_leaves_nothing_that_the_next_does_not_clear() {
             child.wait().unwrap();
             // The old image, whole, or the new one, whole.
             world.ok(&["image", "verify", "out/image.xar"]);
-            assert!(inode() != before || world.path("out/image.xar").exists());
         }
         world.write("tree/d1/small1", &text(1, 3000));
         world.hand_over();
