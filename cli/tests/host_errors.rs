@@ -10,7 +10,7 @@ fn run_after(prepare: &str) -> Ran {
     let world = World::new(User::Me);
     world.write("tree/f", "hello\n");
     world.ok(&["image", "pack", "tree", "-o", "app.xar"]);
-    let mica = common::mica();
+    let mica = world.binary();
     let script = format!("{prepare} {} run --rm --image app.xar -- true", mica.display());
     let output = world
         .command("unshare")

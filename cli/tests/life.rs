@@ -34,7 +34,7 @@ fn status(world: &World) -> String {
 
 /// Runs `mica` on a terminal at which this is typed, once the job has printed `prompt`: before, the terminal is not raw.
 fn on_terminal(world: &World, args: &[&str], prompt: &str, typed: &str) -> Ran {
-    let line = format!("{} {}", common::mica().display(), args.join(" "));
+    let line = format!("{} {}", world.binary().display(), args.join(" "));
     let mut child = world
         .command("timeout")
         .args(["60", "script", "-qefc", &line, "/dev/null"])

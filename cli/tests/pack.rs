@@ -92,7 +92,7 @@ fn a_full_disk_is_said_so_and_leaves_nothing() {
         let ran: common::Ran = world
             .command("unshare")
             .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
-            .arg(common::mica())
+            .arg(world.binary())
             .output()
             .unwrap()
             .into();

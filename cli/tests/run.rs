@@ -126,7 +126,7 @@ fn streams_and_environment() {
 fn a_reader_that_has_had_enough_ends_the_job_as_in_any_pipe() {
     for user in USERS {
         let world = world_with_image(user);
-        let mica = common::mica();
+        let mica = world.binary();
         let script =
             "timeout 20 \"$0\" run --rm --image app.xar -- yes | head -n 1; echo ${PIPESTATUS[0]}";
         let ran: common::Ran =

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -29,20 +29,27 @@ const ORDINARY: u32 = 12_345;
 pub(crate) struct World {
     pub dir: TempDir,
     pub user: User,
+    binary: Arc<Binary>,
 }
 
-/// The binary, copied to where every user can reach it.
-pub(crate) fn mica() -> &'static Path {
-    static COPY: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    &COPY
-        .get_or_init(|| {
+/// The binary, copied to where every user can reach it, for as long as a world needs it.
+struct Binary {
+    dir: TempDir,
+}
+
+impl Binary {
+    fn shared() -> Arc<Self> {
+        static CURRENT: Mutex<Weak<Binary>> = Mutex::new(Weak::new());
+        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        current.upgrade().unwrap_or_else(|| {
             let dir = tempfile::tempdir().unwrap();
             std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-            let copy = dir.path().join("mica");
-            std::fs::copy(env!("CARGO_BIN_EXE_mica"), &copy).unwrap();
-            (dir, copy)
+            std::fs::copy(env!("CARGO_BIN_EXE_mica"), dir.path().join("mica")).unwrap();
+            let binary = Arc::new(Self { dir });
+            *current = Arc::downgrade(&binary);
+            binary
         })
-        .1
+    }
 }
 
 fn is_root() -> bool {
@@ -51,11 +58,16 @@ fn is_root() -> bool {
 
 impl World {
     pub(crate) fn new(user: User) -> Self {
-        let world = Self { dir: tempfile::tempdir().unwrap(), user };
+        let world = Self { dir: tempfile::tempdir().unwrap(), user, binary: Binary::shared() };
         if world.is_dropped() {
             chown(world.dir.path(), Some(ORDINARY), Some(ORDINARY)).unwrap();
         }
         world
+    }
+
+    /// Where `mica` is.
+    pub(crate) fn binary(&self) -> PathBuf {
+        self.binary.dir.path().join("mica")
     }
 
     fn is_dropped(&self) -> bool {
@@ -105,7 +117,7 @@ impl World {
 
     /// `mica` with these arguments, not yet started.
     pub(crate) fn mica<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
-        let mut command = self.command(mica());
+        let mut command = self.command(self.binary());
         command.args(args);
         command
     }
