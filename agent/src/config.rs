@@ -10,6 +10,8 @@ use mica_launcher::Spec;
 use mica_mounter::Verify;
 use serde::{Deserialize, Serialize};
 
+use crate::stack::TraceFile;
+
 /// What a job runs on and how.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct JobConfig {
@@ -28,6 +30,9 @@ pub struct JobConfig {
     /// When what is read from the images is verified.
     #[serde(default)]
     pub verify: Verify,
+    /// Where the order of first reads is recorded, or was.
+    #[serde(default)]
+    pub trace: Option<TraceFile>,
     /// Remove the job's folder when it ends.
     pub remove: bool,
     /// Signal that asks the job to end.

@@ -20,6 +20,7 @@
 //!         spec: Spec::new(job.id(), Root::Tree(job.tree()), ["app/A"]),
 //!         cache: None,
 //!         verify: Default::default(),
+//!         trace: None,
 //!         remove: false,
 //!         stop_signal: 15,
 //!         stop_timeout: 10,
@@ -75,7 +76,7 @@ pub use control::{Connected, ControlError, Remote, Size};
 pub use enter::{EnterError, in_job};
 pub use files::{FileError, Lock};
 pub use lines::JsonLines;
-pub use mica_mounter::Verify;
+pub use mica_mounter::{Stats as MountStats, Unmounted, Verify};
 pub use mounts::{
     MountConfig, MountDir, MountInvocation, Mounts, SERVE_MOUNT, ServeMountError, UmountError,
     serve_config, serve_mount, start_mount,
@@ -84,7 +85,7 @@ pub use namespace::NamespaceError;
 pub use processes::{ProcessInfo, processes};
 pub use reconcile::reconcile;
 pub use report::{MountReport, Report};
-pub use stack::StackError;
+pub use stack::{StackError, TraceFile};
 pub use state::{CreateError, FindError, JobDir, StateDir, now_ms};
 pub use status::{Failure, Health, HealthState, Phase, Status, Timings};
 pub use supervisor::{Invocation, SuperviseError, supervise};

@@ -17,9 +17,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use mica_fetcher::CacheError;
-use mica_mounter::{MountError, UnmountError as KernelError, Verify};
+use mica_mounter::{MountError, UnmountError as KernelError, Unmounted, Verify, Watch};
 use serde::{Deserialize, Serialize};
-use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::client::{StartError, hand_over};
@@ -27,7 +27,7 @@ use crate::config::{JobLayer, UpperDirs};
 use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
 use crate::handover::Handover;
 use crate::report::{MountReport, Reporter};
-use crate::stack::{self, StackError};
+use crate::stack::{self, StackError, TraceFile};
 use crate::state::new_id;
 use crate::status::Failure;
 
@@ -52,6 +52,9 @@ pub struct MountConfig {
     /// When what is read from the images is verified.
     #[serde(default)]
     pub verify: Verify,
+    /// Where the order of first reads is recorded, or was.
+    #[serde(default)]
+    pub trace: Option<TraceFile>,
 }
 
 /// Why a mount is not served.
@@ -167,8 +170,8 @@ impl Mounts {
         Ok(())
     }
 
-    /// Takes down the mount at `mountpoint` and waits for its server's end.
-    pub fn unmount(&self, mountpoint: &Path) -> Result<(), UmountError> {
+    /// Takes down the mount at `mountpoint`, and waits for its server's end unless somebody still uses it.
+    pub fn unmount(&self, mountpoint: &Path) -> Result<Unmounted, UmountError> {
         let unknown = || UmountError::Unknown(mountpoint.to_owned());
         let wanted = std::path::absolute(mountpoint).map_err(|_| unknown())?;
         // A dead server's mount point can't be looked at, so it is not resolved unless need be.
@@ -179,13 +182,16 @@ impl Mounts {
                 .is_ok_and(|point| point == wanted || Some(&point) == resolved.as_ref())
         };
         let mount = self.list()?.into_iter().find(is_it).ok_or_else(unknown)?;
-        mica_mounter::unmount_at(&mount.mountpoint()?)?;
+        if mica_mounter::unmount_at(&mount.mountpoint()?)? == Unmounted::Lazy {
+            return Ok(Unmounted::Lazy);
+        }
         let lock = Lock::wait(&mount.lock_path());
         match lock {
-            Ok(lock) => Ok(mount.remove(&lock)?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error.into()),
+            Ok(lock) => mount.remove(&lock)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
         }
+        Ok(Unmounted::Clean)
     }
 }
 
@@ -306,26 +312,56 @@ pub fn serve_config(
     mountpoint: &Path,
     ready: impl FnOnce(&Path),
 ) -> Result<(), ServeMountError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(ServeMountError::Signals)?;
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).map_err(ServeMountError::Signals)?;
     let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
     let mut options = stack::options(config.upper.as_ref());
     options.idle_timeout = config.idle_timeout.map(Duration::from_secs);
-    let mount =
-        mica_mounter::mount(stack::open(&config.layers, config.verify)?, mountpoint, &options)?;
+    if let Some(trace) = &config.trace {
+        trace.apply(&mut options);
+    }
+    let stack = stack::open(&config.layers, config.verify)?;
+    let mount = mica_mounter::mount(stack, mountpoint, &options)?;
     let point = mount.path().to_owned();
     ready(&point);
     let handle = signals.handle();
-    let unmounter = std::thread::spawn(move || {
-        if signals.forever().next().is_some()
-            && let Err(error) = mica_mounter::unmount_at(&point)
-        {
-            tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount");
-        }
-    });
+    let watch = mount.watch();
+    let counters = watch.clone();
+    let unmounter = std::thread::spawn(move || on_signals(&mut signals, &point, &counters));
     mount.wait();
+    if let Some(file) = &config.trace {
+        file.save(watch.trace());
+    }
     handle.close();
     if unmounter.join().is_err() {
         tracing::error!("the thread that waits for signals has panicked");
     }
     Ok(())
+}
+
+/// SIGUSR1 asks for the counters, the others for the end.
+fn on_signals(signals: &mut Signals, point: &Path, watch: &Watch) {
+    for signal in signals.forever() {
+        if signal == SIGUSR1 {
+            let stats = watch.stats();
+            // Whoever sent the signal wants to see it, whatever else is logged.
+            tracing::warn!(nodes = stats.nodes, requests = stats.total(), "counters");
+            for (operation, count) in stats.requests {
+                tracing::warn!(operation, count, "requests");
+            }
+            continue;
+        }
+        match mica_mounter::unmount_at(point) {
+            Ok(Unmounted::Clean) => {}
+            Ok(Unmounted::Lazy) => {
+                tracing::warn!(
+                    mountpoint = %point.display(),
+                    "in use: taken out of the tree, and served until the last user is gone"
+                );
+            }
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount");
+            }
+        }
+    }
 }

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use mica_fetcher::{Cache, CacheError, Lease};
 use mica_mounter::{
-    ChunkTable, ChunkTableError, MountOptions, OpenError, Stack, StackLayer, Upper, Verify,
+    ChunkTable, ChunkTableError, MountOptions, OpenError, Stack, StackLayer, Trace, Upper, Verify,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::config::{JobLayer, UpperDirs};
 
@@ -116,6 +118,40 @@ pub(crate) fn options(upper: Option<&UpperDirs>) -> MountOptions {
         thrown_away: false,
     });
     MountOptions { upper, ..MountOptions::default() }
+}
+
+/// Where the order of first reads of these images is kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TraceFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Write it at the end, rather than read it ahead.
+    pub record: bool,
+}
+
+impl TraceFile {
+    /// Records, or reads ahead what was recorded.
+    pub(crate) fn apply(&self, options: &mut MountOptions) {
+        options.record_trace = self.record;
+        if !self.record {
+            // Without it reading is slower, nothing else.
+            let trace = fs::read_to_string(&self.path).ok();
+            options.trace = trace.and_then(|text| Trace::parse(&text)).map(Arc::new);
+        }
+    }
+
+    /// Keeps what was recorded; a reader sees the old trace or the new one.
+    pub(crate) fn save(&self, trace: Option<Trace>) {
+        let Some(trace) = trace.filter(|_| self.record) else { return };
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let temporary = self.path.with_extension(std::process::id().to_string());
+        let saved = fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&temporary, trace.to_text()))
+            .and_then(|()| fs::rename(&temporary, &self.path));
+        if let Err(error) = saved {
+            tracing::warn!(path = %self.path.display(), %error, "cannot keep the trace");
+        }
+    }
 }
 
 /// Keeps the layers' images in the cache while the lease lives.

@@ -189,6 +189,9 @@ impl Supervisor<'_> {
         let mount = self.mount(&config)?;
         self.status.timings.mounted_us = Some(self.elapsed_us());
         let ended = self.run_again_and_again(&config, &mut session, reporter);
+        if let Some(trace) = &config.trace {
+            trace.save(mount.trace());
+        }
         if let Err(error) = mount.unmount() {
             // The mount is gone with this process and its namespace in any case.
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot unmount the stack");
@@ -202,6 +205,9 @@ impl Supervisor<'_> {
         if let Some(upper) = &mut options.upper {
             upper.volatile = true;
             upper.thrown_away = config.remove && upper.upper.starts_with(self.job.path());
+        }
+        if let Some(trace) = &config.trace {
+            trace.apply(&mut options);
         }
         let stack = stack::open(&config.layers, config.verify)?;
         Ok(mica_mounter::mount(stack, &self.job.tree(), &options)?)

@@ -8,13 +8,13 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
-use mica_mounter::{MountOptions, Stack, StackLayer, Upper, mount};
-use mica_squashfs::{Image, OpenOptions};
+use mica_mounter::{ChunkTable, MountOptions, Stack, StackLayer, Trace, Upper, Verify, mount};
 
 fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let mut args = std::env::args().skip(1).peekable();
     let mut options = MountOptions::default();
+    let (mut record, mut verify) = (None, Verify::FirstRead);
     while let Some(flag) = args.next_if(|arg| arg.starts_with("--")) {
         let value = args.next().ok_or("a flag without a value")?;
         match flag.as_str() {
@@ -22,6 +22,15 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--volatile" => options.upper = Some(Upper { volatile: true, ..Upper::new(value) }),
             "--threads" => options.threads = value.parse()?,
             "--readahead" => options.readahead_kib = Some(value.parse()?),
+            "--record" => {
+                record = Some(value);
+                options.record_trace = true;
+            }
+            "--trace" => {
+                let text = std::fs::read_to_string(value)?;
+                options.trace = Some(Arc::new(Trace::parse(&text).ok_or("not a trace")?));
+            }
+            "--verify" => verify = value.parse()?,
             "--passthrough" => options.passthrough = value.parse()?,
             "--cache" => options.block_cache_bytes = value.parse()?,
             _ => return Err(format!("unknown flag {flag}").into()),
@@ -30,12 +39,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dir = args.next().ok_or("usage: mount [--upper DIR] DIR TOP [BASE …]")?;
     let mut stack = Stack::default();
     for path in args {
-        let image = Arc::new(Image::open(&path, &OpenOptions::default())?);
-        stack.layers.push(StackLayer { name: path, image });
+        // The chunk table that `mica image pack` writes beside an image.
+        let layer = match std::fs::read(format!("{path}.chunks")) {
+            Ok(table) => {
+                let table = ChunkTable::parse(&table)?;
+                StackLayer::open_verified(path.as_str(), Path::new(&path), table, verify)?
+            }
+            Err(_) => StackLayer::open(path.as_str(), Path::new(&path))?,
+        };
+        stack.layers.push(layer);
     }
     let mounted = mount(stack, Path::new(&dir), &options)?;
     eprintln!("ready");
     let stats = mounted.watch();
+    if let Some(path) = record {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line)?; // until then it is recorded
+        std::fs::write(path, mounted.trace().unwrap_or_default().to_text())?;
+    }
     mounted.wait();
     for (operation, count) in stats.stats().requests {
         eprintln!("{count:>10} {operation}");

@@ -10,6 +10,7 @@ use mica_squashfs::{Block, FileBlocks, Image, ReadError};
 use crate::blocks::{BlockCache, BlockKey};
 use crate::lower::LowerError;
 use crate::stack::Stack;
+use crate::trace::{Progress, Recorder, Touch, Trace};
 
 /// Blocks decoded ahead of a reader.
 const AHEAD: u64 = 3;
@@ -21,11 +22,18 @@ const MAX_WORKERS: usize = 4;
 pub(crate) struct Decoder {
     pub(crate) stack: Stack,
     blocks: BlockCache,
+    limit: usize,
+    /// Where a trace is recorded.
+    pub(crate) recorder: Option<Arc<Recorder>>,
+    /// Where a trace is read ahead.
+    progress: OnceLock<Progress>,
 }
 
 /// A file whose blocks are known, and how far it was read.
 pub(crate) struct OpenFile {
     pub(crate) layer: usize,
+    /// Its inode, for traces.
+    inode: u64,
     pub(crate) blocks: FileBlocks,
     /// Where the last read ended.
     end: AtomicU64,
@@ -34,8 +42,9 @@ pub(crate) struct OpenFile {
 }
 
 impl OpenFile {
-    pub(crate) fn new(layer: usize, blocks: FileBlocks) -> OpenFile {
-        OpenFile { layer, blocks, end: AtomicU64::new(u64::MAX), asked: AtomicU64::new(0) }
+    pub(crate) fn new(layer: usize, inode: u64, blocks: FileBlocks) -> OpenFile {
+        let (end, asked) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
+        OpenFile { layer, inode, blocks, end, asked }
     }
 
     /// Notes a read; says whether it goes on where the one before ended.
@@ -49,8 +58,54 @@ impl OpenFile {
 }
 
 impl Decoder {
-    pub(crate) fn new(stack: Stack, cache_bytes: usize) -> Decoder {
-        Decoder { stack, blocks: BlockCache::new(cache_bytes) }
+    pub(crate) fn new(stack: Stack, cache_bytes: usize, record: bool) -> Decoder {
+        Decoder {
+            stack,
+            blocks: BlockCache::new(cache_bytes),
+            limit: cache_bytes,
+            recorder: record.then(Arc::default),
+            progress: OnceLock::new(),
+        }
+    }
+
+    /// Says to traces that a reader asks for a block.
+    fn note(&self, file: &OpenFile, block: u64) {
+        if self.recorder.is_none() && self.progress.get().is_none() {
+            return;
+        }
+        let touch = Touch { layer: file.layer as u32, inode: file.inode, block };
+        if let Some(recorder) = &self.recorder {
+            recorder.note(touch);
+        }
+        if let Some(progress) = self.progress.get() {
+            progress.note(touch);
+        }
+    }
+
+    /// Decodes the blocks of a trace a little before they are asked for. `open` finds a file by its place in a layer.
+    pub(crate) fn follow(&self, trace: &Trace, open: impl Fn(Touch) -> Option<Arc<OpenFile>>) {
+        let progress = self.progress.get_or_init(|| Progress::new(trace));
+        // Half of the cache is for what readers ask for besides.
+        let block_size = self.stack.layers.iter().map(|l| l.image.superblock().block_size).max();
+        let window = self.limit / 2 / block_size.unwrap_or(1 << 17).max(1) as usize;
+        let mut at = 0;
+        while at < trace.len() {
+            let Some(readers) = progress.wait(at, window) else { return };
+            // What readers have asked for already needs no reading ahead.
+            at = at.max(readers);
+            let Some(&touch) = trace.touches.get(at) else { return };
+            if let Some(file) = open(touch) {
+                self.prepare(&file, touch.block);
+            }
+            at += 1;
+        }
+    }
+
+    /// Nobody reads any more.
+    pub(crate) fn end(&self) {
+        if let Some(progress) = self.progress.get() {
+            progress.end();
+        }
     }
 
     pub(crate) fn image(&self, layer: usize) -> &Image {
@@ -73,6 +128,7 @@ impl Decoder {
         sink: impl FnOnce(Option<&[u8]>, usize) -> T,
     ) -> Result<T, LowerError> {
         let fail = |source| self.fail(file.layer, Some(index), source);
+        self.note(file, index);
         let (block, start, len, max) = match file.blocks.block(index).map_err(fail)? {
             Block::Hole { len } => return Ok(sink(None, len as usize)),
             Block::Data { block, len } => (block, 0, len as usize, len as usize),
@@ -96,7 +152,11 @@ impl Decoder {
     }
 
     fn prepare(&self, file: &OpenFile, index: u64) {
-        let Ok(Block::Data { block, len }) = file.blocks.block(index) else { return };
+        let (block, len) = match file.blocks.block(index) {
+            Ok(Block::Data { block, len }) => (block, len),
+            Ok(Block::Fragment { block, .. }) => (block, file.blocks.block_size()),
+            _ => return,
+        };
         let key = BlockKey { layer: file.layer as u32, offset: block.offset };
         let image = self.image(file.layer);
         let decoded = self.blocks.get(key, |out| image.read_block(&block, len as usize, out));

@@ -60,6 +60,7 @@ mod server;
 mod stack;
 mod stats;
 mod sys;
+mod trace;
 mod tree;
 mod upper;
 mod verify;
@@ -71,5 +72,6 @@ pub use mount::{Mount, Unmounted, Watch, complete_upper, detach_dead, mount, unm
 pub use options::{Marks, MountOptions, Upper};
 pub use stack::{Stack, StackLayer};
 pub use stats::Stats;
+pub use trace::Trace;
 pub use upper::UpperError;
 pub use verify::{ParseVerifyError, Verify};

@@ -10,6 +10,7 @@ use crate::ids::{Attr, Ids, Time, lower_ino};
 use crate::kind::Kind;
 use crate::overlay::{Class, Entry, Layers, Marks, Part};
 use crate::stack::Stack;
+use crate::trace::{Recorder, Trace};
 
 /// An inode of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,12 +67,12 @@ fn kind_of(kind: FileKind) -> Kind {
 }
 
 impl Lower {
-    pub(crate) fn new(stack: Stack, ids: Ids, cache_bytes: usize) -> Lower {
+    pub(crate) fn new(stack: Stack, ids: Ids, cache_bytes: usize, record: bool) -> Lower {
         let marked: Vec<bool> = stack.layers.iter().map(|l| l.image.has_xattrs()).collect();
         Lower {
             has_xattrs: marked.contains(&true),
             marked,
-            decoder: Arc::new(Decoder::new(stack, cache_bytes)),
+            decoder: Arc::new(Decoder::new(stack, cache_bytes, record)),
             ahead: Ahead::default(),
             ids,
             files: Mutex::default(),
@@ -154,7 +155,7 @@ impl Lower {
         self.refuse_metacopy(part, &inode)?;
         let blocks = self.image(part.layer).blocks(&inode);
         let blocks = blocks.map_err(|e| self.fail(part.layer, e))?;
-        let file = Arc::new(OpenFile::new(part.layer, blocks));
+        let file = Arc::new(OpenFile::new(part.layer, inode.reference.0, blocks));
         let mut files = lock();
         if files.open.insert(key, Arc::clone(&file)).is_none() {
             files.queue.push_back(key);
@@ -179,6 +180,30 @@ impl Lower {
             }
             false => Ok(()),
         }
+    }
+
+    /// Where first reads are noted.
+    pub(crate) fn recorder(&self) -> Option<Arc<Recorder>> {
+        self.decoder.recorder.clone()
+    }
+
+    /// Decodes the blocks of a trace a little before they are asked for, until the end.
+    pub(crate) fn follow(&self, trace: &Trace) {
+        self.decoder.follow(trace, |touch| {
+            let layer = touch.layer as usize;
+            if layer >= self.stack().len() {
+                return None;
+            }
+            let inode = self.inode(layer, InodeRef(touch.inode)).ok()?;
+            let (reference, number) = (inode.reference, inode.number);
+            let kind = kind_of(inode.file_kind());
+            self.file(Part { layer, node: LowerNode { reference, number, kind } }).ok()
+        });
+    }
+
+    /// Nobody reads any more.
+    pub(crate) fn end(&self) {
+        self.decoder.end();
     }
 
     /// Whether a file's content can be had: fails if the inode doesn't say where it is.

@@ -21,6 +21,7 @@ use crate::options::{Marks, MountOptions, Upper};
 use crate::server::{Server, Shared};
 use crate::stack::Stack;
 use crate::stats::{Counters, Stats};
+use crate::trace::{Recorder, Trace};
 use crate::tree::Tree;
 use crate::upper::{MarkSpace, UpperDir};
 
@@ -83,6 +84,7 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
         .spawn(move || {
             let result = session.run();
             drop(alive);
+            served.tree.lower.end();
             if complete {
                 served.tree.complete_all();
             }
@@ -96,6 +98,9 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
             return Err(error);
         }
     };
+    if let Some(trace) = options.trace.clone() {
+        follow(Arc::clone(&shared), trace);
+    }
     if let Some(kib) = options.readahead_kib {
         raise_readahead(&path, kib);
     }
@@ -107,7 +112,8 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
 }
 
 fn tree(stack: Stack, options: &MountOptions) -> Result<Tree, MountError> {
-    let lower = Lower::new(stack, Ids::of_this_process(), options.block_cache_bytes);
+    let lower =
+        Lower::new(stack, Ids::of_this_process(), options.block_cache_bytes, options.record_trace);
     let Some(upper) = &options.upper else { return Ok(Tree::new(lower, None)?) };
     let marks = match options.marks {
         Marks::Auto => None,
@@ -236,6 +242,14 @@ pub fn detach_dead(mountpoint: &Path) -> io::Result<bool> {
     }
 }
 
+/// Reads ahead what an earlier mount read, until the mount ends.
+fn follow(shared: Arc<Shared>, trace: Arc<Trace>) {
+    let work = move || shared.tree.lower.follow(&trace);
+    if let Err(error) = std::thread::Builder::new().name("mica-trace".to_owned()).spawn(work) {
+        tracing::warn!(%error, "no thread to read ahead");
+    }
+}
+
 /// The server can't ask for more than the kernel's 128 KiB; root can set it from outside.
 #[allow(clippy::disallowed_methods)]
 fn raise_readahead(path: &Path, kib: u32) {
@@ -312,10 +326,16 @@ impl Mount {
         self.shared.tree.complete_all();
     }
 
+    /// Which blocks were read so far, in which order, if that was to be recorded.
+    pub fn trace(&self) -> Option<Trace> {
+        self.watch().trace()
+    }
+
     /// A handle for reading the counters, also after the mount is gone.
     pub fn watch(&self) -> Watch {
         let shared = Arc::downgrade(&self.shared);
-        Watch { counters: Arc::clone(&self.shared.counters), shared }
+        let recorder = self.shared.tree.lower.recorder();
+        Watch { counters: Arc::clone(&self.shared.counters), recorder, shared }
     }
 
     /// Takes the mount down: at once if nobody uses it, else lazily.
@@ -364,6 +384,7 @@ impl Mount {
 #[derive(Debug, Clone)]
 pub struct Watch {
     counters: Arc<Counters>,
+    recorder: Option<Arc<Recorder>>,
     /// Weak: the upper stays locked for as long as the mount lives, not its spectators.
     shared: Weak<Shared>,
 }
@@ -373,6 +394,11 @@ impl Watch {
     pub fn stats(&self) -> Stats {
         let nodes = self.shared.upgrade().map_or(0, |shared| shared.stats().nodes);
         Stats { requests: self.counters.requests(), nodes }
+    }
+
+    /// [`Mount::trace`], also after the mount is gone.
+    pub fn trace(&self) -> Option<Trace> {
+        self.recorder.as_deref().map(Recorder::trace)
     }
 }
 

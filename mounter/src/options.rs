@@ -1,7 +1,10 @@
 //! How to mount.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::trace::Trace;
 
 /// A writable directory above the layers, in overlayfs's on-disk form.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +68,10 @@ pub struct MountOptions {
     /// Let the kernel read and write the upper's files by itself, where it does: only root may ask it to. Not together
     /// with `suid`: a file that is made set-user-id while it is open would keep that when it is written.
     pub passthrough: bool,
+    /// Note which blocks are read in which order: see [`crate::Mount::trace`].
+    pub record_trace: bool,
+    /// Blocks to decode before they are asked for: what an earlier mount of these images noted.
+    pub trace: Option<Arc<Trace>>,
     /// The device name in `/proc/self/mounts`.
     pub name: String,
 }
@@ -82,6 +89,8 @@ impl Default for MountOptions {
             threads: 2,
             readahead_kib: None,
             passthrough: true,
+            record_trace: false,
+            trace: None,
             name: "mica".to_owned(),
         }
     }

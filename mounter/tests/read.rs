@@ -6,6 +6,7 @@ mod support;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::sync::Arc;
 
 use mica_squashfs::write::NodeKind;
 use support::{Layer, Scratch, names, stack};
@@ -156,4 +157,32 @@ fn counters_are_told_to_whoever_asks_by_a_path() {
         assert_eq!(Stats::of(&scratch.path("d/f")).unwrap().unwrap().nodes, stats.nodes + 1);
         assert_eq!(Stats::of(scratch.dir.path()).unwrap(), None);
     }
+}
+
+#[test]
+fn a_recorded_trace_is_read_ahead_and_that_of_other_images_does_no_harm() {
+    use mica_mounter::{MountOptions, Trace, mount};
+    let files = Layer::new().file("d/a", pattern(700_000)).file("b", pattern(300)).file("c", "c");
+    let other = Layer::new().dir("x").file("y", pattern(400_000)).symlink("z", "y").image();
+    let image = files.image();
+    let dir = tempfile::tempdir().unwrap();
+    let mounted =
+        |options: MountOptions, image| mount(stack([image]), dir.path(), &options).unwrap();
+    let record = MountOptions { record_trace: true, ..MountOptions::default() };
+    let recording = mounted(record, Arc::clone(&image));
+    fs::read(dir.path().join("c")).unwrap();
+    fs::read(dir.path().join("d/a")).unwrap();
+    let trace = recording.trace().unwrap();
+    assert_eq!(trace.len(), 7, "one block of c, six of d/a");
+    assert_eq!(Trace::parse(&trace.to_text()), Some(trace.clone()));
+    recording.unmount().unwrap();
+    let following =
+        || MountOptions { trace: Some(Arc::new(trace.clone())), ..MountOptions::default() };
+    let ahead = mounted(following(), image);
+    assert_eq!(fs::read(dir.path().join("d/a")).unwrap(), pattern(700_000));
+    assert_eq!(ahead.trace(), None);
+    ahead.unmount().unwrap();
+    let wrong = mounted(following(), other);
+    assert_eq!(fs::read(dir.path().join("y")).unwrap(), pattern(400_000));
+    wrong.unmount().unwrap();
 }

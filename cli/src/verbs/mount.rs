@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// When to compare what is read with the images' chunk tables: never, first-read or always
     #[arg(long, default_value = "first-read", value_name = "WHEN")]
     verify: Verify,
+    /// Note in which order the package's blocks are first read; later mounts and jobs read them ahead
+    #[arg(long, conflicts_with = "images")]
+    record_trace: bool,
     /// Registry to pull from: a folder or a URL
     #[arg(long, value_name = "R")]
     pub(crate) registry: Option<String>,
@@ -73,7 +76,7 @@ fn print(mountpoint: &Path) {
 }
 
 fn config(args: &Args, context: &Context) -> anyhow::Result<MountConfig> {
-    let (source, layers, cache, dir) = if args.images.is_empty() {
+    let (source, layers, cache, dir, trace) = if args.images.is_empty() {
         let (reference, dir) = match &args.words[..] {
             [] => bail!(
                 "nothing to mount; name a package (mica mount A@953bc) or an image (mica mount --image FILE)"
@@ -86,14 +89,15 @@ fn config(args: &Args, context: &Context) -> anyhow::Result<MountConfig> {
         let manifest = pull::obtain(context, &cache, &reference, args.pull, args.quiet)?;
         let layers = pull::cached_layers(&cache, &manifest)?;
         let source = format!("{}@{}", manifest.name, manifest.version);
-        (source, layers, Some(context.places.cache.clone()), dir)
+        let trace = pull::trace_file(&context.places.cache, &manifest, args.record_trace);
+        (source, layers, Some(context.places.cache.clone()), dir, Some(trace))
     } else {
         let dir = match &args.words[..] {
             [] => None,
             [dir] => Some(dir),
             _ => bail!("with --image there is one argument: the folder to mount on"),
         };
-        (args.images[0].display().to_string(), run::image_layers(&args.images)?, None, dir)
+        (args.images[0].display().to_string(), run::image_layers(&args.images)?, None, dir, None)
     };
     Ok(MountConfig {
         source,
@@ -103,6 +107,7 @@ fn config(args: &Args, context: &Context) -> anyhow::Result<MountConfig> {
         idle_timeout: args.idle_timeout,
         cache,
         verify: args.verify,
+        trace,
     })
 }
 

@@ -1,10 +1,11 @@
 //! `mica pull`: fetch a package into the cache.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
-use mica_agent::JobLayer;
+use mica_agent::{JobLayer, TraceFile};
 use mica_fetcher::registry::{self, Access, HttpOptions, OpenOptions};
 use mica_fetcher::{Cache, Event, LookupError, Outcome, Progress, PullOptions, Pulled};
 use mica_graph::{Manifest, PackageRef};
@@ -108,6 +109,12 @@ pub(crate) fn cached_layers(cache: &Cache, manifest: &Manifest) -> anyhow::Resul
         Ok(JobLayer { name: layer.module.to_string(), path, digest: Some(layer.digest), chunks })
     });
     layers.collect()
+}
+
+/// Where a package's trace is kept: beside it in the cache.
+pub(crate) fn trace_file(cache: &Path, manifest: &Manifest, record: bool) -> TraceFile {
+    let path = cache.join("traces").join(manifest.digest().hex());
+    TraceFile { path, record }
 }
 
 /// One bar for all of a package's bytes.

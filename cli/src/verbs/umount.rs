@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use mica_agent::Unmounted;
+
 use crate::context::Context;
+use crate::output::note;
 
 /// Unmount what `mica mount` mounted
 #[derive(Debug, clap::Args)]
@@ -17,8 +20,13 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let mounts = context.mounts()?;
     let mut exit = ExitCode::SUCCESS;
     for mountpoint in &args.mountpoints {
-        if let Err(error) = mounts.unmount(mountpoint) {
-            exit = crate::error::report(&error.into(), 1);
+        match mounts.unmount(mountpoint) {
+            Ok(Unmounted::Clean) => {}
+            Ok(Unmounted::Lazy) => note(format_args!(
+                "{} is in use: it is out of the tree, and served until the last user is gone",
+                mountpoint.display()
+            )),
+            Err(error) => exit = crate::error::report(&error.into(), 1),
         }
     }
     Ok(exit)

@@ -181,6 +181,9 @@ pub(super) struct Storage {
     /// When to compare what is read with the images' chunk tables: never, first-read or always
     #[arg(long, default_value = "first-read", value_name = "WHEN")]
     pub(super) verify: mica_agent::Verify,
+    /// Note in which order the package's blocks are first read; later mounts and jobs read them ahead
+    #[arg(long, conflicts_with = "images")]
+    pub(super) record_trace: bool,
     /// Show a file or folder of the host, or a named volume, in the job
     #[arg(short = 'v', long = "volume", value_parser = parse_volume, value_name = "SRC:DST[:ro]")]
     pub(super) volumes: Vec<Volume>,

@@ -246,6 +246,7 @@ fn image_source(images: &[PathBuf], wants_entrypoint: bool) -> anyhow::Result<So
         limits: mica_graph::Limits::default(),
         labels: std::collections::BTreeMap::new(),
         cache: None,
+        trace: None,
     })
 }
 

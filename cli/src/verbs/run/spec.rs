@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use mica_agent::{JobConfig, JobDir, JobLayer, StateDir};
+use mica_agent::{JobConfig, JobDir, JobLayer, StateDir, TraceFile};
 use mica_graph::{Manifest, Process};
 use mica_launcher::cdi::{self, Registry};
 use mica_launcher::{
@@ -16,6 +16,7 @@ use mica_launcher::{
 
 use super::flags::{Args, NetworkMode, Shared};
 use super::values::{DeviceFlag, Volume};
+use crate::verbs::pull;
 
 /// The search path of a job, as docker sets it.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -38,6 +39,8 @@ pub(super) struct Source {
     pub(super) labels: BTreeMap<String, String>,
     /// The cache that holds its images.
     pub(super) cache: Option<PathBuf>,
+    /// Where its trace is kept.
+    pub(super) trace: Option<TraceFile>,
 }
 
 impl Source {
@@ -51,6 +54,7 @@ impl Source {
             limits: manifest.limits.clone(),
             labels: manifest.labels.clone(),
             cache: Some(cache.to_owned()),
+            trace: Some(pull::trace_file(cache, manifest, false)),
         }
     }
 
@@ -82,6 +86,10 @@ pub(super) fn job_config(
         spec: spec(args, source, command, job.id(), &job.tree(), Some(state))?,
         cache: source.cache.clone(),
         verify: args.storage.verify,
+        trace: source
+            .trace
+            .clone()
+            .map(|trace| TraceFile { record: args.storage.record_trace, ..trace }),
         remove: args.life.rm,
         stop_signal: args.life.stop_signal,
         stop_timeout: args.life.stop_timeout,
