@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{User, World, need_fuse};
+use common::{User, World, need_fuse, wait_for};
 
 fn world_with_images() -> World {
     need_fuse();
@@ -14,6 +14,17 @@ fn world_with_images() -> World {
     world.ok(&["image", "pack", "base", "-o", "base.xar"]);
     world.ok(&["image", "pack", "top", "-o", "top.sqfs", "--no-header"]);
     world
+}
+
+/// Sends a signal to the process that serves the world's only mount.
+fn signal_server(world: &World, signal: rustix::process::Signal) {
+    for leftover in world.leftovers() {
+        if let Some(pid) = leftover.strip_prefix("process ") {
+            let pid = pid.split(':').next().unwrap().parse().unwrap();
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            rustix::process::kill_process(pid, signal).unwrap();
+        }
+    }
 }
 
 fn read(world: &World, path: &str) -> String {
@@ -69,15 +80,12 @@ fn a_mount_whose_server_was_killed_is_taken_down_by_the_next_command() {
     let world = world_with_images();
     std::fs::create_dir(world.path("mnt")).unwrap();
     world.ok(&["mount", "--image", "base.xar", "mnt"]);
-    for leftover in world.leftovers() {
-        if let Some(pid) = leftover.strip_prefix("process ") {
-            let pid = pid.split(':').next().unwrap().parse().unwrap();
-            let pid = rustix::process::Pid::from_raw(pid).unwrap();
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-        }
-    }
-    world.ok(&["ps"]);
-    assert_eq!(world.leftovers(), Vec::<String>::new());
+    signal_server(&world, rustix::process::Signal::KILL);
+    // The first command that finds it dead: a killed process takes its time to let go of its lock.
+    wait_for(|| {
+        world.ok(&["ps"]);
+        world.leftovers().is_empty()
+    });
     world.ok(&["mount", "--image", "base.xar", "mnt"]);
     assert_eq!(read(&world, "mnt/etc/a"), "base a\n");
     world.ok(&["umount", "mnt"]);
@@ -96,4 +104,77 @@ fn damaged_images_are_refused_with_their_name() {
     assert!(said.contains("cut.xar"), "{said}");
     let said = world.fails(1, &["mount", "--image", "base.xar", "nowhere"]);
     assert!(said.contains("nowhere"), "{said}");
+}
+
+#[test]
+fn a_mount_in_use_is_taken_out_of_the_tree_and_served_on() {
+    let world = world_with_images();
+    std::fs::create_dir(world.path("mnt")).unwrap();
+    world.ok(&["mount", "--image", "base.xar", "mnt"]);
+    let mut open = std::fs::File::open(world.path("mnt/etc/b")).unwrap();
+    let said = world.ok(&["umount", "mnt"]).stderr;
+    assert!(said.contains("in use"), "{said}");
+    assert!(!world.path("mnt/etc").exists());
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut open, &mut text).unwrap();
+    assert_eq!(text, "base b\n");
+    drop(open);
+    wait_for(|| world.leftovers().is_empty());
+}
+
+#[test]
+fn a_server_ends_on_a_signal_and_tells_its_counters_on_another() {
+    let world = world_with_images();
+    let point = world.ok(&["mount", "--image", "base.xar"]).stdout;
+    let point = std::path::Path::new(point.trim());
+    assert!(!point.join("etc/missing").exists());
+    let counters = world.ok(&["stats", "--mount", point.to_str().unwrap(), "--json"]).stdout;
+    assert!(counters.contains("\"lookup\": "), "{counters}");
+    let said = world.fails(1, &["stats", "--mount", "."]);
+    assert!(said.contains("not on a mount of mica's"), "{said}");
+    signal_server(&world, rustix::process::Signal::USR1);
+    let log = point.parent().unwrap().join("server.log");
+    wait_for(|| std::fs::read_to_string(&log).unwrap().contains("lookup"));
+    signal_server(&world, rustix::process::Signal::TERM);
+    wait_for(|| world.leftovers().is_empty());
+}
+
+#[test]
+fn a_recorded_trace_lies_beside_the_package_and_damage_is_found_on_the_way() {
+    need_fuse();
+    let world = World::new(User::Me);
+    world.workspace("monorepo");
+    let pack = ["pack", "--workspace", "monorepo", "--target", "//app:A", "--version", "v1"];
+    world.ok(&pack);
+    std::fs::create_dir(world.path("mnt")).unwrap();
+    let traces = || {
+        let files = std::fs::read_dir(world.path("cache/traces")).into_iter().flatten();
+        files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect::<Vec<_>>()
+    };
+    world.ok(&["mount", "A@v1", "mnt"]);
+    world.ok(&["umount", "mnt"]);
+    assert_eq!(traces(), Vec::<String>::new());
+    world.ok(&["mount", "--record-trace", "A@v1", "mnt"]);
+    let program = std::fs::read(world.path("mnt/app/A")).unwrap();
+    world.ok(&["umount", "mnt"]);
+    assert!(
+        matches!(&traces()[..], [text] if text.starts_with("mica trace 1\n0 ")),
+        "{traces:?}",
+        traces = traces()
+    );
+    world.ok(&["mount", "A@v1", "mnt"]);
+    assert_eq!(std::fs::read(world.path("mnt/app/A")).unwrap(), program);
+    world.ok(&["umount", "mnt"]);
+    for blob in std::fs::read_dir(world.path("cache/blobs")).unwrap() {
+        let blob = blob.unwrap().path();
+        let mut bytes = std::fs::read(&blob).unwrap();
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1; // padding, which nothing else would notice
+        std::fs::remove_file(&blob).unwrap();
+        std::fs::write(&blob, bytes).unwrap();
+    }
+    let said = world.fails(1, &["mount", "A@v1", "mnt"]);
+    assert!(said.contains("BLAKE3"), "{said}");
+    world.ok(&["mount", "--verify", "never", "A@v1", "mnt"]);
+    world.ok(&["umount", "mnt"]);
 }

@@ -14,6 +14,7 @@ pub(crate) mod inspect;
 pub(crate) mod kill;
 pub(crate) mod logs;
 pub(crate) mod mount;
+pub(crate) mod mount_stats;
 pub(crate) mod pack;
 pub(crate) mod pause;
 pub(crate) mod plan;

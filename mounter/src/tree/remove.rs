@@ -14,53 +14,33 @@ use crate::upper::{Under, statx_fd};
 impl Tree {
     /// Removes the file `name`.
     pub(crate) fn unlink(&self, dir: &Arc<Node>, name: &[u8]) -> Res<()> {
-        let upper = self.upper()?;
-        let _changing = self.exclusive();
-        let seen = self.child(dir, name)?.ok_or(Errno::NOENT)?;
-        if seen.node.kind == Kind::Directory {
-            return Err(Errno::ISDIR);
-        }
-        let fd = self.bring_up_dir(dir)?;
-        let below = self.is_below(dir, name)?;
-        match upper.look((*fd).as_fd(), name)? {
-            Under::Entry(_) => {
-                let kept = self.keep(&seen.node, dir, name)?;
-                if below {
-                    upper.replace_by_whiteout((*fd).as_fd(), name, false)?;
-                } else {
-                    upper.remove_file((*fd).as_fd(), name)?;
-                }
-                kept.done(self);
-            }
-            Under::Nothing => {
-                upper.make_whiteout((*fd).as_fd(), name)?;
-                drop_place(&mut seen.node.state(), dir, name);
-            }
-            Under::Whiteout => return Err(Errno::NOENT),
-        }
-        Ok(())
+        self.remove(dir, name, false)
     }
 
     /// Removes the empty directory `name`.
     pub(crate) fn rmdir(&self, dir: &Arc<Node>, name: &[u8]) -> Res<()> {
+        self.remove(dir, name, true)
+    }
+
+    fn remove(&self, dir: &Arc<Node>, name: &[u8], is_dir: bool) -> Res<()> {
         let upper = self.upper()?;
         let _changing = self.exclusive();
         let seen = self.child(dir, name)?.ok_or(Errno::NOENT)?;
-        if seen.node.kind != Kind::Directory {
-            return Err(Errno::NOTDIR);
-        }
-        if !self.is_empty_dir(&seen.node)? {
-            return Err(Errno::NOTEMPTY);
+        match (seen.node.kind == Kind::Directory, is_dir) {
+            (true, false) => return Err(Errno::ISDIR),
+            (false, true) => return Err(Errno::NOTDIR),
+            (true, true) if !self.is_empty_dir(&seen.node)? => return Err(Errno::NOTEMPTY),
+            _ => {}
         }
         let fd = self.bring_up_dir(dir)?;
         let below = self.is_below(dir, name)?;
         match upper.look((*fd).as_fd(), name)? {
             Under::Entry(_) => {
                 let kept = self.keep(&seen.node, dir, name)?;
-                if below {
-                    upper.replace_by_whiteout((*fd).as_fd(), name, true)?;
-                } else {
-                    upper.remove_emptied_dir((*fd).as_fd(), name)?;
+                match (below, is_dir) {
+                    (true, _) => upper.replace_by_whiteout((*fd).as_fd(), name, is_dir)?,
+                    (false, true) => upper.remove_emptied_dir((*fd).as_fd(), name)?,
+                    (false, false) => upper.remove_file((*fd).as_fd(), name)?,
                 }
                 kept.done(self);
             }
@@ -70,7 +50,9 @@ impl Tree {
             }
             Under::Whiteout => return Err(Errno::NOENT),
         }
-        self.drop_dir_fd(&seen.node);
+        if is_dir {
+            self.drop_dir_fd(&seen.node);
+        }
         Ok(())
     }
 

@@ -45,7 +45,8 @@ impl UpperDir {
         }
     }
 
-    /// Moves a finished temporary over a whiteout, in one step.
+    /// Moves a finished temporary over what is there, in one step; what was there is removed with all it holds. `is_dir`:
+    /// one of the two is a directory.
     pub(crate) fn place_over(
         &self,
         temporary: &[u8],
@@ -70,26 +71,11 @@ impl UpperDir {
     ) -> Res<()> {
         let temporary = self.temporary();
         self.make_whiteout_for(dir, &temporary)?;
-        let placed = self.exchange_out(&temporary, is_dir, dir, name);
+        let placed = self.place_over(&temporary, is_dir, dir, name);
         if placed.is_err() {
             self.discard(&temporary);
         }
         placed
-    }
-
-    fn exchange_out(
-        &self,
-        temporary: &[u8],
-        is_dir: bool,
-        dir: BorrowedFd<'_>,
-        name: &[u8],
-    ) -> Res<()> {
-        if !is_dir {
-            return rustix::fs::renameat(self.work(), temporary, dir, name);
-        }
-        rustix::fs::renameat_with(self.work(), temporary, dir, name, RenameFlags::EXCHANGE)?;
-        self.discard(temporary);
-        Ok(())
     }
 
     /// Removes a directory whose only entries, if any, are whiteouts.
