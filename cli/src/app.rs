@@ -73,7 +73,6 @@ fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Inspect(args) => verbs::inspect::run(args, &Context::new(None)?),
         Verb::Mount(args) => verbs::mount::run(args, &Context::new(args.registry.as_deref())?),
         Verb::Umount(args) => verbs::umount::run(args, &Context::new(None)?),
-        Verb::Stats(args) => verbs::mount_stats::run(args),
         Verb::Run(args) => verbs::run::run(args, &Context::new(args.registry.as_deref())?),
         Verb::Ps(args) => verbs::ps::run(args, &Context::new(None)?),
         Verb::Logs(args) => verbs::logs::run(args, &Context::new(None)?),

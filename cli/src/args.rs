@@ -50,8 +50,6 @@ pub(crate) enum Verb {
     /// Unmount what `mica mount` mounted
     #[command(alias = "unmount")]
     Umount(verbs::umount::Args),
-    /// Show what the kernel asked the server of a mount for
-    Stats(verbs::mount_stats::Args),
     /// Run a package, or image files, as a confined job
     Run(Box<verbs::run::Args>),
     /// Open a shell in a package's stack

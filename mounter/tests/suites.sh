@@ -2,8 +2,7 @@
 # suites.sh SUITE [DIR]: long judges of a mount with an upper, as root, in a scratch folder that is removed.
 #
 #   pjdfstest DIR    all checks of a built checkout of pjdfstest in DIR; needs prove (perl)
-#   unionmount DIR   the --ov cases of a checkout of unionmount-testsuite in DIR, by a mount helper that is put into /sbin
-#                    meanwhile; mounter/tests/unionmount.md says which cases don't apply and why
+#   unionmount DIR   the --ov cases of a checkout of unionmount-testsuite in DIR, by a mount helper put into /sbin meanwhile
 #   work             what people do: git, make, tar, rsync, rm -rf of a lower tree, sqlite in WAL mode, fio with verify
 #                    (buffered, direct, mmap), pip; needs those programs
 #   crash            the server killed in the middle of writing, ten times; the upper is intact

@@ -1,27 +1,12 @@
 //! `mica stats --mount`: what the kernel asked the server of a mount for.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use mica_agent::MountStats;
 
 use crate::output;
-
-/// Show how often the kernel asked the server of a mount for what
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// A folder on the mount
-    #[arg(long, value_name = "DIR")]
-    mount: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    show(&args.mount, args.json)
-}
 
 /// Prints the counters of the mount that `dir` is on.
 pub(crate) fn show(dir: &Path, json: bool) -> anyhow::Result<ExitCode> {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use mica_agent::{JobDir, Phase};
 use mica_launcher::Usage;
 use serde::Serialize;
 
+use super::mount_stats;
 use crate::context::Context;
 use crate::output;
 
@@ -23,6 +25,9 @@ pub(crate) struct Args {
     /// Print JSON, once
     #[arg(long)]
     json: bool,
+    /// Instead, how often the kernel asked the server of the mount with this folder for what
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["jobs", "no_stream"])]
+    mount: Option<PathBuf>,
 }
 
 /// One job's line.
@@ -42,6 +47,9 @@ struct Row {
 const PERIOD: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    if let Some(dir) = &args.mount {
+        return mount_stats::show(dir, args.json);
+    }
     let mut before = HashMap::new();
     look(args, context, &mut before)?;
     loop {
