@@ -5,7 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use mica_graph::Digest;
+use mica_fetcher::registry::Source;
+use mica_graph::{Digest, PackageName, Version};
 use mica_launcher::Spec;
 use mica_mounter::Verify;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,9 @@ pub struct JobConfig {
     /// Where the order of first reads is recorded, or was.
     #[serde(default)]
     pub trace: Option<TraceFile>,
+    /// Whence images come that are not all here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lazy: Option<LazySource>,
     /// Remove the job's folder when it ends.
     pub remove: bool,
     /// Signal that asks the job to end.
@@ -70,6 +74,19 @@ pub struct JobLayer {
     /// Its chunk table, where there is one: what it holds is verified when it is read.
     #[serde(default)]
     pub chunks: Option<PathBuf>,
+}
+
+/// A package whose images are fetched while they are used.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LazySource {
+    /// Its registry.
+    pub registry: Source,
+    /// The package, whose manifest and chunk tables are in the cache.
+    pub name: PackageName,
+    /// Its version.
+    pub version: Version,
+    /// Seconds that a reader waits for what is missing.
+    pub deadline: u64,
 }
 
 /// Where a writable layer lives.

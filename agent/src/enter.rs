@@ -58,7 +58,8 @@ pub fn in_job<T>(path: &Path, work: impl FnOnce(Option<&Path>) -> T) -> Result<T
         namespace::enter()?;
         let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
         let options = stack::options(config.upper.as_ref());
-        let stack = stack::open(&config.layers, config.verify)?;
+        let lazy = config.cache.as_deref().zip(config.lazy.as_ref());
+        let stack = stack::open(&config.layers, config.verify, lazy)?;
         let mount = mica_mounter::mount(stack, &job.tree(), &options)?;
         let result = work(Some(&job.tree()));
         if let Err(error) = mount.unmount() {

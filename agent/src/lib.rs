@@ -21,6 +21,7 @@
 //!         cache: None,
 //!         verify: Default::default(),
 //!         trace: None,
+//!         lazy: None,
 //!         remove: false,
 //!         stop_signal: 15,
 //!         stop_timeout: 10,
@@ -71,7 +72,9 @@ pub use client::{
     Attach, FollowError, RemoveError, SUPERVISE, StartError, StartedJob, follow, remove, start,
     stop,
 };
-pub use config::{HealthCheck, JobConfig, JobLayer, Restart, UnknownRestart, UpperDirs};
+pub use config::{
+    HealthCheck, JobConfig, JobLayer, LazySource, Restart, UnknownRestart, UpperDirs,
+};
 pub use control::{Connected, ControlError, Remote, Size};
 pub use enter::{EnterError, in_job};
 pub use files::{FileError, Lock};

@@ -23,7 +23,7 @@ use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::client::{StartError, hand_over};
-use crate::config::{JobLayer, UpperDirs};
+use crate::config::{JobLayer, LazySource, UpperDirs};
 use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
 use crate::handover::Handover;
 use crate::report::{MountReport, Reporter};
@@ -55,6 +55,9 @@ pub struct MountConfig {
     /// Where the order of first reads is recorded, or was.
     #[serde(default)]
     pub trace: Option<TraceFile>,
+    /// Whence images come that are not all here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lazy: Option<LazySource>,
 }
 
 /// Why a mount is not served.
@@ -320,7 +323,8 @@ pub fn serve_config(
     if let Some(trace) = &config.trace {
         trace.apply(&mut options);
     }
-    let stack = stack::open(&config.layers, config.verify)?;
+    let lazy = config.cache.as_deref().zip(config.lazy.as_ref());
+    let stack = stack::open(&config.layers, config.verify, lazy)?;
     let mount = mica_mounter::mount(stack, mountpoint, &options)?;
     let point = mount.path().to_owned();
     ready(&point);

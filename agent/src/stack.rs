@@ -1,16 +1,20 @@
 //! From the files of a stack to what the mounter takes.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use mica_fetcher::{Cache, CacheError, Lease};
+use mica_fetcher::registry::Registry;
+use mica_fetcher::{Cache, CacheError, Lazy, LazyOptions, Lease};
+use mica_graph::{Manifest, PackageRef};
 use mica_mounter::{
     ChunkTable, ChunkTableError, MountOptions, OpenError, Stack, StackLayer, Trace, Upper, Verify,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::config::{JobLayer, UpperDirs};
+use crate::config::{JobLayer, LazySource, UpperDirs};
 
 /// An image that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +38,9 @@ enum LayerFault {
     /// Its chunk table is none.
     #[error("cannot use its chunk table {}", path.display())]
     BadTable { path: PathBuf, source: ChunkTableError },
+    /// It is not all here, and cannot be fetched when it is read.
+    #[error("it is not all here")]
+    Lazy(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Its chunk table is that of another image.
     #[error("its chunk table {} covers {covered} bytes, the image has {size}", path.display())]
     OtherTable { path: PathBuf, covered: u64, size: u64 },
@@ -51,7 +58,7 @@ impl StackError {
     /// What to do about an error of its chunk table.
     pub fn hint(&self) -> Option<String> {
         match &self.source {
-            LayerFault::Image(_) => None,
+            LayerFault::Image(_) | LayerFault::Lazy(_) => None,
             LayerFault::Table { path, .. }
             | LayerFault::BadTable { path, .. }
             | LayerFault::OtherTable { path, .. } => Some(format!(
@@ -66,15 +73,81 @@ impl StackError {
 const ONE_CHUNK: u64 = 1 << 20;
 
 /// Opens the images.
-pub(crate) fn open(layers: &[JobLayer], verify: Verify) -> Result<Stack, StackError> {
+///
+/// Those that are not all here come from the registry and into the cache that `lazy` names.
+pub(crate) fn open(
+    layers: &[JobLayer],
+    verify: Verify,
+    lazy: Option<(&Path, &LazySource)>,
+) -> Result<Stack, StackError> {
+    let fetching = OnceCell::new();
     let open = |layer: &JobLayer| {
-        open_layer(layer, verify).map_err(|source| StackError {
+        let opened = match lazy {
+            Some((cache, source)) if !layer.path.exists() => {
+                Fetching::get(&fetching, cache, source).and_then(|fetching| fetching.open(layer))
+            }
+            _ => open_layer(layer, verify),
+        };
+        opened.map_err(|source| StackError {
             layer: layer.name.clone(),
             path: layer.path.clone(),
             source,
         })
     };
     Ok(Stack { layers: layers.iter().map(open).collect::<Result<_, _>>()? })
+}
+
+/// What images are fetched from and into.
+struct Fetching {
+    registry: Arc<dyn Registry>,
+    cache: Cache,
+    manifest: Manifest,
+    deadline: Duration,
+}
+
+impl Fetching {
+    fn get<'a>(
+        cell: &'a OnceCell<Self>,
+        cache: &Path,
+        source: &LazySource,
+    ) -> Result<&'a Self, LayerFault> {
+        if let Some(fetching) = cell.get() {
+            return Ok(fetching);
+        }
+        let new = Self::new(cache, source).map_err(LayerFault::Lazy)?;
+        Ok(cell.get_or_init(|| new))
+    }
+
+    fn new(
+        cache: &Path,
+        source: &LazySource,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let cache = Cache::open(cache)?;
+        let selector = Some(source.version.clone());
+        let package = PackageRef { name: source.name.clone(), selector };
+        let manifest = cache.lookup(&package)?;
+        let registry: Arc<dyn Registry> = Arc::from(source.registry.open()?);
+        // An OCI registry learns so what its blobs are called. Without an answer, readers will say what is wrong.
+        if let Err(error) = registry.resolve(&package) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the registry does not answer"
+            );
+        }
+        Ok(Self { registry, cache, manifest, deadline: Duration::from_secs(source.deadline) })
+    }
+
+    fn open(&self, layer: &JobLayer) -> Result<StackLayer, LayerFault> {
+        let wanted = self.manifest.layers.iter().find(|other| Some(other.digest) == layer.digest);
+        let Some(wanted) = wanted else { return Ok(StackLayer::open(&layer.name, &layer.path)?) };
+        let options = LazyOptions { deadline: self.deadline, ..LazyOptions::default() };
+        let opened =
+            mica_fetcher::open_lazy(Arc::clone(&self.registry), &self.cache, wanted, options);
+        match opened.map_err(|error| LayerFault::Lazy(Box::new(error)))? {
+            Lazy::Complete(path) => Ok(StackLayer::open(&layer.name, &path)?),
+            Lazy::Partial(source) => Ok(StackLayer::from_source(&layer.name, source)?),
+        }
+    }
 }
 
 fn open_layer(layer: &JobLayer, verify: Verify) -> Result<StackLayer, LayerFault> {

@@ -209,7 +209,8 @@ impl Supervisor<'_> {
         if let Some(trace) = &config.trace {
             trace.apply(&mut options);
         }
-        let stack = stack::open(&config.layers, config.verify)?;
+        let lazy = config.cache.as_deref().zip(config.lazy.as_ref());
+        let stack = stack::open(&config.layers, config.verify, lazy)?;
         Ok(mica_mounter::mount(stack, &self.job.tree(), &options)?)
     }
 

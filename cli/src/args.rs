@@ -32,8 +32,20 @@ pub(crate) enum Verb {
     Pull(verbs::pull::Args),
     /// Publish a package of the cache to a registry
     Push(verbs::push::Args),
+    /// Keep a name and password for a registry
+    Login(verbs::login::Args),
+    /// Forget what `mica login` kept
+    Logout(verbs::login::LogoutArgs),
     /// List the packages in the cache
     Images(verbs::images::Args),
+    /// List the versions of a package in the registry
+    History(verbs::history::Args),
+    /// Make a tag mean a version
+    Tag(verbs::tag::Args),
+    /// Write packages of the cache into one file
+    Save(verbs::save::Args),
+    /// Take the packages of such a file into the cache
+    Load(verbs::save::LoadArgs),
     /// Show the manifest of a package, or the record of a job
     Inspect(verbs::inspect::Args),
     /// Forget versions of packages, or tags

@@ -4,21 +4,49 @@ use std::process::ExitCode;
 
 use mica_agent::{JobDir, Mounts, StateDir};
 use mica_fetcher::Cache;
+use mica_fetcher::registry::{OpenOptions, Source};
 
 use crate::error;
 use crate::places::Places;
+use crate::registries::RegistryFlags;
 
 /// The surroundings of a command.
 #[derive(Debug)]
 pub(crate) struct Context {
     /// The folders and the registry.
     pub(crate) places: Places,
+    flags: RegistryFlags,
 }
 
 impl Context {
-    /// The surroundings as the flag `--registry`, the environment and the configuration files set them.
-    pub(crate) fn new(registry: Option<&str>) -> anyhow::Result<Self> {
-        Ok(Self { places: Places::find(&std::env::current_dir()?, registry)? })
+    /// The surroundings as the environment and the configuration files set them.
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        Self::with(&RegistryFlags::default())
+    }
+
+    /// The same with flags about registries.
+    pub(crate) fn with(flags: &RegistryFlags) -> anyhow::Result<Self> {
+        let places = Places::find(&std::env::current_dir()?, flags.registry.as_deref())?;
+        Ok(Self { places, flags: flags.clone() })
+    }
+
+    /// Surroundings without flags.
+    pub(crate) fn at(places: Places) -> Self {
+        Self { places, flags: RegistryFlags::default() }
+    }
+
+    /// How registries are reached.
+    pub(crate) fn registries(&self) -> OpenOptions {
+        self.flags.options(&self.places.mirrors)
+    }
+
+    /// The registry, for another process to reach it.
+    pub(crate) fn source(&self) -> anyhow::Result<Source> {
+        let mut address = self.places.registry.clone();
+        if mica_fetcher::registry::is_folder(&address) && !address.contains("://") {
+            address = std::path::absolute(address)?.to_string_lossy().into_owned();
+        }
+        self.flags.source(&address, &self.places.mirrors)
     }
 
     /// The state directory as it is.
@@ -43,7 +71,11 @@ impl Context {
 
     /// The node's images.
     pub(crate) fn cache(&self) -> anyhow::Result<Cache> {
-        Ok(Cache::open(&self.places.cache)?)
+        let mut cache = Cache::open(&self.places.cache)?.with_quota(self.places.quota);
+        if let Some(shared) = &self.places.shared_cache {
+            cache = cache.with_shared(shared);
+        }
+        Ok(cache)
     }
 
     /// Acts on every job named; one that fails is reported and doesn't keep the rest from their turn.

@@ -9,6 +9,7 @@ mod hints;
 mod kept;
 mod output;
 mod places;
+mod registries;
 mod signals;
 mod terminal;
 mod verbs;

@@ -15,6 +15,12 @@ struct Settings {
     cache: Option<PathBuf>,
     state: Option<PathBuf>,
     runtime: Option<PathBuf>,
+    /// Mirrors of the registry, asked before it.
+    mirrors: Option<Vec<String>>,
+    /// Bytes that the cache may take, as in `20g`.
+    quota: Option<String>,
+    /// Another cache, to be read only.
+    shared_cache: Option<PathBuf>,
 }
 
 impl Settings {
@@ -24,13 +30,21 @@ impl Settings {
             cache: self.cache.or(next.cache),
             state: self.state.or(next.state),
             runtime: self.runtime.or(next.runtime),
+            mirrors: self.mirrors.or(next.mirrors),
+            quota: self.quota.or(next.quota),
+            shared_cache: self.shared_cache.or(next.shared_cache),
         }
     }
 
     fn from_env() -> Self {
         let var = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+        let word = |name: &str| var(name).map(|value| value.to_string_lossy().into_owned());
         Self {
-            registry: var("MICA_REGISTRY").map(|value| value.to_string_lossy().into_owned()),
+            registry: word("MICA_REGISTRY"),
+            mirrors: word("MICA_MIRRORS")
+                .map(|list| list.split_whitespace().map(str::to_owned).collect()),
+            quota: word("MICA_QUOTA"),
+            shared_cache: var("MICA_SHARED_CACHE").map(PathBuf::from),
             cache: var("MICA_CACHE").map(PathBuf::from),
             state: var("MICA_STATE").map(PathBuf::from),
             runtime: var("MICA_RUNTIME").map(PathBuf::from),
@@ -51,7 +65,12 @@ impl Settings {
         let mut settings: Self = toml::from_str(&text)
             .with_context(|| format!("cannot understand {}", path.display()))?;
         let folder = path.parent().unwrap_or(Path::new("."));
-        for dir in [&mut settings.cache, &mut settings.state, &mut settings.runtime] {
+        for dir in [
+            &mut settings.cache,
+            &mut settings.state,
+            &mut settings.runtime,
+            &mut settings.shared_cache,
+        ] {
             *dir = dir.take().map(|dir| folder.join(dir));
         }
         settings.registry = settings.registry.map(|location| relative_to(folder, location));
@@ -60,7 +79,7 @@ impl Settings {
 }
 
 fn relative_to(folder: &Path, location: String) -> String {
-    if location.contains("://") || Path::new(&location).is_absolute() {
+    if !mica_fetcher::registry::is_folder(&location) || Path::new(&location).is_absolute() {
         return location;
     }
     folder.join(location).to_string_lossy().into_owned()
@@ -77,6 +96,12 @@ pub(crate) struct Places {
     pub(crate) state: PathBuf,
     /// Mounts, gone after a reboot.
     pub(crate) runtime: PathBuf,
+    /// Mirrors of the registry, asked before it.
+    pub(crate) mirrors: Vec<String>,
+    /// Bytes that the cache may take.
+    pub(crate) quota: Option<u64>,
+    /// Another cache, to be read only.
+    pub(crate) shared_cache: Option<PathBuf>,
 }
 
 impl Places {
@@ -115,7 +140,19 @@ impl Places {
         let registry = settings
             .registry
             .unwrap_or_else(|| state.join("registry").to_string_lossy().into_owned());
-        Ok(Self { registry, cache, state, runtime })
+        let quota = settings.quota.map(|text| {
+            let wrong = |reason| anyhow::anyhow!("the cache's quota {text}: {reason}");
+            crate::verbs::run::parse_size(&text).map_err(wrong)
+        });
+        Ok(Self {
+            registry,
+            cache,
+            state,
+            runtime,
+            mirrors: settings.mirrors.unwrap_or_default(),
+            quota: quota.transpose()?,
+            shared_cache: settings.shared_cache,
+        })
     }
 }
 

@@ -101,7 +101,9 @@ fn pull(registry: &str, reference: &str, cache: &str) -> Done {
     for (layer, outcome) in pulled.manifest.layers.iter().zip(&pulled.layers) {
         match outcome {
             Outcome::Cached => println!("{} cached", layer.module),
-            Outcome::Shared => println!("{} fetched by another process", layer.module),
+            Outcome::Shared | Outcome::Lazy => {
+                println!("{} fetched by another process", layer.module)
+            }
             Outcome::Fetched { bytes, resumed, copied } => {
                 println!(
                     "{} {bytes} bytes fetched, {resumed} resumed, {copied} copied",

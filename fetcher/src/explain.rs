@@ -46,11 +46,17 @@ pub enum Way {
 impl Explained {
     /// Bytes of images that would be fetched.
     pub fn fetch(&self) -> u64 {
-        let fetch = |way: &Way| match way {
-            Way::Whole { fetch, .. } | Way::Chunks { fetch, .. } => *fetch,
-            Way::Cached | Way::Same => 0,
-        };
-        self.layers.iter().map(|(_, way)| fetch(way)).sum()
+        self.layers.iter().map(|(_, way)| way.fetch()).sum()
+    }
+}
+
+impl Way {
+    /// Bytes that would be fetched.
+    pub fn fetch(&self) -> u64 {
+        match self {
+            Self::Whole { fetch, .. } | Self::Chunks { fetch, .. } => *fetch,
+            Self::Cached | Self::Same => 0,
+        }
     }
 }
 

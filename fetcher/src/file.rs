@@ -10,6 +10,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use mica_graph::Digest;
 use rustix::fs::FlockOperation;
 
 /// A file operation that failed.
@@ -128,6 +129,30 @@ fn lock_file(path: &Path) -> Result<File, FileError> {
 
 pub(crate) fn flock(file: &File, operation: FlockOperation) -> io::Result<()> {
     Ok(rustix::io::retry_on_intr(|| rustix::fs::flock(file, operation))?)
+}
+
+/// Digest and length of a file.
+pub(crate) fn hash(path: &Path) -> Result<(Digest, u64), FileError> {
+    let mut file = File::open(path).named("open", path)?;
+    let (mut hasher, mut size) = (blake3::Hasher::new(), 0);
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer).named("read", path)? {
+            0 => return Ok((hasher.finalize().into(), size)),
+            n => {
+                hasher.update(&buffer[..n]);
+                size += n as u64;
+            }
+        }
+    }
+}
+
+/// Whether a file starts with these bytes.
+pub(crate) fn starts_with(path: &Path, start: &[u8]) -> Result<bool, FileError> {
+    let file = File::open(path).named("open", path)?;
+    let mut bytes = Vec::new();
+    file.take(start.len() as u64).read_to_end(&mut bytes).named("read", path)?;
+    Ok(bytes == start)
 }
 
 /// Takes the lock if nobody holds it.

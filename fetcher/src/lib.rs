@@ -55,6 +55,7 @@
 //! # }
 //! ```
 
+mod archive;
 mod cache;
 mod delta;
 mod explain;
@@ -68,7 +69,9 @@ mod push;
 pub mod registry;
 mod retry;
 mod server;
+mod tar;
 
+pub use archive::{LoadError, SaveError, Saved, load, save};
 pub use cache::{
     Cache, CacheError, CachedPackage, Damage, DiskUse, Lease, LookupError, PruneOptions, Pruned,
     Verified,
@@ -83,3 +86,4 @@ pub use pull::{Outcome, PullError, PullOptions, Pulled, heal, pull};
 pub use push::{PushError, PushOptions, Pushed, push};
 pub use retry::Retry;
 pub use server::{ServeError, ServeOptions, Server, Writers, listen, serve, serve_until_signal};
+pub use tar::{TarError, write_tar};

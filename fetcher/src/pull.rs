@@ -26,13 +26,15 @@ pub struct PullOptions {
     pub parallel: usize,
     /// How often a connection is tried again without progress.
     pub retry: Retry,
+    /// Of images with a chunk table, fetch only that: they are to be used by [`open_lazy`](crate::open_lazy).
+    pub lazy: bool,
     /// How long to wait for another process that fetches the same image and gets nowhere.
     pub stall: Duration,
 }
 
 impl Default for PullOptions {
     fn default() -> Self {
-        Self { parallel: 4, retry: Retry::default(), stall: Duration::from_secs(180) }
+        Self { parallel: 4, retry: Retry::default(), lazy: false, stall: Duration::from_secs(180) }
     }
 }
 
@@ -65,6 +67,8 @@ pub enum Outcome {
     },
     /// Another process was fetching it.
     Shared,
+    /// Only its chunk table was.
+    Lazy,
 }
 
 impl Pulled {
@@ -84,7 +88,7 @@ impl Outcome {
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Fetched { bytes, .. } => *bytes,
-            Self::Cached | Self::Shared => 0,
+            Self::Cached | Self::Shared | Self::Lazy => 0,
         }
     }
 }
@@ -203,7 +207,10 @@ pub fn heal(
 }
 
 /// Runs a small write again if the disk was full and something could be removed.
-fn with_room<T>(cache: &Cache, write: impl Fn() -> Result<T, CacheError>) -> Result<T, CacheError> {
+pub(crate) fn with_room<T>(
+    cache: &Cache,
+    write: impl Fn() -> Result<T, CacheError>,
+) -> Result<T, CacheError> {
     match write() {
         Err(error) if error.is_full() && cache.make_room(1 << 20)? > 0 => write(),
         other => other,
@@ -225,6 +232,13 @@ fn fetch_layers(
             missing.push(i);
         }
     }
+    let mut outcomes = vec![Outcome::Cached; manifest.layers.len()];
+    if options.lazy {
+        for i in missing.extract_if(.., |i| manifest.layers[*i].chunks.is_some()) {
+            fetch_table(registry, cache, &manifest.layers[i])?;
+            outcomes[i] = Outcome::Lazy;
+        }
+    }
     let bytes = missing.iter().map(|i| manifest.layers[*i].size).sum();
     progress.event(Event::Started { manifest, layers: &missing, bytes });
     let stop = AtomicBool::new(false);
@@ -238,7 +252,6 @@ fn fetch_layers(
         result.map_err(|e| PullError::Blob { what: what(), source: Box::new(e) })
     };
     let results = parallel::map(options.parallel, &missing, fetch);
-    let mut outcomes = vec![Outcome::Cached; manifest.layers.len()];
     let mut given_up = None;
     for (i, result) in missing.into_iter().zip(results) {
         match result {
@@ -251,6 +264,15 @@ fn fetch_layers(
         }
     }
     given_up.map_or(Ok(outcomes), Err)
+}
+
+fn fetch_table(registry: &dyn Registry, cache: &Cache, layer: &Layer) -> Result<(), PullError> {
+    let Some(table) = layer.chunks.as_ref() else { return Ok(()) };
+    if !matches!(cache.blob(table), Ok(Some(_))) {
+        let bytes = registry.document(table)?;
+        with_room(cache, || cache.store(table, &bytes))?;
+    }
+    Ok(())
 }
 
 /// One blob to be brought in.

@@ -85,6 +85,7 @@ pub fn push(
     let blob = Blob { digest: Digest::of(&json), size: json.len() as u64 };
     check_version(registry, manifest, &blob)?;
     registry.check_writable()?;
+    registry.begin(manifest)?;
     let mut seen = HashSet::new();
     let layers: Vec<usize> =
         (0..manifest.layers.len()).filter(|i| seen.insert(manifest.layers[*i].digest)).collect();
@@ -124,8 +125,7 @@ fn check_version(
     manifest: &Manifest,
     blob: &Blob,
 ) -> Result<(), RegistryError> {
-    let Some(index) = registry.index(&manifest.name)? else { return Ok(()) };
-    match index.entry(&manifest.version) {
+    match registry.entry(&manifest.name, &manifest.version)? {
         Some(entry) if entry.manifest.digest != blob.digest => Err(RegistryError::Add {
             registry: registry.address().to_owned(),
             source: AddError::Taken {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mica_squashfs::chunks::ChunkTable;
 use mica_squashfs::read::OpenFault;
-use mica_squashfs::{Image, OpenError, OpenOptions};
+use mica_squashfs::{Image, OpenError, OpenOptions, Source};
 
 use crate::verify::{Verified, Verify};
 
@@ -26,7 +26,16 @@ impl StackLayer {
         Ok(StackLayer { name: name.into(), image })
     }
 
-    /// The same; the image's bytes are compared with its chunk table. A table that covers another number of bytes than the
+    /// Opens an image whose bytes come from anywhere, such as one that is still being fetched.
+    pub fn from_source(
+        name: impl Into<String>,
+        source: impl Source + 'static,
+    ) -> Result<StackLayer, OpenError> {
+        let image = Image::from_source(Box::new(source), &OpenOptions::default())?;
+        Ok(StackLayer { name: name.into(), image: Arc::new(image) })
+    }
+
+    /// Opens an image file; the image's bytes are compared with its chunk table. A table that covers another number of bytes than the
     /// image has makes them all unreadable: compare [`ChunkTable::image_len`] first.
     pub fn open_verified(
         name: impl Into<String>,

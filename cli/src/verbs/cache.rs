@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use mica_fetcher::{PullOptions, registry};
 
-use super::pull;
 use crate::context::Context;
 use crate::output::{self, note};
+use crate::registries::RegistryFlags;
 
 /// Look after the node's images
 #[derive(Debug, clap::Args)]
@@ -27,16 +27,15 @@ struct Verify {
     /// Remove what is damaged and fetch it again
     #[arg(long)]
     repair: bool,
-    /// Registry to fetch from: a folder or a URL
-    #[arg(long, value_name = "R")]
-    registry: Option<String>,
+    #[command(flatten)]
+    registry: RegistryFlags,
 }
 
 impl Args {
     /// The registry named by a flag.
-    pub(crate) fn registry(&self) -> Option<&str> {
+    pub(crate) fn registry(&self) -> &RegistryFlags {
         let Verb::Verify(args) = &self.verb;
-        args.registry.as_deref()
+        &args.registry
     }
 }
 
@@ -58,7 +57,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         ));
         return Ok(ExitCode::FAILURE);
     }
-    let registry = registry::open(&context.places.registry, &pull::registry_options())?;
+    let registry = registry::open(&context.places.registry, &context.registries())?;
     mica_fetcher::heal(&*registry, &cache, &verified, &PullOptions::default())
         .context("what is damaged was removed, but cannot be fetched again")?;
     note(format_args!("{} files were repaired", paths.len()));

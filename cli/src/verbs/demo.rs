@@ -34,7 +34,7 @@ const CHANGE: [&str; 3] = ["app/A.c", "first edition", "second edition"];
 
 pub(crate) fn run(_: &Args) -> anyhow::Result<ExitCode> {
     let places = Places::find(Path::new("/"), None)?;
-    Context { places: places.clone() }.jobs()?; // ends what a killed demo left behind
+    Context::at(places.clone()).jobs()?; // ends what a killed demo left behind
     let scratch = Scratch::new(&places.state)?;
     let demo = Demo::new(&scratch, places)?;
     note("1. first commit");
@@ -84,8 +84,15 @@ impl Demo {
         let registry = scratch.dir.join("registry");
         let listener = mica_fetcher::listen("127.0.0.1:0")?;
         let server = Server::spawn(listener, &registry, ServeOptions::default())?;
-        let places = Places { registry: server.url(), cache: scratch.dir.join("cache"), ..places };
-        Ok(Self { workspace, registry, server, context: Context { places }, has_git })
+        let places = Places {
+            registry: server.url(),
+            cache: scratch.dir.join("cache"),
+            mirrors: Vec::new(),
+            quota: None,
+            shared_cache: None,
+            ..places
+        };
+        Ok(Self { workspace, registry, server, context: Context::at(places), has_git })
     }
 
     fn change(&self) -> anyhow::Result<()> {
@@ -113,7 +120,7 @@ impl Demo {
         note(format_args!("$ mica pull {short} --registry {}", self.server.url()));
         let cache = Cache::open(&self.context.places.cache)?;
         let started = Instant::now();
-        let pulled = pull::pull(&self.server.url(), &reference.parse()?, &cache, false)?;
+        let pulled = pull::pull(&self.context, &reference.parse()?, &cache, false, false)?;
         let fetch = started.elapsed();
         let (layers, bytes) = (pulled.fetched_layers(), output::bytes(pulled.fetched_bytes()));
         note(format_args!("    fetched {layers} layers, {bytes}, each byte verified"));

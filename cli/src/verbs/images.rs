@@ -4,10 +4,13 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mica_fetcher::CachedPackage;
+use mica_fetcher::registry::{self, Entry, Index};
+use mica_graph::{PackageName, PackageRef};
 use serde_json::json;
 
 use crate::context::Context;
 use crate::output;
+use crate::registries::RegistryFlags;
 
 /// List the packages in the cache
 #[derive(Debug, clap::Args)]
@@ -21,10 +24,22 @@ pub(crate) struct Args {
     /// Print JSON
     #[arg(long, conflicts_with = "quiet")]
     json: bool,
+    /// Those in the registry instead
+    #[arg(long)]
+    remote: bool,
+    /// Only this package
+    #[arg(value_name = "NAME")]
+    name: Option<PackageName>,
+    #[command(flatten)]
+    pub(crate) registry: RegistryFlags,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
-    let packages = context.cache()?.packages()?;
+    if args.remote {
+        return remote(args, context);
+    }
+    let mut packages = context.cache()?.packages()?;
+    packages.retain(|package| args.name.as_ref().is_none_or(|name| package.manifest.name == *name));
     if args.json {
         let rows: Vec<_> = packages.iter().map(as_json).collect();
         output::json(&rows)?;
@@ -43,6 +58,61 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     } else {
         let rows: Vec<_> = packages.iter().map(cells).collect();
         output::table(["PACKAGE", "VERSION", "TAGS", "LAYERS", "SIZE", "ADDED"], &rows)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the registry's indexes say.
+fn remote(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    let registry = registry::open(&context.places.registry, &context.registries())?;
+    let names = match &args.name {
+        Some(name) => vec![name.clone()],
+        None => registry.packages()?,
+    };
+    let mut indexes = Vec::new();
+    for name in names {
+        match registry.index(&name)? {
+            Some(index) => indexes.push(index),
+            // The same error, with its hint, as when it is pulled.
+            None => drop(registry.resolve(&PackageRef { name, selector: None })?),
+        }
+    }
+    let entries = indexes.iter().flat_map(|index| index.versions.iter().map(move |e| (index, e)));
+    let reference = |index: &Index, entry: &Entry| format!("{}@{}", index.name, entry.version);
+    let seconds = |entry: &Entry| i64::try_from(entry.time).unwrap_or(0).saturating_mul(1000);
+    if args.json {
+        let rows: Vec<_> = entries
+            .map(|(index, entry)| {
+                json!({
+                    "reference": reference(index, entry),
+                    "digest": entry.manifest.digest,
+                    "tags": index.tags_of(&entry.version),
+                    "published_ms": seconds(entry),
+                })
+            })
+            .collect();
+        output::json(&rows)?;
+    } else if args.quiet {
+        let rows: Vec<String> = entries.map(|(index, entry)| reference(index, entry)).collect();
+        output::lines(rows.iter().map(String::as_str))?;
+    } else {
+        let rows: Vec<[String; 5]> = entries
+            .map(|(index, entry)| {
+                let source = output::short_source(&reference(index, entry));
+                let (name, version) = source.split_once('@').unwrap_or((&source, ""));
+                let tags = index.tags_of(&entry.version);
+                let tags: Vec<&str> = tags.iter().map(|tag| tag.as_str()).collect();
+                let digest = entry.manifest.digest;
+                [
+                    name.to_owned(),
+                    version.to_owned(),
+                    if args.digests { digest.to_string() } else { digest.short() },
+                    if tags.is_empty() { "-".into() } else { tags.join(",") },
+                    output::ago(seconds(entry)),
+                ]
+            })
+            .collect();
+        output::table(["PACKAGE", "VERSION", "DIGEST", "TAGS", "PUBLISHED"], &rows)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ use mica_graph::PackageRef;
 
 use super::{pull, run};
 use crate::context::Context;
+use crate::registries::RegistryFlags;
 use crate::{app, error, hints, output};
 
 /// Mount a package, or image files, as one directory tree
@@ -42,9 +43,10 @@ pub(crate) struct Args {
     /// Note in which order the package's blocks are first read; later mounts and jobs read them ahead
     #[arg(long, conflicts_with = "images")]
     record_trace: bool,
-    /// Registry to pull from: a folder or a URL
-    #[arg(long, value_name = "R")]
-    pub(crate) registry: Option<String>,
+    #[command(flatten)]
+    pub(crate) registry: RegistryFlags,
+    #[command(flatten)]
+    lazy: pull::LazyFlags,
     /// When to ask the registry
     #[arg(long, value_enum, default_value_t = run::PullWhen::Missing, value_name = "WHEN")]
     pull: run::PullWhen,
@@ -76,6 +78,7 @@ fn print(mountpoint: &Path) {
 }
 
 fn config(args: &Args, context: &Context) -> anyhow::Result<MountConfig> {
+    let mut lazy = None;
     let (source, layers, cache, dir, trace) = if args.images.is_empty() {
         let (reference, dir) = match &args.words[..] {
             [] => bail!(
@@ -86,8 +89,10 @@ fn config(args: &Args, context: &Context) -> anyhow::Result<MountConfig> {
         };
         let reference: PackageRef = reference.to_string_lossy().parse()?;
         let cache = context.cache()?;
-        let manifest = pull::obtain(context, &cache, &reference, args.pull, args.quiet)?;
-        let layers = pull::cached_layers(&cache, &manifest)?;
+        let manifest =
+            pull::obtain(context, &cache, &reference, args.pull, args.quiet, &args.lazy)?;
+        let layers = pull::cached_layers(&cache, &manifest, &args.lazy)?;
+        lazy = args.lazy.source(context, &manifest)?;
         let source = format!("{}@{}", manifest.name, manifest.version);
         let trace = pull::trace_file(&context.places.cache, &manifest, args.record_trace);
         (source, layers, Some(context.places.cache.clone()), dir, Some(trace))
@@ -108,6 +113,7 @@ fn config(args: &Args, context: &Context) -> anyhow::Result<MountConfig> {
         cache,
         verify: args.verify,
         trace,
+        lazy,
     })
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use mica_fetcher::registry::{self, Published, WriteRegistry};
+use mica_fetcher::registry::{self, OpenOptions, Published, WriteRegistry};
 use mica_fetcher::{PushOptions, SMALLEST_DELTA};
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, Version};
 use mica_packer::{PackOptions, chunks_path, pack_scan};
@@ -16,6 +16,7 @@ use crate::context::Context;
 use crate::git;
 use crate::kept::Kept;
 use crate::output::{self, note};
+use crate::registries::RegistryFlags;
 
 /// Build a target, pack its modules into layers and publish the package
 ///
@@ -31,9 +32,8 @@ pub(crate) struct Args {
     /// The package's name [default: the target's name]
     #[arg(long, value_name = "NAME")]
     name: Option<PackageName>,
-    /// Registry to publish to: a folder or the URL of a `mica serve`
-    #[arg(long, value_name = "R")]
-    pub(crate) registry: Option<String>,
+    #[command(flatten)]
+    pub(crate) registry: RegistryFlags,
     /// Tags to move to this version, besides `latest`
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<Version>,
@@ -89,8 +89,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     if args.dry_run {
         return dry_run(context, &built, &options);
     }
-    let registry =
-        registry::open_writable(&context.places.registry, &super::pull::registry_options())?;
+    let registry = registry::open_writable(&context.places.registry, &context.registries())?;
     let request = Request { args, built: &built, options: &options, registry: &*registry };
     let package = request.pack()?;
     if !args.quiet {
@@ -115,14 +114,14 @@ pub(crate) fn pack_workspace(
         },
         version: None,
         name: None,
-        registry: None,
+        registry: RegistryFlags::default(),
         tags: Vec::new(),
         level: None,
         dry_run: false,
         quiet: true,
     };
     let built = args.target.build()?;
-    let registry = registry::open_writable(registry, &super::pull::registry_options())?;
+    let registry = registry::open_writable(registry, &OpenOptions::default())?;
     Request { args: &args, built: &built, options: &PackOptions::default(), registry: &*registry }
         .pack()
 }
@@ -260,7 +259,7 @@ impl PackedLayer {
 /// Asks the registry, where there is one, and changes nothing in it.
 fn dry_run(context: &Context, built: &Built, options: &PackOptions) -> anyhow::Result<ExitCode> {
     let layers = built.scan_layers(options, None)?;
-    let registry = registry::open(&context.places.registry, &super::pull::registry_options()).ok();
+    let registry = registry::open(&context.places.registry, &context.registries()).ok();
     for layer in &layers {
         let known = match &registry {
             Some(registry) => registry.layer_by_inputs(&layer.inputs)?,

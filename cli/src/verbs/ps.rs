@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use mica_agent::{HealthState, JobConfig, Phase, Status};
+use mica_graph::{Blob, PackageRef};
 use serde::Serialize;
 
 use crate::context::Context;
@@ -38,6 +39,9 @@ struct Row {
     id: String,
     config: JobConfig,
     status: Option<Status>,
+    /// Of a job that fetches its images when they are read: bytes that are here, and in all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local: Option<[u64; 2]>,
 }
 
 const FILTERS: [&str; 7] = ["name", "id", "status", "label", "ancestor", "exited", "health"];
@@ -57,7 +61,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         let Ok(config) = job.config() else { continue };
         let status = job.status()?;
         let alive = status.as_ref().is_none_or(|status| !status.is_final());
-        let row = Row { id: job.id().to_owned(), config, status };
+        let local = if alive { local(context, &config)? } else { None };
+        let row = Row { id: job.id().to_owned(), config, status, local };
         if (all || alive) && args.shows(&row) {
             rows.push(row);
         }
@@ -144,8 +149,28 @@ fn cells(row: &Row, whole: bool) -> [String; 6] {
         if whole { row.config.source.clone() } else { output::short_source(&row.config.source) },
         command,
         output::ago(row.config.created_ms),
-        status_text(row.status.as_ref()),
+        match row.local {
+            Some([here, all]) if here < all => {
+                let percent = here * 100 / all;
+                format!("{}, {percent}% local", status_text(row.status.as_ref()))
+            }
+            _ => status_text(row.status.as_ref()),
+        },
     ]
+}
+
+/// How much of a lazy job's images is here.
+fn local(context: &Context, config: &JobConfig) -> anyhow::Result<Option<[u64; 2]>> {
+    let Some(lazy) = &config.lazy else { return Ok(None) };
+    let (name, selector) = (lazy.name.clone(), Some(lazy.version.clone()));
+    let cache = context.cache()?;
+    let Ok(manifest) = cache.lookup(&PackageRef { name, selector }) else { return Ok(None) };
+    let mut seen = std::collections::HashSet::new();
+    let layers = manifest.layers.iter().filter(|layer| seen.insert(layer.digest));
+    Ok(Some(layers.fold([0, 0], |[here, all], layer| {
+        let blob = Blob { digest: layer.digest, size: layer.size };
+        [here + cache.local(&blob), all + layer.size]
+    })))
 }
 
 fn status_text(status: Option<&Status>) -> String {

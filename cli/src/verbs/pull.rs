@@ -5,14 +5,16 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
-use mica_agent::{JobLayer, TraceFile};
-use mica_fetcher::registry::{self, Access, HttpOptions, OpenOptions};
-use mica_fetcher::{Cache, Event, LookupError, Outcome, Progress, PullOptions, Pulled};
-use mica_graph::{Manifest, PackageRef};
+use mica_agent::{JobLayer, LazySource, TraceFile};
+use mica_fetcher::registry;
+use mica_fetcher::{Cache, Event, LookupError, Outcome, Progress, PullOptions, Pulled, Way};
+use mica_graph::{Blob, Layer, Manifest, PackageRef};
+use serde_json::json;
 
 use super::run::PullWhen;
 use crate::context::Context;
 use crate::output::{self, note};
+use crate::registries::RegistryFlags;
 
 /// Fetch a package into the cache
 ///
@@ -22,9 +24,17 @@ pub(crate) struct Args {
     /// The package: A, A@tag, A@commit or A@ and the beginning of a commit
     #[arg(value_name = "REF")]
     reference: PackageRef,
-    /// Registry to pull from: a folder or a URL
-    #[arg(long, value_name = "R")]
-    pub(crate) registry: Option<String>,
+    #[command(flatten)]
+    pub(crate) registry: RegistryFlags,
+    /// Fetch only what a job needs to start with: `mica run --lazy` fetches the rest when it is read
+    #[arg(long, conflicts_with = "explain")]
+    lazy: bool,
+    /// Only say how each layer would come, and at what cost
+    #[arg(long)]
+    explain: bool,
+    /// With --explain: print JSON
+    #[arg(long, requires = "explain")]
+    json: bool,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
@@ -32,7 +42,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let cache = context.cache()?;
-    let pulled = pull(&context.places.registry, &args.reference, &cache, args.quiet)?;
+    if args.explain {
+        return explain(args, context, &cache);
+    }
+    let pulled = pull(context, &args.reference, &cache, args.quiet, args.lazy)?;
     if !args.quiet {
         for (layer, outcome) in pulled.manifest.layers.iter().zip(&pulled.layers) {
             let (came, size) = (output::bytes(outcome.bytes()), output::bytes(layer.size));
@@ -43,36 +56,64 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn explain(args: &Args, context: &Context, cache: &Cache) -> anyhow::Result<ExitCode> {
+    let registry = registry::open(&context.places.registry, &context.registries())?;
+    let explained = mica_fetcher::explain(&*registry, &args.reference, cache)?;
+    let layers = explained.manifest.layers.iter().zip(&explained.layers);
+    if args.json {
+        let rows: Vec<_> = layers
+            .map(|(layer, (module, way))| {
+                let (way, fetch) = (way_word(way), way.fetch());
+                json!({ "layer": module, "size": layer.size, "way": way, "fetch": fetch })
+            })
+            .collect();
+        output::json(&json!({ "layers": rows, "fetch": explained.fetch() }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows: Vec<[String; 4]> = layers
+        .map(|(layer, (module, way))| {
+            let fetch = output::bytes(way.fetch());
+            [module.to_string(), way_word(way).to_owned(), fetch, output::bytes(layer.size)]
+        })
+        .collect();
+    output::table(["LAYER", "WAY", "FETCH", "SIZE"], &rows)?;
+    note(format_args!("{} to fetch", output::bytes(explained.fetch())));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn way_word(way: &Way) -> &'static str {
+    match way {
+        Way::Cached => "cached",
+        Way::Same => "same",
+        Way::Whole { resume: 0, .. } => "whole",
+        Way::Whole { .. } => "resumed",
+        Way::Chunks { .. } => "chunks",
+    }
+}
+
 fn word(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Cached => "cached ",
         Outcome::Fetched { resumed: 0, .. } => "fetched",
         Outcome::Fetched { .. } => "resumed",
         Outcome::Shared => "shared ",
+        Outcome::Lazy => "lazy   ",
     }
 }
 
-/// Fetches a package from the registry at `address`.
+/// Fetches a package from the configured registry.
 pub(crate) fn pull(
-    address: &str,
+    context: &Context,
     reference: &PackageRef,
     cache: &Cache,
     quiet: bool,
+    lazy: bool,
 ) -> anyhow::Result<Pulled> {
-    let registry = registry::open(address, &registry_options())?;
+    let registry = registry::open(&context.places.registry, &context.registries())?;
     let bar = Bar::new(quiet);
-    let pulled = mica_fetcher::pull(&*registry, reference, cache, &PullOptions::default(), &bar);
+    let options = PullOptions { lazy, ..PullOptions::default() };
+    let pulled = mica_fetcher::pull(&*registry, reference, cache, &options, &bar);
     pulled.with_context(|| format!("cannot pull {reference}"))
-}
-
-/// How registries are reached: with the token in `MICA_TOKEN`, where there is one.
-pub(crate) fn registry_options() -> OpenOptions {
-    let access = match std::env::var("MICA_TOKEN") {
-        Ok(token) if !token.is_empty() => Access::Bearer(token),
-        _ => Access::Anonymous,
-    };
-    let http = HttpOptions { access, ..HttpOptions::default() };
-    OpenOptions { http, ..OpenOptions::default() }
 }
 
 /// The package's manifest, its images being in the cache: from there, or from the registry.
@@ -82,11 +123,16 @@ pub(crate) fn obtain(
     reference: &PackageRef,
     when: PullWhen,
     quiet: bool,
+    lazy: &LazyFlags,
 ) -> anyhow::Result<Manifest> {
     if when != PullWhen::Always {
         match cache.lookup(reference) {
             // A version whose images were pruned is known but not here.
-            Ok(manifest) if when == PullWhen::Never || cache.stack(&manifest).is_ok() => {
+            Ok(manifest)
+                if when == PullWhen::Never
+                    || cache.stack(&manifest).is_ok()
+                    || (lazy.lazy && has_tables(cache, &manifest)) =>
+            {
                 return Ok(manifest);
             }
             Ok(_) => {}
@@ -95,12 +141,63 @@ pub(crate) fn obtain(
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(pull(&context.places.registry, reference, cache, quiet)?.manifest)
+    Ok(pull(context, reference, cache, quiet, lazy.lazy)?.manifest)
 }
 
-/// The stack of a package whose images are in the cache.
-pub(crate) fn cached_layers(cache: &Cache, manifest: &Manifest) -> anyhow::Result<Vec<JobLayer>> {
-    let paths = cache.stack(manifest)?;
+/// Whether each image is here, or at least its chunk table.
+fn has_tables(cache: &Cache, manifest: &Manifest) -> bool {
+    let here = |blob: &Blob| matches!(cache.blob(blob), Ok(Some(_)));
+    manifest.layers.iter().all(|layer| {
+        matches!(cache.image(layer), Ok(Some(_))) || layer.chunks.as_ref().is_some_and(here)
+    })
+}
+
+/// Flags of jobs and mounts that start before all of their images are here.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct LazyFlags {
+    /// Start with the manifest and chunk tables, and fetch what is read when it is read; the rest follows
+    #[arg(long)]
+    lazy: bool,
+    /// With --lazy: how long a reader waits for what is missing; then it gets an I/O error
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, requires = "lazy")]
+    lazy_deadline: u64,
+}
+
+impl LazyFlags {
+    /// Whence the images come that are not all here.
+    pub(crate) fn source(
+        &self,
+        context: &Context,
+        manifest: &Manifest,
+    ) -> anyhow::Result<Option<LazySource>> {
+        if !self.lazy {
+            return Ok(None);
+        }
+        Ok(Some(LazySource {
+            registry: context.source()?,
+            name: manifest.name.clone(),
+            version: manifest.version.clone(),
+            deadline: self.lazy_deadline,
+        }))
+    }
+}
+
+/// The stack of a package whose images are in the cache, or come there when they are read.
+pub(crate) fn cached_layers(
+    cache: &Cache,
+    manifest: &Manifest,
+    lazy: &LazyFlags,
+) -> anyhow::Result<Vec<JobLayer>> {
+    let paths = match lazy.lazy {
+        false => cache.stack(manifest)?,
+        true => {
+            let path = |layer: &Layer| {
+                let here = cache.image(layer).ok().flatten();
+                here.unwrap_or_else(|| cache.blob_path(&layer.digest))
+            };
+            manifest.layers.iter().map(path).collect()
+        }
+    };
     let layers = manifest.layers.iter().zip(paths).map(|(layer, path)| {
         let chunks = match &layer.chunks {
             Some(table) => cache.blob(table)?,

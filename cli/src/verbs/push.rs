@@ -9,6 +9,7 @@ use mica_graph::{PackageRef, Version};
 use super::pull;
 use crate::context::Context;
 use crate::output::{self, note};
+use crate::registries::RegistryFlags;
 
 /// Publish a package of the cache to a registry
 ///
@@ -18,9 +19,8 @@ pub(crate) struct Args {
     /// The package
     #[arg(value_name = "REF")]
     reference: PackageRef,
-    /// Registry to publish to: a folder or the URL of a `mica serve`
-    #[arg(long, value_name = "R")]
-    pub(crate) registry: Option<String>,
+    #[command(flatten)]
+    pub(crate) registry: RegistryFlags,
     /// Tags to move to this version, besides `latest`
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<Version>,
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let cache = context.cache()?;
     let manifest = cache.lookup(&args.reference)?;
     let _lease = cache.lease_package(&manifest)?;
-    let registry = registry::open_writable(&context.places.registry, &pull::registry_options())?;
+    let registry = registry::open_writable(&context.places.registry, &context.registries())?;
     let options = PushOptions { tags: args.tags.clone(), ..PushOptions::default() };
     let bar = pull::Bar::new(args.quiet);
     let file = |digest: &_| Some(cache.blob_path(digest)).filter(|path| path.exists());

@@ -36,7 +36,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let root = match &args.root {
         Some(root) => root.clone(),
-        None if context.places.registry.contains("://") => {
+        None if !mica_fetcher::registry::is_folder(&context.places.registry) => {
             anyhow::bail!(
                 "the configured registry {} is not a folder; name one with --root",
                 context.places.registry

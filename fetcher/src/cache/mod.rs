@@ -5,6 +5,7 @@
 //! blobs/<64 hex>          images and chunk tables: complete and verified, mode 0444, mtime = last use
 //! manifests/<64 hex>      manifests, likewise; mtime = last use of the package
 //! packages/<name>         an `Index` of the versions and tags known here, after a line with its BLAKE3
+//! touched/<64 hex>        which parts of an image a run touched first, after a line with their BLAKE3
 //! incoming/<64 hex>.part  a blob on its way; whoever writes it holds a flock on it
 //! incoming/tmp-*          small files on their way, likewise locked
 //! leases/tmp-*            digests in use; the user holds a flock on it
@@ -40,11 +41,13 @@ mod lease;
 mod names;
 mod part;
 mod prune;
+mod trace;
 mod verify;
 
 pub use lease::Lease;
+pub(crate) use lease::blobs;
 pub use names::{CachedPackage, LookupError};
-pub(crate) use part::{Part, Reserved};
+pub(crate) use part::{Part, Reserved, Stored};
 pub use prune::{DiskUse, PruneOptions, Pruned};
 pub use verify::{Damage, Verified};
 
@@ -134,7 +137,8 @@ impl CacheError {
 }
 
 const VERSION: &[u8] = b"mica-cache 1\n";
-const FOLDERS: [&str; 6] = ["blobs", "manifests", "packages", "incoming", "leases", "locks"];
+const FOLDERS: [&str; 7] =
+    ["blobs", "manifests", "packages", "touched", "incoming", "leases", "locks"];
 
 impl Cache {
     /// Opens the cache in `root`, making it if need be, and removes what dead processes left.

@@ -77,6 +77,25 @@ impl Cache {
         Ok(digest)
     }
 
+    /// When a version came, in seconds since 1970.
+    pub(crate) fn published(&self, manifest: &Manifest) -> Result<u64, CacheError> {
+        let index = self.index(&manifest.name)?;
+        let entry = index.as_ref().and_then(|index| index.entry(&manifest.version));
+        Ok(entry.map_or(0, |entry| entry.time))
+    }
+
+    /// Makes a tag mean a version that is known here; whether it is.
+    pub fn tag(
+        &self,
+        name: &PackageName,
+        tag: &Version,
+        version: &Version,
+    ) -> Result<bool, CacheError> {
+        let mut known = false;
+        self.change_index(name, |index| known = index.tag(tag, version).is_ok())?;
+        Ok(known)
+    }
+
     /// Forgets a version or, given a tag, only the tag. What no version needs goes with the next prune.
     pub fn forget(&self, package: &PackageRef) -> Result<(), LookupError> {
         let resolved = self.resolve(package)?;
@@ -181,9 +200,7 @@ impl Cache {
     pub(crate) fn index(&self, name: &PackageName) -> Result<Option<Index>, CacheError> {
         let path = self.index_path(name);
         let Some(bytes) = file::read_small(&path, Index::MAX_SIZE)? else { return Ok(None) };
-        let body = bytes.iter().position(|b| *b == b'\n').map(|end| bytes.split_at(end + 1));
-        let body = body.filter(|(check, body)| *check == check_line(body).as_bytes());
-        match body.and_then(|(_, body)| Index::from_json(body, name).ok()) {
+        match checked(&bytes).and_then(|body| Index::from_json(body, name).ok()) {
             Some(index) => Ok(Some(index)),
             None => Err(CacheError::Document { path }),
         }
@@ -218,6 +235,12 @@ impl Cache {
     }
 }
 
-fn check_line(body: &[u8]) -> String {
+/// What follows the first line, if that is its digest.
+pub(super) fn checked(bytes: &[u8]) -> Option<&[u8]> {
+    let (check, body) = bytes.split_at(bytes.iter().position(|b| *b == b'\n')? + 1);
+    (check == check_line(body).as_bytes()).then_some(body)
+}
+
+pub(super) fn check_line(body: &[u8]) -> String {
     format!("{}\n", Digest::of(body))
 }

@@ -20,6 +20,16 @@ pub(crate) enum Reserved {
     Ours(Box<Part>),
 }
 
+/// What became of a blob that was read from somewhere.
+pub(crate) enum Stored {
+    /// It is there.
+    Whole,
+    /// It was other bytes.
+    Wrong,
+    /// It could not be read to its end.
+    Unread(io::Error),
+}
+
 /// The `.part` file of one blob, locked by us. Dropped, it stays for whoever resumes.
 pub(crate) struct Part {
     file: File,
@@ -61,13 +71,30 @@ impl Cache {
         }
     }
 
-    fn part_path(&self, blob: &Blob) -> PathBuf {
+    pub(crate) fn part_path(&self, blob: &Blob) -> PathBuf {
         self.folder("incoming").join(format!("{}.part", blob.digest.hex()))
     }
 
     /// How much an interrupted fetch left of a blob.
     pub(crate) fn part_len(&self, blob: &Blob) -> Result<u64, CacheError> {
         Ok(file::stat(&self.part_path(blob))?.map_or(0, |meta| meta.len()))
+    }
+
+    /// A file for bytes that nobody else is to find.
+    pub(crate) fn nameless(&self) -> Result<File, CacheError> {
+        let temporary = self.staging.create()?;
+        // Its name goes with the end of this function.
+        Ok(temporary.file.try_clone().named("clone", &temporary.path)?)
+    }
+
+    /// Bytes of a blob that are here, also while it is fetched lazily: then by what the file system has allocated.
+    pub fn local(&self, blob: &Blob) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        if matches!(self.blob(blob), Ok(Some(_))) {
+            return blob.size;
+        }
+        let part = std::fs::metadata(self.part_path(blob));
+        part.map_or(0, |meta| (meta.blocks() * 512).min(meta.len()).min(blob.size))
     }
 
     fn has(&self, blob: &Blob) -> Result<bool, CacheError> {
@@ -99,6 +126,36 @@ impl Cache {
         part.restart()?;
         part.append(bytes).map_err(|e| part_error(&part.path, e))?;
         finish(part, self, &self.blob_path(&blob.digest))
+    }
+
+    /// Takes in what a reader gives, making room on a full disk; a blob that is here already stays as it is.
+    pub(crate) fn store_from(
+        &self,
+        blob: &Blob,
+        from: &mut dyn Read,
+    ) -> Result<Stored, CacheError> {
+        let Some(mut part) = self.reserve_now(blob)? else { return Ok(Stored::Whole) };
+        part.restart()?;
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            let n = match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Ok(Stored::Unread(error)),
+            };
+            while let Err(error) = part.append(&buffer[..n]) {
+                let needed = blob.size.saturating_sub(part.len());
+                if !file::is_full(&error) || self.make_room(needed)? == 0 {
+                    let path = part.path().to_owned();
+                    part.discard()?;
+                    return Err(part_error(&path, error));
+                }
+            }
+        }
+        let stored = if part.finish(self)?.is_ok() { Stored::Whole } else { Stored::Wrong };
+        self.keep_quota()?;
+        Ok(stored)
     }
 
     /// Takes the lock of a digest, waiting for whoever is bringing it in; `None` if it is there.

@@ -85,6 +85,7 @@ impl Cache {
         let (needed, manifests) = self.needed(&pruned.versions)?;
         if !options.dry_run {
             self.prune_manifests(&manifests)?;
+            self.prune_traces(&needed)?;
         }
         let mut kept = Vec::new();
         for blob in self.stored()? {
@@ -201,6 +202,16 @@ impl Cache {
         let folder = self.folder("manifests");
         for name in file::names(&folder)? {
             if parse_hex(&name).is_some_and(|digest| !known.contains(&digest)) {
+                file::remove(&folder.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn prune_traces(&self, needed: &HashSet<Digest>) -> Result<(), CacheError> {
+        let folder = self.folder("touched");
+        for name in file::names(&folder)? {
+            if parse_hex(&name).is_some_and(|digest| !needed.contains(&digest)) {
                 file::remove(&folder.join(name))?;
             }
         }

@@ -1,13 +1,11 @@
 //! Reading everything again: was anything altered since it was verified?
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use mica_graph::{Blob, Digest, Manifest, PackageName};
 
 use super::{Cache, CacheError};
-use crate::file::{self, Lock, Named};
+use crate::file::{self, Lock};
 use crate::registry::layout::parse_hex;
 use crate::registry::{Entry, Index};
 
@@ -44,6 +42,11 @@ pub enum Damage {
         /// Its file.
         path: PathBuf,
     },
+    /// A note of what was touched of an image; a later run makes a new one.
+    Trace {
+        /// Its file.
+        path: PathBuf,
+    },
     /// A manifest that an index names is not there.
     NoManifest {
         /// Where it should be.
@@ -65,6 +68,7 @@ impl Damage {
             Self::Blob { path, .. }
             | Self::Manifest { path, .. }
             | Self::Index { path }
+            | Self::Trace { path }
             | Self::NoManifest { path, .. }
             | Self::Foreign { path } => path,
         }
@@ -80,19 +84,48 @@ impl Cache {
         let _gc = Lock::exclusive(&self.lock_path("gc"))?;
         self.verify_manifests(repair, &mut verified)?;
         self.verify_indexes(repair, &mut verified)?;
+        self.verify_traces(repair, &mut verified)?;
         Ok(verified)
     }
 
     fn verify_blobs(&self, repair: bool, verified: &mut Verified) -> Result<(), CacheError> {
         let sizes = self.known_sizes()?;
-        let folder = self.folder("blobs");
+        self.verify_folder("blobs", repair, verified, |path, digest| {
+            let blob = sizes.get(&digest).map(|size| Blob { digest, size: *size });
+            Ok(Damage::Blob { path, blob })
+        })
+    }
+
+    fn verify_manifests(&self, repair: bool, verified: &mut Verified) -> Result<(), CacheError> {
+        self.verify_folder("manifests", repair, verified, |path, digest| {
+            Ok(Damage::Manifest { path, of: self.entry_of(&digest)? })
+        })
+    }
+
+    /// Hashes every file of a folder whose files are named by digest.
+    fn verify_folder(
+        &self,
+        folder: &str,
+        repair: bool,
+        verified: &mut Verified,
+        damage: impl Fn(PathBuf, Digest) -> Result<Damage, CacheError>,
+    ) -> Result<(), CacheError> {
+        let folder = self.folder(folder);
         for name in file::names(&folder)? {
             let path = folder.join(&name);
             let Some(digest) = parse_hex(&name) else {
                 verified.damage.push(Damage::Foreign { path });
                 continue;
             };
-            let Some((found, size)) = hash_file(&path)? else { continue };
+            let (found, size) = match file::hash(&path) {
+                Ok((found, size)) => (Some(found), size),
+                Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => continue,
+                // A part that cannot be read is damage, not the end.
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "cannot read");
+                    (None, 0)
+                }
+            };
             verified.files += 1;
             verified.bytes += size;
             if found == Some(digest) {
@@ -101,29 +134,26 @@ impl Cache {
             if repair {
                 file::remove(&path)?;
             }
-            let blob = sizes.get(&digest).map(|size| Blob { digest, size: *size });
-            verified.damage.push(Damage::Blob { path, blob });
+            verified.damage.push(damage(path, digest)?);
         }
         Ok(())
     }
 
-    fn verify_manifests(&self, repair: bool, verified: &mut Verified) -> Result<(), CacheError> {
-        let folder = self.folder("manifests");
+    fn verify_traces(&self, repair: bool, verified: &mut Verified) -> Result<(), CacheError> {
+        let folder = self.folder("touched");
         for name in file::names(&folder)? {
             let path = folder.join(&name);
             let Some(digest) = parse_hex(&name) else {
                 verified.damage.push(Damage::Foreign { path });
                 continue;
             };
-            let Some((found, size)) = hash_file(&path)? else { continue };
             verified.files += 1;
-            verified.bytes += size;
-            if found != Some(digest) {
+            verified.bytes += file::stat(&path)?.map_or(0, |meta| meta.len());
+            if self.trace(&digest).is_empty() {
                 if repair {
                     file::remove(&path)?;
                 }
-                let of = self.entry_of(&digest)?;
-                verified.damage.push(Damage::Manifest { path, of });
+                verified.damage.push(Damage::Trace { path });
             }
         }
         Ok(())
@@ -199,27 +229,5 @@ impl Cache {
             return Ok(());
         }
         self.write_index(&index)
-    }
-}
-
-/// Digest and length of a file; `None` if it is gone. A part that cannot be read is damage, not the end: no digest then.
-fn hash_file(path: &Path) -> Result<Option<(Option<Digest>, u64)>, CacheError> {
-    let Some(mut file) = file::found(File::open(path)).named("open", path)? else {
-        return Ok(None);
-    };
-    let mut hasher = blake3::Hasher::new();
-    let (mut buffer, mut size) = (vec![0; 1 << 18], 0);
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(Some((Some(hasher.finalize().into()), size))),
-            Ok(n) => {
-                hasher.update(&buffer[..n]);
-                size += n as u64;
-            }
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot read");
-                return Ok(Some((None, size)));
-            }
-        }
     }
 }

@@ -57,6 +57,9 @@ pub enum ParseIndexError {
     /// Written by a later mica.
     #[error("the package index has schema {0}; this mica reads schema {current}", current = Index::SCHEMA)]
     Schema(u32),
+    /// Other bytes than its name says.
+    #[error("it does not have the digest by which it was asked for")]
+    Digest,
     /// Lies under another package's name.
     #[error("the package index is that of {0}")]
     Name(PackageName),

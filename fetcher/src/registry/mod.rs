@@ -20,27 +20,30 @@
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use mica_graph::{
-    Blob, Digest, Layer, Manifest, PackageName, PackageRef, ParseManifestError, Version,
-};
+use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef, Version};
 
-use crate::file::FileError;
-
+mod credentials;
 mod dir;
+mod error;
 pub(crate) mod http;
 mod index;
 pub(crate) mod layout;
 mod mirrored;
+pub(crate) mod oci;
 mod open;
+mod source;
 pub(crate) mod wire;
 
+pub use credentials::Credentials;
 pub use dir::DirRegistry;
+pub use error::RegistryError;
 pub use http::{Access, HttpOptions, HttpRegistry};
 pub use index::{AddError, Entry, Index, ParseIndexError, Resolved, SelectError, WordKind};
 pub use mirrored::MirroredRegistry;
-pub use open::{open, open_writable};
+pub use oci::OciRegistry;
+pub use open::{check_login, is_folder, open, open_writable};
+pub use source::Source;
 
 /// Whence packages come.
 pub trait Registry: Send + Sync {
@@ -65,6 +68,11 @@ pub trait Registry: Send + Sync {
     /// How many sources there are: so many times wrong bytes may come before a transfer is given up.
     fn sources(&self) -> usize {
         1
+    }
+
+    /// What is published as exactly this version.
+    fn entry(&self, name: &PackageName, version: &Version) -> Result<Option<Entry>, RegistryError> {
+        Ok(self.index(name)?.and_then(|index| index.entry(version).cloned()))
     }
 
     /// The version a reference means.
@@ -164,6 +172,11 @@ pub struct BlobStream {
 
 /// Where packages go.
 pub trait WriteRegistry: Registry {
+    /// Says what is about to be published: one that names blobs otherwise finds out which of them it has.
+    fn begin(&self, _manifest: &Manifest) -> Result<(), RegistryError> {
+        Ok(())
+    }
+
     /// Fails if this registry cannot be written to, before anything large is sent.
     fn check_writable(&self) -> Result<(), RegistryError>;
 
@@ -220,245 +233,6 @@ pub enum Published {
     Unchanged,
 }
 
-/// What a registry cannot do, or did wrong.
-#[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
-    /// Neither a folder nor a URL of a kind we speak.
-    #[error("`{address}` is not a registry's address: {reason}")]
-    Address {
-        /// What was given.
-        address: String,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The folder or server holds something else, or nothing.
-    #[error("there is no mica registry at {address}")]
-    NotARegistry {
-        /// The folder or URL.
-        address: String,
-    },
-    /// Written by a later mica.
-    #[error("the registry {address} has layout `{found}`; this mica knows layout 1")]
-    Layout {
-        /// The folder or URL.
-        address: String,
-        /// What its version file says.
-        found: String,
-    },
-    /// No such package.
-    #[error("{registry} has no package {name}")]
-    UnknownPackage {
-        /// Where.
-        registry: String,
-        /// What was asked for.
-        name: PackageName,
-        /// Packages with names like it.
-        nearest: Vec<PackageName>,
-    },
-    /// No such version, or several.
-    #[error("cannot choose a version in {registry}")]
-    Select {
-        /// Where.
-        registry: String,
-        /// The reason, with candidates.
-        #[source]
-        source: SelectError,
-    },
-    /// A version or tag that may not be added.
-    #[error("cannot publish to {registry}")]
-    Add {
-        /// Where.
-        registry: String,
-        /// The reason.
-        #[source]
-        source: AddError,
-    },
-    /// No answer: refused, no such host, cut off, stalled.
-    #[error("cannot reach the registry at {address}")]
-    Unreachable {
-        /// The URL's host and port.
-        address: String,
-        /// The reason.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// An answer that is not the one hoped for.
-    #[error("{url} answered {status}{}", if message.is_empty() { String::new() } else { format!(": {message}") })]
-    Status {
-        /// What was asked for.
-        url: String,
-        /// The HTTP status.
-        status: u16,
-        /// What the server said, shortened.
-        message: String,
-        /// How long it asked to wait.
-        retry_after: Option<Duration>,
-    },
-    /// Credentials are missing or not good enough.
-    #[error("{registry} refuses to {what}: {reason}")]
-    Denied {
-        /// Where.
-        registry: String,
-        /// `read` or `write`.
-        what: &'static str,
-        /// The server's word.
-        reason: String,
-    },
-    /// A server of static files.
-    #[error("{registry} cannot be written to")]
-    ReadOnly {
-        /// Where.
-        registry: String,
-    },
-    /// A manifest or layer names bytes that are not there.
-    #[error("{registry} has no blob {digest}")]
-    MissingBlob {
-        /// Where.
-        registry: String,
-        /// Which.
-        digest: Digest,
-    },
-    /// A blob shorter or longer than its manifest says.
-    #[error("{registry} has {found} bytes of blob {digest}, not {expected}")]
-    WrongSize {
-        /// Where.
-        registry: String,
-        /// Which.
-        digest: Digest,
-        /// As the manifest says.
-        expected: u64,
-        /// As it is.
-        found: u64,
-    },
-    /// A blob with other content.
-    #[error("{registry} sent wrong bytes for blob {expected}: they are {found}")]
-    WrongBytes {
-        /// Where.
-        registry: String,
-        /// What was asked for.
-        expected: Digest,
-        /// What came.
-        found: Digest,
-    },
-    /// The stream of a blob ended early.
-    #[error("the transfer of {digest} from {registry} broke off")]
-    Broken {
-        /// Where.
-        registry: String,
-        /// Which.
-        digest: Digest,
-        /// The reason.
-        #[source]
-        source: std::io::Error,
-    },
-    /// A document of a size no honest one has.
-    #[error("{registry} lists the document {digest} with {size} bytes, which is too large")]
-    TooLarge {
-        /// Where.
-        registry: String,
-        /// Which.
-        digest: Digest,
-        /// As listed.
-        size: u64,
-    },
-    /// A manifest that cannot be used.
-    #[error("cannot use the manifest {digest} of {registry}")]
-    Manifest {
-        /// Where.
-        registry: String,
-        /// Which.
-        digest: Digest,
-        /// The reason.
-        #[source]
-        source: ParseManifestError,
-    },
-    /// The index points to the manifest of something else.
-    #[error("{registry} lists the manifest of {found} as that of {wanted}")]
-    OtherPackage {
-        /// Where.
-        registry: String,
-        /// What was asked for.
-        wanted: String,
-        /// What came.
-        found: String,
-    },
-    /// An index, or another document, that cannot be used.
-    #[error("cannot use {document}")]
-    Document {
-        /// The file or URL.
-        document: String,
-        /// The reason.
-        #[source]
-        source: ParseIndexError,
-    },
-    /// A file of a registry folder, or one to be sent.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// The HTTP client could not be set up.
-    #[error("cannot set up an HTTP client")]
-    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
-}
-
-impl RegistryError {
-    /// Whether the same request may succeed a moment later.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Unreachable { .. } | Self::Broken { .. } => true,
-            Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500 | 502..=504),
-            _ => false,
-        }
-    }
-
-    /// How long the server asked us to wait.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Status { retry_after, .. } => *retry_after,
-            _ => None,
-        }
-    }
-
-    /// What a person could do about it.
-    pub fn hint(&self) -> Option<String> {
-        let list = |words: Vec<String>| words.join(", ");
-        let words = |words: &[Version]| list(words.iter().map(Version::to_string).collect());
-        Some(match self {
-            Self::UnknownPackage { nearest, .. } if !nearest.is_empty() => {
-                format!(
-                    "similar names there: {}",
-                    list(nearest.iter().map(PackageName::to_string).collect())
-                )
-            }
-            Self::Select { source: SelectError::Unknown { nearest, .. }, .. } => {
-                format!("versions there: {}", words(nearest))
-            }
-            Self::Select { source: SelectError::Ambiguous { candidates, .. }, .. } => {
-                format!(
-                    "give more of it; it may be {}",
-                    words(&candidates[..candidates.len().min(10)])
-                )
-            }
-            Self::Add { source: AddError::Taken { .. }, .. } => {
-                "a version never changes its content: publish under another version".to_owned()
-            }
-            Self::Unreachable { address, .. } => {
-                format!("is the registry running, and is {address} the right address?")
-            }
-            Self::Denied { .. } => "check the token for this registry".to_owned(),
-            Self::ReadOnly { .. } => {
-                "publish to a folder, or to `mica serve` with a token".to_owned()
-            }
-            Self::NotARegistry { .. } => {
-                "`mica pack --registry` or `mica push` makes a new one in an empty folder"
-                    .to_owned()
-            }
-            Self::WrongSize { .. } | Self::WrongBytes { .. } => {
-                "the registry's copy is damaged: publish it again, or use a mirror".to_owned()
-            }
-            _ => return None,
-        })
-    }
-}
-
 /// How to reach a registry.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
@@ -466,10 +240,22 @@ pub struct OpenOptions {
     pub http: HttpOptions,
     /// Addresses of mirrors, for reading. They get no credentials but those in their own URLs.
     pub mirrors: Vec<String>,
+    /// A `registries.conf` to look OCI registries up in.
+    pub registries_conf: Option<PathBuf>,
+}
+
+impl OpenOptions {
+    /// With the credentials and the `registries.conf` that podman and skopeo use, or the credentials in `authfile` alone.
+    pub fn usual(authfile: Option<PathBuf>) -> Self {
+        let credentials = Credentials::usual(authfile);
+        let http = HttpOptions { credentials, ..HttpOptions::default() };
+        Self { http, mirrors: Vec::new(), registries_conf: oci::conf::usual() }
+    }
 }
 
 /// What an address means.
 pub(crate) enum Address {
     Folder(PathBuf),
     Http(String),
+    Oci(oci::Location),
 }

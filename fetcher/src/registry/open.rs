@@ -3,18 +3,24 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Access, Address, DirRegistry, HttpOptions, HttpRegistry, MirroredRegistry, OpenOptions,
-    Registry, RegistryError, WriteRegistry,
+    Access, Address, DirRegistry, HttpOptions, HttpRegistry, MirroredRegistry, OciRegistry,
+    OpenOptions, Registry, RegistryError, WriteRegistry, oci,
 };
 
-/// Opens a registry for reading: a folder, or the URL of any server of static files over one; with its mirrors.
+/// Opens a registry for reading, with its mirrors: a folder, the URL of any server of static files over one, or
+/// `oci://host/path` (also `host:port/path`) for an OCI registry.
 pub fn open(address: &str, options: &OpenOptions) -> Result<Box<dyn Registry>, RegistryError> {
-    let origin = open_one(address, &options.http)?;
-    if options.mirrors.is_empty() {
-        return Ok(origin);
-    }
     let http = HttpOptions { access: Access::Anonymous, ..options.http.clone() };
-    let mut mirrors = Vec::new();
+    let mut mirrors: Vec<Box<dyn Registry>> = Vec::new();
+    let origin: Box<dyn Registry> = match parse(address)? {
+        Address::Oci(location) => {
+            let conf = options.registries_conf.as_deref();
+            let (origin, near) = OciRegistry::open(location, conf, &options.http)?;
+            mirrors.extend(near.into_iter().map(|mirror| Box::new(mirror) as Box<dyn Registry>));
+            Box::new(origin)
+        }
+        _ => open_one(address, &options.http)?,
+    };
     for mirror in &options.mirrors {
         match open_one(mirror, &http) {
             Ok(mirror) => mirrors.push(mirror),
@@ -23,17 +29,37 @@ pub fn open(address: &str, options: &OpenOptions) -> Result<Box<dyn Registry>, R
             Err(error) => tracing::warn!(mirror, %error, "doing without a mirror"),
         }
     }
-    Ok(Box::new(MirroredRegistry::new(origin, mirrors)))
+    Ok(match mirrors.is_empty() {
+        true => origin,
+        false => Box::new(MirroredRegistry::new(origin, mirrors)),
+    })
+}
+
+/// Whether an address is a path.
+pub fn is_folder(address: &str) -> bool {
+    matches!(parse(address), Ok(Address::Folder(_)))
+}
+
+/// Asks a registry for something that only whoever may use it gets.
+pub fn check_login(address: &str, options: &OpenOptions) -> Result<(), RegistryError> {
+    match parse(address)? {
+        Address::Oci(location) => {
+            let conf = options.registries_conf.as_deref();
+            OciRegistry::open(location, conf, &options.http)?.0.ping()
+        }
+        _ => open_writable(address, options)?.check_writable(),
+    }
 }
 
 fn open_one(address: &str, http: &HttpOptions) -> Result<Box<dyn Registry>, RegistryError> {
     Ok(match parse(address)? {
         Address::Folder(path) => Box::new(DirRegistry::open(&path)?),
         Address::Http(url) => Box::new(HttpRegistry::new(&url, http)?),
+        Address::Oci(location) => Box::new(OciRegistry::open(location, None, http)?.0),
     })
 }
 
-/// Opens a registry for publishing: a folder (made if need be), or the URL of a `mica serve`.
+/// Opens a registry for publishing: a folder (made if need be), the URL of a `mica serve`, or an OCI registry.
 pub fn open_writable(
     address: &str,
     options: &OpenOptions,
@@ -41,6 +67,10 @@ pub fn open_writable(
     Ok(match parse(address)? {
         Address::Folder(path) => Box::new(DirRegistry::create(&path)?),
         Address::Http(url) => Box::new(HttpRegistry::new(&url, &options.http)?),
+        Address::Oci(location) => {
+            let conf = options.registries_conf.as_deref();
+            Box::new(OciRegistry::open(location, conf, &options.http)?.0)
+        }
     })
 }
 
@@ -48,6 +78,9 @@ fn parse(address: &str) -> Result<Address, RegistryError> {
     let error = |reason: String| RegistryError::Address { address: address.to_owned(), reason };
     if address.is_empty() {
         return Err(error("it is empty".to_owned()));
+    }
+    if let Some(location) = oci::Location::parse(address) {
+        return Ok(Address::Oci(location?));
     }
     match address.split_once("://") {
         Some(("http" | "https", _)) => Ok(Address::Http(address.to_owned())),

@@ -9,6 +9,7 @@ use mica_fetcher::registry::{OpenOptions, Registry, WriteRegistry, open, open_wr
 use mica_fetcher::{Cache, PushOptions, Pushed, Retry};
 use mica_graph::{Digest, Layer, Manifest};
 
+pub mod oci;
 pub mod proxy;
 
 /// Some bytes that do not compress or repeat; the same for the same seed.

@@ -5,6 +5,7 @@ mod delta;
 mod info;
 mod ls;
 mod pack;
+mod to_tar;
 mod unpack;
 mod verify;
 
@@ -35,6 +36,8 @@ enum Verb {
     Unpack(unpack::Args),
     /// Read everything in an image and name what is damaged
     Verify(verify::Args),
+    /// Write an image's content as a tar, as containerd wants it
+    ToTar(to_tar::Args),
     /// Bytes to ship for a new image to a node that has the old one
     Delta(delta::Args),
 }
@@ -65,6 +68,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Verb::Cat(args) => cat::run(args),
         Verb::Unpack(args) => unpack::run(args),
         Verb::Verify(args) => verify::run(args),
+        Verb::ToTar(args) => to_tar::run(args),
         Verb::Delta(args) => delta::run(args),
     }
 }

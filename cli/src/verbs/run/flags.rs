@@ -12,8 +12,10 @@ use super::values::{
     DeviceFlag, Volume, parse_cpus, parse_device, parse_duration, parse_host, parse_mode,
     parse_mount, parse_pair, parse_port, parse_size, parse_tmpfs, parse_ulimit, parse_volume,
 };
+use crate::registries::RegistryFlags;
 use crate::signals;
 use crate::terminal::DetachKeys;
+use crate::verbs::pull::LazyFlags;
 
 /// Run a package, or image files, as a confined job
 ///
@@ -33,9 +35,10 @@ pub(crate) struct Args {
     /// The stack becomes the job's `/`, instead of a folder below /packages over the host's root
     #[arg(long)]
     pub(super) rootfs: bool,
-    /// Registry to pull from: a folder or a URL
-    #[arg(long, value_name = "R")]
-    pub(crate) registry: Option<String>,
+    #[command(flatten)]
+    pub(crate) registry: RegistryFlags,
+    #[command(flatten)]
+    pub(super) lazy: LazyFlags,
     /// When to ask the registry
     #[arg(long, value_enum, default_value_t = PullWhen::Missing, value_name = "WHEN")]
     pub(super) pull: PullWhen,

@@ -221,9 +221,11 @@ fn source(args: &Args, context: &Context) -> anyhow::Result<(Source, Vec<OsStrin
     };
     let reference: PackageRef = reference.to_string_lossy().parse()?;
     let cache = context.cache()?;
-    let manifest = pull::obtain(context, &cache, &reference, args.pull, args.quiet)?;
-    let layers = pull::cached_layers(&cache, &manifest)?;
-    Ok((Source::of_package(&manifest, layers, &context.places.cache), after_dashes(rest)))
+    let manifest = pull::obtain(context, &cache, &reference, args.pull, args.quiet, &args.lazy)?;
+    let layers = pull::cached_layers(&cache, &manifest, &args.lazy)?;
+    let mut source = Source::of_package(&manifest, layers, &context.places.cache);
+    source.lazy = args.lazy.source(context, &manifest)?;
+    Ok((source, after_dashes(rest)))
 }
 
 /// A stack of image files. Without a command, a XAR says itself what to run.
@@ -247,6 +249,7 @@ fn image_source(images: &[PathBuf], wants_entrypoint: bool) -> anyhow::Result<So
         labels: std::collections::BTreeMap::new(),
         cache: None,
         trace: None,
+        lazy: None,
     })
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use mica_agent::{JobConfig, JobDir, JobLayer, StateDir, TraceFile};
+use mica_agent::{JobConfig, JobDir, JobLayer, LazySource, StateDir, TraceFile};
 use mica_graph::{Manifest, Process};
 use mica_launcher::cdi::{self, Registry};
 use mica_launcher::{
@@ -41,6 +41,8 @@ pub(super) struct Source {
     pub(super) cache: Option<PathBuf>,
     /// Where its trace is kept.
     pub(super) trace: Option<TraceFile>,
+    /// Whence those come that are not all here.
+    pub(super) lazy: Option<LazySource>,
 }
 
 impl Source {
@@ -55,6 +57,7 @@ impl Source {
             labels: manifest.labels.clone(),
             cache: Some(cache.to_owned()),
             trace: Some(pull::trace_file(cache, manifest, false)),
+            lazy: None,
         }
     }
 
@@ -90,6 +93,7 @@ pub(super) fn job_config(
             .trace
             .clone()
             .map(|trace| TraceFile { record: args.storage.record_trace, ..trace }),
+        lazy: source.lazy.clone(),
         remove: args.life.rm,
         stop_signal: args.life.stop_signal,
         stop_timeout: args.life.stop_timeout,

@@ -1,6 +1,6 @@
 //! One HTTP client: TLS, credentials, time limits, and answers turned into errors.
 
-use std::sync::Arc;
+use std::io::Read;
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -9,28 +9,43 @@ use tokio::runtime::Runtime;
 
 use super::super::RegistryError;
 use super::super::wire::Refusal;
-use super::{Access, HttpOptions};
+use super::body::BodyReader;
+use super::{Access, HttpOptions, tls};
 
 /// How much of an error's body is read.
 const MESSAGE_LIMIT: usize = 64 << 10;
 
-pub(super) struct HttpClient {
-    /// The URL as a person may see it: without credentials.
-    pub(super) address: String,
-    base: Url,
-    client: Client,
-    access: Access,
-    pub(super) options: HttpOptions,
+/// Sends requests and waits for answers, with the time limits of its options.
+pub(crate) struct Sender {
+    /// What messages call the other side: a URL without credentials.
+    pub(crate) address: String,
+    pub(crate) client: Client,
+    pub(crate) options: HttpOptions,
     /// `Some` until dropped.
     runtime: Option<Runtime>,
 }
 
-impl Drop for HttpClient {
+impl Drop for Sender {
     fn drop(&mut self) {
         // An ordinary drop of a runtime waits, and panics inside another one.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+    }
+}
+
+/// A sender with a base URL and credentials.
+pub(super) struct HttpClient {
+    pub(super) sender: Sender,
+    base: Url,
+    access: Access,
+}
+
+impl std::ops::Deref for HttpClient {
+    type Target = Sender;
+
+    fn deref(&self) -> &Sender {
+        &self.sender
     }
 }
 
@@ -41,33 +56,17 @@ impl HttpClient {
         if base.cannot_be_a_base() || base.query().is_some() || base.fragment().is_some() {
             return Err(error("a registry's URL has a host and a path, nothing else".to_owned()));
         }
-        let access = take_user(&mut base).unwrap_or_else(|| options.access.clone());
+        let access = match take_user(&mut base) {
+            Some(access) => access,
+            None if options.access != Access::Anonymous => options.access.clone(),
+            None => options.credentials.access(&place(&base))?,
+        };
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
-        let failed = |e: Box<dyn std::error::Error + Send + Sync>| RegistryError::Client(e);
-        let mut builder = Client::builder()
-            .user_agent(concat!("mica/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(options.connect_timeout)
-            .tcp_nodelay(true)
-            .tls_backend_preconfigured(tls().map_err(|e| failed(e.into()))?);
-        if is_loopback(&base) {
-            builder = builder.no_proxy();
-        }
-        let client = builder.build().map_err(|e| failed(e.into()))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("mica-http")
-            .enable_all()
-            .build()
-            .map_err(|e| failed(e.into()))?;
         let address = base.as_str().trim_end_matches('/').to_owned();
-        let (options, runtime) = (options.clone(), Some(runtime));
-        Ok(Self { address, base, client, access, options, runtime })
-    }
-
-    pub(super) fn runtime(&self) -> &Runtime {
-        self.runtime.as_ref().expect("only `drop` takes the runtime")
+        let sender = Sender::new(address, is_loopback(&base), options)?;
+        Ok(Self { sender, base, access })
     }
 
     pub(super) fn request(
@@ -79,16 +78,76 @@ impl HttpClient {
             address: format!("{}/{path}", self.address),
             reason: e.to_string(),
         })?;
-        let request = self.client.request(method, url);
-        Ok(match &self.access {
-            Access::Anonymous => request,
-            Access::Bearer(token) => request.bearer_auth(token),
-            Access::Basic { user, password } => request.basic_auth(user, Some(password)),
-        })
+        Ok(authorize(self.client.request(method, url), &self.access))
+    }
+}
+
+/// `host[:port]/path`, as credential files name places.
+fn place(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{host}{port}{}", url.path()).trim_end_matches('/').to_owned()
+}
+
+/// Adds credentials.
+pub(crate) fn authorize(request: RequestBuilder, access: &Access) -> RequestBuilder {
+    match access {
+        Access::Anonymous => request,
+        Access::Bearer(token) => request.bearer_auth(token),
+        Access::Basic { user, password } => request.basic_auth(user, Some(password)),
+    }
+}
+
+impl Sender {
+    pub(crate) fn new(
+        address: String,
+        loopback: bool,
+        options: &HttpOptions,
+    ) -> Result<Self, RegistryError> {
+        let failed = |e: Box<dyn std::error::Error + Send + Sync>| RegistryError::Client(e);
+        let mut builder = Client::builder()
+            .user_agent(concat!("mica/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(options.connect_timeout)
+            .tcp_nodelay(true)
+            .tls_backend_preconfigured(
+                tls::config(!options.tls_verify).map_err(|e| failed(e.into()))?,
+            );
+        if loopback {
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|e| failed(e.into()))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("mica-http")
+            .enable_all()
+            .build()
+            .map_err(|e| failed(e.into()))?;
+        Ok(Self { address, client, options: options.clone(), runtime: Some(runtime) })
+    }
+
+    pub(crate) fn reader(&self, response: Response) -> impl Read + Send + use<> {
+        BodyReader::new(self.runtime().handle().clone(), response, self.options.idle_timeout)
+    }
+
+    /// A small body in memory.
+    pub(crate) fn bytes(&self, response: Response, limit: u64) -> Result<Vec<u8>, RegistryError> {
+        let url = response.url().to_string();
+        let mut bytes = Vec::new();
+        let mut reader = self.reader(response).take(limit + 1);
+        reader.read_to_end(&mut bytes).map_err(|source| self.unreachable(source))?;
+        if bytes.len() as u64 > limit {
+            let message = "the document is far too large".to_owned();
+            return Err(RegistryError::Status { url, status: 200, message, retry_after: None });
+        }
+        Ok(bytes)
+    }
+
+    pub(crate) fn runtime(&self) -> &Runtime {
+        self.runtime.as_ref().expect("only `drop` takes the runtime")
     }
 
     /// Sends a request and waits, at most `limit`, for the head of the answer.
-    pub(super) fn send(
+    pub(crate) fn send(
         &self,
         request: RequestBuilder,
         limit: Duration,
@@ -103,7 +162,7 @@ impl HttpClient {
         }
     }
 
-    pub(super) fn unreachable(
+    pub(crate) fn unreachable(
         &self,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> RegistryError {
@@ -111,7 +170,7 @@ impl HttpClient {
     }
 
     /// Passes on a success, `None` for "not found", and turns the rest into an error.
-    pub(super) fn check(&self, response: Response) -> Result<Option<Response>, RegistryError> {
+    pub(crate) fn check(&self, response: Response) -> Result<Option<Response>, RegistryError> {
         match response.status() {
             status if status.is_success() => Ok(Some(response)),
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
@@ -120,7 +179,7 @@ impl HttpClient {
     }
 
     /// The error that an answer means.
-    pub(super) fn refusal(&self, response: Response) -> RegistryError {
+    pub(crate) fn refusal(&self, response: Response) -> RegistryError {
         let (status, url) = (response.status(), response.url().to_string());
         let what = "read";
         let retry_after = response
@@ -178,23 +237,8 @@ fn take_user(url: &mut Url) -> Option<Access> {
     Some(Access::Basic { user, password })
 }
 
-fn is_loopback(url: &Url) -> bool {
+pub(crate) fn is_loopback(url: &Url) -> bool {
     let Some(host) = url.host_str() else { return false };
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
-}
-
-/// Rustls on ring; the machine's own roots, or Mozilla's on a machine that has none.
-fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
-    let mut roots = rustls::RootCertStore::empty();
-    let native = rustls_native_certs::load_native_certs();
-    roots.add_parsable_certificates(native.certs);
-    if roots.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
 }

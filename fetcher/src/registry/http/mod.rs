@@ -4,16 +4,14 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use mica_graph::{Blob, Digest, Layer, PackageName, Version};
 use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RANGE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 
+use super::credentials::Credentials;
 use super::dir::document;
 use super::wire::Tagging;
 use super::{
@@ -25,9 +23,12 @@ use crate::retry::Retry;
 
 mod body;
 mod client;
+mod tls;
+mod upload;
 
-use body::BodyReader;
 use client::HttpClient;
+pub(crate) use client::{Sender, authorize, is_loopback};
+pub(crate) use upload::upload;
 
 /// Credentials for a registry. Never sent to another host, also when redirected there.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -59,8 +60,12 @@ impl fmt::Debug for Access {
 /// Limits and credentials of an HTTP registry.
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
-    /// Who we are.
+    /// Who we are. Where this is nobody, `credentials` are asked.
     pub access: Access,
+    /// Where to look for credentials of a host.
+    pub credentials: Credentials,
+    /// Whether a server must show a certificate that is signed for its name; without, OCI registries may also speak plain HTTP.
+    pub tls_verify: bool,
     /// Longest wait for a connection.
     pub connect_timeout: Duration,
     /// Longest wait for the next bytes.
@@ -75,6 +80,8 @@ impl Default for HttpOptions {
     fn default() -> Self {
         Self {
             access: Access::Anonymous,
+            credentials: Credentials::default(),
+            tls_verify: true,
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(30),
             upload_timeout: Duration::from_secs(120),
@@ -94,43 +101,17 @@ impl HttpRegistry {
         Ok(Self { http: HttpClient::new(url, options)? })
     }
 
-    fn get(
-        &self,
-        path: &str,
-        range: Option<&Range<u64>>,
-    ) -> Result<Option<Response>, RegistryError> {
-        let mut request = self.http.request(Method::GET, path)?;
-        if let Some(range) = range {
-            request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1));
-        }
-        let response = self.http.send(request, self.http.options.idle_timeout)?;
-        if range.is_some() && response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
-            return self.get(path, None);
-        }
-        self.http.check(response)
+    fn get(&self, path: &str) -> Result<Option<Response>, RegistryError> {
+        let request = self.http.request(Method::GET, path)?;
+        self.http.check(self.http.send(request, self.http.options.idle_timeout)?)
     }
 
     /// A small file of the layout; `None` if it is not there.
     fn file(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, RegistryError> {
         self.http.options.retry.run(|| {
-            let Some(response) = self.get(path, None)? else { return Ok(None) };
-            let mut reader = self.reader(response);
-            let mut bytes = Vec::new();
-            let read = std::io::Read::take(&mut reader, limit + 1);
-            std::io::Read::read_to_end(&mut { read }, &mut bytes)
-                .map_err(|source| self.http.unreachable(source))?;
-            if bytes.len() as u64 > limit {
-                let url = format!("{}/{path}", self.http.address);
-                let message = "the document is far too large".to_owned();
-                return Err(RegistryError::Status { url, status: 200, message, retry_after: None });
-            }
-            Ok(Some(bytes))
+            let Some(response) = self.get(path)? else { return Ok(None) };
+            Ok(Some(self.http.bytes(response, limit)?))
         })
-    }
-
-    fn reader(&self, response: Response) -> BodyReader {
-        let runtime = self.http.runtime().handle().clone();
-        BodyReader::new(runtime, response, self.http.options.idle_timeout)
     }
 
     /// Tells "no such package" from "no such registry".
@@ -185,44 +166,6 @@ impl HttpRegistry {
             self.change(request, self.http.options.upload_timeout)
         })
     }
-
-    /// Sends a file in pieces. Fails when nothing moves for the upload time-out, however long the whole takes.
-    fn upload(
-        &self,
-        request: RequestBuilder,
-        file: std::fs::File,
-        size: u64,
-    ) -> Result<StatusCode, RegistryError> {
-        let sent = Arc::new(AtomicU64::new(0));
-        let counter = Arc::clone(&sent);
-        let pieces =
-            tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::from_std(file), 1 << 18);
-        let pieces = pieces.inspect(move |piece| {
-            let n = piece.as_ref().map_or(0, bytes::Bytes::len);
-            counter.fetch_add(n as u64, Ordering::Relaxed);
-        });
-        let body = reqwest::Body::wrap_stream(pieces);
-        let request = request.header(CONTENT_LENGTH, size).body(body);
-        let limit = self.http.options.upload_timeout;
-        let stalled = async {
-            let mut before = u64::MAX;
-            loop {
-                tokio::time::sleep(limit).await;
-                let now = sent.load(Ordering::Relaxed);
-                if now == before {
-                    return format!("the upload made no progress for {} s", limit.as_secs());
-                }
-                before = now;
-            }
-        };
-        let response = self.http.runtime().block_on(async {
-            tokio::select! {
-                answer = request.send() => answer.map_err(|e| self.http.unreachable(e.without_url())),
-                reason = stalled => Err(self.http.unreachable(reason)),
-            }
-        })?;
-        self.changed(response)
-    }
 }
 
 impl Registry for HttpRegistry {
@@ -251,29 +194,11 @@ impl Registry for HttpRegistry {
 
     fn blob(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError> {
         let path = layout::blob(&blob.digest);
-        let is_part = range.start > 0 || range.end < blob.size;
-        let wanted = (is_part && range.start < range.end).then_some(&range);
-        let registry = self.http.address.clone();
-        let missing =
-            || RegistryError::MissingBlob { registry: registry.clone(), digest: blob.digest };
-        let mut response = self.get(&path, wanted)?.ok_or_else(missing)?;
-        let mut start = 0;
-        if response.status() == StatusCode::PARTIAL_CONTENT {
-            if content_range(&response) == Some((range.start, blob.size)) {
-                start = range.start;
-            } else {
-                // It sends some other part: ask such a server for the whole.
-                response = self.get(&path, None)?.ok_or_else(missing)?;
-            }
-        }
-        let whole = response.content_length().filter(|_| response.status() == StatusCode::OK);
-        if let Some(found) = whole
-            && found != blob.size
-        {
-            let (digest, expected) = (blob.digest, blob.size);
-            return Err(RegistryError::WrongSize { registry, digest, expected, found });
-        }
-        Ok(BlobStream { start, reader: Box::new(self.reader(response)) })
+        let send = |range: Ranged<'_>| {
+            let request = range.add_to(self.http.request(Method::GET, &path)?);
+            self.http.send(request, self.http.options.idle_timeout)
+        };
+        ranged(&self.http, blob, range, &send)
     }
 
     fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError> {
@@ -286,6 +211,58 @@ impl Registry for HttpRegistry {
         let there = self.has_blob(&Blob { digest: layer.digest, size: layer.size })?;
         Ok(there.then_some(layer))
     }
+}
+
+/// The part of a blob that a request asks for, if not all.
+#[derive(Clone, Copy)]
+pub(crate) struct Ranged<'a>(Option<&'a Range<u64>>);
+
+impl Ranged<'_> {
+    pub(crate) fn add_to(self, request: RequestBuilder) -> RequestBuilder {
+        match self.0 {
+            Some(range) => {
+                request.header(RANGE, format!("bytes={}-{}", range.start, range.end - 1))
+            }
+            None => request,
+        }
+    }
+}
+
+/// Asks for a part of a blob, and for all of it where parts cannot be had.
+pub(crate) fn ranged(
+    sender: &Sender,
+    blob: &Blob,
+    range: Range<u64>,
+    send: &dyn Fn(Ranged<'_>) -> Result<Response, RegistryError>,
+) -> Result<BlobStream, RegistryError> {
+    let is_part = range.start > 0 || range.end < blob.size;
+    let wanted = Ranged((is_part && range.start < range.end).then_some(&range));
+    let registry = sender.address.clone();
+    let missing = || RegistryError::MissingBlob { registry: registry.clone(), digest: blob.digest };
+    let get = |range| sender.check(send(range)?)?.ok_or_else(missing);
+    let mut response = send(wanted)?;
+    let mut start = 0;
+    if wanted.0.is_some() && response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+        response = get(Ranged(None))?;
+    } else {
+        response = sender.check(response)?.ok_or_else(missing)?;
+    }
+    if response.status() == StatusCode::PARTIAL_CONTENT {
+        if content_range(&response) == Some((range.start, blob.size)) {
+            start = range.start;
+        } else {
+            // It sends some other part: ask such a server for the whole.
+            response = get(Ranged(None))?;
+        }
+    }
+    let whole = response.content_length().filter(|_| response.status() == StatusCode::OK);
+    if let Some(found) = whole
+        && found != blob.size
+    {
+        let (digest, expected) = (blob.digest, blob.size);
+        return Err(RegistryError::WrongSize { registry, digest, expected, found });
+    }
+    Ok(BlobStream { start, reader: Box::new(sender.reader(response)) })
 }
 
 /// Start and total of a `Content-Range: bytes 5-9/10`.
@@ -358,7 +335,7 @@ impl HttpRegistry {
             Content::File(path) => {
                 let file = std::fs::File::open(path).named("open", path)?;
                 let size = file.metadata().named("stat", path)?.len();
-                self.upload(request, file, size)?
+                self.changed(upload(&self.http, request, file, 0, size)?)?
             }
         };
         Ok(status == StatusCode::CREATED)

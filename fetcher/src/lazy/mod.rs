@@ -7,9 +7,11 @@
 //!
 //! Nothing here waits for ever: readers get an error at the deadline, whatever the network does, and later reads try
 //! again. The chunks of a run that was cut off are found again by their digests. The digest's lock is held meanwhile: a
-//! pull of the same image waits for it, and after a crash takes it over, from the beginning if chunks were missing.
+//! pull of the same image waits for it, and after a crash takes it over, from the beginning if chunks were missing. A second
+//! lazy user of the image takes what the first has, fetches for itself what that lacks, and keeps it in a file without a name.
+//!
+//! What was touched is written down at the end, for the next one who needs the image.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
@@ -24,6 +26,10 @@ use mica_squashfs::chunks::{Chunk, ChunkTable, ChunkTableError};
 use crate::cache::{Cache, CacheError, Reserved};
 use crate::file::{self, FileError, Named};
 use crate::registry::{Registry, RegistryError};
+
+mod state;
+
+use state::{Chunked, RUN, State, numbers};
 
 /// How to fetch lazily.
 #[derive(Clone, Debug)]
@@ -78,9 +84,6 @@ pub enum LazyError {
         /// The table's.
         found: u64,
     },
-    /// Another process is fetching it: wait for that, or pull.
-    #[error("another process is fetching layer {0}")]
-    Busy(String),
     /// The cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -105,8 +108,18 @@ struct Handle(Arc<Inner>);
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.0.state().stopped = true;
+        let touched = {
+            let mut state = self.0.state();
+            state.stopped = true;
+            std::mem::take(&mut state.touched)
+        };
         self.0.changed.notify_all();
+        let chunks = self.0.table.chunks();
+        let ranges: Vec<Range<u64>> =
+            touched.iter().map(|i| chunks[*i].offset..chunks[*i].end()).collect();
+        if let Err(error) = self.0.cache.keep_trace(&self.0.blob.digest, &ranges) {
+            tracing::debug!(%error, "cannot keep what was touched");
+        }
     }
 }
 
@@ -120,37 +133,13 @@ struct Inner {
     /// The `.part` file: holds the digest's lock, and the bytes at their final offsets.
     file: File,
     path: PathBuf,
+    /// The `.part` file of another process that fetches the image: then ours has no name.
+    peer: Option<File>,
     state: Mutex<State>,
     /// Told whenever `state` changes.
     changed: Condvar,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Chunked {
-    Missing,
-    Coming,
-    Here,
-}
-
-struct State {
-    chunks: Vec<Chunked>,
-    missing: usize,
-    /// Chunks that readers wait for.
-    wanted: VecDeque<usize>,
-    /// Chunks of an earlier run, still to be looked at.
-    first: VecDeque<usize>,
-    /// Chunks in the order in which readers first touched them.
-    touched: Vec<usize>,
-    seen: Vec<bool>,
-    /// Why the last request failed.
-    error: Option<String>,
-    /// Whether the image has its name in the cache; `None` while chunks are missing.
-    cached: Option<bool>,
-    stopped: bool,
-}
-
-/// Longest run fetched by one request in the background.
-const RUN: u64 = 4 << 20;
 /// Waits after failed requests.
 const PAUSES: Range<Duration> = Duration::from_millis(50)..Duration::from_secs(2);
 
@@ -159,7 +148,7 @@ pub fn open_lazy(
     registry: Arc<dyn Registry>,
     cache: &Cache,
     layer: &Layer,
-    options: LazyOptions,
+    mut options: LazyOptions,
 ) -> Result<Lazy, LazyError> {
     let name = layer.module.to_string();
     let blob = Blob { digest: layer.digest, size: layer.size };
@@ -167,17 +156,41 @@ pub fn open_lazy(
         return Ok(Lazy::Complete(path));
     }
     let table = table(&*registry, cache, layer, &name)?;
-    let part = match cache.reserve(&blob)? {
+    let (file, path, peer) = match cache.reserve(&blob)? {
         Reserved::Present => return Ok(Lazy::Complete(cache.blob_path(&blob.digest))),
-        Reserved::Busy(_) => return Err(LazyError::Busy(name)),
-        Reserved::Ours(part) => part,
+        Reserved::Busy(_) => {
+            let path = cache.part_path(&blob);
+            let peer = File::open(&path).ok();
+            if let (None, Ok(Some(path))) = (&peer, cache.image(layer)) {
+                return Ok(Lazy::Complete(path)); // it has just been finished
+            }
+            options.background = false;
+            (cache.nameless()?, path, peer)
+        }
+        Reserved::Ours(part) => {
+            let (file, path) = part.into_file();
+            (file, path, None)
+        }
     };
-    let (file, path) = part.into_file();
+    if options.first.is_empty() {
+        options.first = cache.trace(&blob.digest);
+    }
     file.set_len(blob.size).named("extend", &path).map_err(CacheError::from)?;
     let state = Mutex::new(State::new(&file, &table, &options));
     let (cache, changed) = (cache.clone(), Condvar::new());
-    let inner =
-        Inner { registry, cache, layer: name, blob, table, options, file, path, state, changed };
+    let inner = Inner {
+        registry,
+        cache,
+        layer: name,
+        blob,
+        table,
+        options,
+        file,
+        path,
+        peer,
+        state,
+        changed,
+    };
     let inner = Arc::new(inner);
     if inner.state().missing == 0 {
         inner.complete();
@@ -213,63 +226,6 @@ fn table(
         return Err(LazyError::OtherImage { layer: name.to_owned(), expected, found });
     }
     Ok(table)
-}
-
-impl State {
-    /// Finds the chunks that an earlier, interrupted fetch left.
-    fn new(file: &File, table: &ChunkTable, options: &LazyOptions) -> Self {
-        let mut buffer = Vec::new();
-        let mut here = |chunk: &Chunk| {
-            buffer.resize(chunk.length as usize, 0);
-            let read = file.read_exact_at(&mut buffer, chunk.offset).is_ok();
-            if read && chunk.matches(&buffer) { Chunked::Here } else { Chunked::Missing }
-        };
-        let chunks: Vec<Chunked> = table.chunks().iter().map(&mut here).collect();
-        let missing = chunks.iter().filter(|chunk| **chunk == Chunked::Missing).count();
-        let first = options.first.iter().flat_map(|range| numbers(table, range)).collect();
-        let seen = vec![false; chunks.len()];
-        Self {
-            chunks,
-            missing,
-            wanted: VecDeque::new(),
-            first,
-            touched: Vec::new(),
-            seen,
-            error: None,
-            cached: None,
-            stopped: false,
-        }
-    }
-
-    /// What to fetch next: for a reader one chunk, in the background a run of them.
-    fn next(&mut self, table: &ChunkTable, background: bool) -> Option<Range<usize>> {
-        while let Some(chunk) = self.wanted.pop_front() {
-            if self.chunks[chunk] == Chunked::Missing {
-                return Some(chunk..chunk + 1);
-            }
-        }
-        if !background {
-            return None;
-        }
-        while let Some(chunk) = self.first.pop_front() {
-            if self.chunks[chunk] == Chunked::Missing {
-                return Some(chunk..chunk + 1);
-            }
-        }
-        let start = self.chunks.iter().position(|chunk| *chunk == Chunked::Missing)?;
-        let limit = table.chunks()[start].offset + RUN;
-        let more = (start + 1..self.chunks.len()).take_while(|i| {
-            self.chunks[*i] == Chunked::Missing && table.chunks()[*i].end() <= limit
-        });
-        Some(start..start + 1 + more.count())
-    }
-}
-
-/// The numbers of the chunks that hold a range.
-fn numbers(table: &ChunkTable, range: &Range<u64>) -> Range<usize> {
-    let start = table.chunks().partition_point(|chunk| chunk.end() <= range.start);
-    let end = table.chunks().partition_point(|chunk| chunk.offset < range.end);
-    start..end.max(start)
 }
 
 impl Inner {
@@ -317,6 +273,9 @@ impl Inner {
 
     /// One request. Every chunk counts as soon as it has come and is right.
     fn fetch(&self, run: Range<usize>) -> Result<(), String> {
+        if self.take_from_peer(run.clone()) {
+            return Ok(());
+        }
         let chunks = &self.table.chunks()[run.clone()];
         let (Some(head), Some(tail)) = (chunks.first(), chunks.last()) else { return Ok(()) };
         let stream = self.registry.blob(&self.blob, head.offset..tail.end());
@@ -333,22 +292,45 @@ impl Inner {
                 self.registry.distrust(&self.blob);
                 return Err(format!("{} sent wrong bytes", self.registry.address()));
             }
-            if let Err(error) = self.file.write_all_at(&buffer, chunk.offset) {
-                if file::is_full(&error) {
-                    // For the next try.
-                    self.cache.make_room(RUN).map_err(|error| describe(&error))?;
-                }
-                return Err(describe(&error));
+            self.keep(number, chunk, &buffer)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a chunk from the other process that fetches the image, if that has it.
+    fn take_from_peer(&self, run: Range<usize>) -> bool {
+        let Some(peer) = &self.peer else { return false };
+        let mut buffer = Vec::new();
+        let mut all = true;
+        for number in run {
+            let chunk = &self.table.chunks()[number];
+            buffer.resize(chunk.length as usize, 0);
+            let right =
+                peer.read_exact_at(&mut buffer, chunk.offset).is_ok() && chunk.matches(&buffer);
+            all &= right && self.keep(number, chunk, &buffer).is_ok();
+        }
+        all
+    }
+
+    /// Stores a chunk that is right, and tells whoever waits for it.
+    fn keep(&self, number: usize, chunk: &Chunk, bytes: &[u8]) -> Result<(), String> {
+        if let Err(error) = self.file.write_all_at(bytes, chunk.offset) {
+            if file::is_full(&error) {
+                // For the next try.
+                self.cache.make_room(RUN).map_err(|error| describe(&error))?;
             }
-            let mut state = self.state();
+            return Err(describe(&error));
+        }
+        let mut state = self.state();
+        if state.chunks[number] != Chunked::Here {
             state.chunks[number] = Chunked::Here;
             state.missing -= 1;
-            let complete = state.missing == 0;
-            self.changed.notify_all();
-            drop(state);
-            if complete {
-                self.complete();
-            }
+        }
+        let complete = state.missing == 0 && state.cached.is_none();
+        self.changed.notify_all();
+        drop(state);
+        if complete {
+            self.complete();
         }
         Ok(())
     }
@@ -361,6 +343,9 @@ impl Inner {
                     layer = self.layer,
                     "the chunk table does not fit the image's digest"
                 );
+                return Ok(false);
+            }
+            if self.peer.is_some() {
                 return Ok(false);
             }
             let target = self.cache.blob_path(&self.blob.digest);
