@@ -82,7 +82,7 @@ fn a_killed_supervisor_takes_its_job_down_and_the_next_command_cleans_up() {
         let listed = world.ok(&["ps", "-a"]).stdout;
         assert!(listed.contains("failed (137)"), "{listed}");
         assert_eq!(cgroups(std::slice::from_ref(&id)), Vec::<String>::new());
-        wait_for(|| world.leftovers().is_empty());
+        world.ends_clean();
         assert_eq!(world.ok(&["wait", &id]).stdout, "137\n");
         world.ok(&["rm", &id]);
     }
@@ -116,7 +116,7 @@ fn a_killed_command_leaves_its_job_to_the_supervisor() {
         child.wait().unwrap();
         assert_eq!(world.ok(&["wait", "job"]).stdout, "0\n", "it ends as if nothing had happened");
         assert_eq!(world.ok(&["logs", "job"]).stdout, "started\ndone\n");
-        wait_for(|| world.leftovers().is_empty());
+        world.ends_clean();
     }
 }
 
@@ -132,7 +132,7 @@ fn a_killed_init_ends_the_job() {
             .to_owned();
         kill(status(&world, &id, "pid"));
         assert_eq!(world.ok(&["wait", &id]).stdout, "137\n");
-        wait_for(|| world.leftovers().is_empty());
+        world.ends_clean();
     }
 }
 

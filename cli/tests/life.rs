@@ -180,7 +180,7 @@ fn restart_policies() {
         world.ok(&["start", "job"]);
         wait_for(|| world.ok(&["logs", "job"]).stdout.lines().count() >= 6);
         world.ok(&["rm", "-f", "job"]);
-        assert_eq!(world.leftovers(), Vec::<String>::new());
+        world.ends_clean();
     }
 }
 
@@ -242,7 +242,7 @@ fn files_are_copied_both_ways_while_it_runs_and_afterwards() {
         world.ok(&["start", "job"]);
         assert_eq!(world.ok(&["exec", "job", "cat", "later"]).stdout, "given\n");
         world.ok(&["rm", "-f", "job"]);
-        assert_eq!(world.leftovers(), Vec::<String>::new());
+        world.ends_clean();
     }
 }
 
@@ -330,7 +330,7 @@ fn a_private_network_with_published_ports() {
         let names = world.ok(&["exec", "job", "cat", "/etc/resolv.conf"]).stdout;
         assert_eq!(names, "nameserver 169.254.1.1\n");
         world.ok(&["rm", "-f", "job"]);
-        wait_for(|| world.leftovers().is_empty());
+        world.ends_clean();
     }
 }
 
@@ -406,5 +406,5 @@ fn a_hundred_jobs_at_once() {
     let rm: Vec<&str> = ["rm", "-f"].into_iter().chain(ids.iter().map(String::as_str)).collect();
     world.ok(&rm);
     assert_eq!(world.ok(&["ps", "-a", "-q"]).stdout, "");
-    wait_for(|| world.leftovers().is_empty());
+    world.ends_clean();
 }

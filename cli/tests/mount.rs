@@ -42,7 +42,7 @@ fn images_are_stacked_topmost_first_and_read_only() {
     let error = std::fs::write(world.path("mnt/etc/new"), "x").unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     world.ok(&["umount", "mnt"]);
-    assert_eq!(world.leftovers(), Vec::<String>::new());
+    world.ends_clean();
     let said = world.fails(1, &["umount", "mnt"]);
     assert!(said.contains("not a mount"), "{said}");
 }
@@ -119,7 +119,7 @@ fn a_mount_in_use_is_taken_out_of_the_tree_and_served_on() {
     std::io::Read::read_to_string(&mut open, &mut text).unwrap();
     assert_eq!(text, "base b\n");
     drop(open);
-    wait_for(|| world.leftovers().is_empty());
+    world.ends_clean();
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_server_ends_on_a_signal_and_tells_its_counters_on_another() {
     let log = point.parent().unwrap().join("server.log");
     wait_for(|| std::fs::read_to_string(&log).unwrap().contains("lookup"));
     signal_server(&world, rustix::process::Signal::TERM);
-    wait_for(|| world.leftovers().is_empty());
+    world.ends_clean();
 }
 
 #[test]

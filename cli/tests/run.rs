@@ -38,7 +38,7 @@ fn an_image_runs_below_packages_over_the_hosts_root() {
         assert_eq!(world.ok(&sh("pwd; cat hello.txt")).stdout, "/packages/app\nhello\n");
         let said = world.run(&sh("echo x > /usr/x")).stderr;
         assert!(said.contains("Read-only"), "the host's root is read-only: {said}");
-        assert_eq!(world.leftovers(), Vec::<String>::new());
+        world.ends_clean();
     }
 }
 
@@ -259,7 +259,7 @@ fn a_detached_job_lives_by_its_files() {
         assert!(world.ok(&["ps", "-a"]).stdout.contains("exited (143)"));
         world.ok(&["rm", "job"]);
         assert_eq!(world.ok(&["ps", "-a", "-q"]).stdout, "");
-        assert_eq!(world.leftovers(), Vec::<String>::new());
+        world.ends_clean();
     }
 }
 

@@ -221,7 +221,7 @@ fn a_job_starts_before_its_images_are_here() {
         let run = ["run", "--rm", "--lazy", "--registry", &url, "hello"];
         assert_eq!(world.ok(&run).stdout, "hello from a layer\n");
         drop(server);
-        assert_eq!(world.leftovers(), Vec::<String>::new());
+        world.ends_clean();
         world.ok(&["cache", "verify"]);
     }
 }

@@ -193,6 +193,13 @@ impl World {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// Waits until nothing of this world is left: a supervisor ends a moment after it has said so to its command.
+    #[track_caller]
+    pub(crate) fn ends_clean(&self) {
+        let clean = comes_true(|| self.leftovers().is_empty());
+        assert!(clean, "left behind: {:#?}", self.leftovers());
+    }
+
     /// Whatever of this world's jobs and mounts is visible on the host: should be nothing after each command.
     pub(crate) fn leftovers(&self) -> Vec<String> {
         let here = self.dir.path().to_string_lossy().into_owned();
@@ -242,10 +249,17 @@ pub(crate) fn need_fuse() {
 
 /// Looks again until it is so: the moment a line reaches a log, or a killed process is gone, is not ours to know.
 #[track_caller]
-pub(crate) fn wait_for(mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_for(condition: impl FnMut() -> bool) {
+    assert!(comes_true(condition), "it did not come true in 60 seconds");
+}
+
+fn comes_true(mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
-        assert!(Instant::now() < deadline, "it did not come true in 60 seconds");
+        if Instant::now() >= deadline {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
+    true
 }
