@@ -226,6 +226,11 @@ fn serve_token(
     let mut server = TcpStream::connect(upstream)?;
     let head = head.replacen("\r\n", "\r\nConnection: close\r\n", 1);
     server.write_all(head.as_bytes())?;
+    relay(client, server)
+}
+
+/// Passes on what both sides say until the server has nothing more.
+fn relay(mut client: TcpStream, mut server: TcpStream) -> std::io::Result<()> {
     let (mut up, mut down) = (client.try_clone()?, server.try_clone()?);
     let sending = std::thread::spawn(move || drop(std::io::copy(&mut up, &mut down)));
     std::io::copy(&mut server, &mut client)?;
@@ -317,12 +322,7 @@ fn pass_on(
         // Both are closed with the end of this function.
         return server.write_all(&piece);
     }
-    let (mut up, mut down) = (client.try_clone()?, server.try_clone()?);
-    let sending = std::thread::spawn(move || drop(std::io::copy(&mut up, &mut down)));
-    std::io::copy(&mut server, &mut client)?;
-    client.shutdown(Shutdown::Both)?;
-    drop(sending.join());
-    Ok(())
+    relay(client, server)
 }
 
 #[test]

@@ -2,10 +2,7 @@
 
 use std::process::ExitCode;
 
-use mica_agent::ControlError;
-
 use crate::context::Context;
-use crate::error;
 
 /// End jobs and start them again
 #[derive(Debug, clap::Args)]
@@ -20,10 +17,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     context.each_job(&args.jobs, |job| {
-        match mica_agent::stop(job, None, args.time) {
-            Ok(()) | Err(ControlError::NotRunning(_)) => {}
-            Err(error) => return Err(error::of_control(error)),
-        }
+        super::stop::stop(job, None, args.time)?;
         super::start::start(job, context, &crate::terminal::DetachKeys::default())
     })
 }

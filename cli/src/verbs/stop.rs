@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use mica_agent::ControlError;
+use mica_agent::{ControlError, JobDir};
 
 use crate::context::Context;
 use crate::{error, output, signals};
@@ -23,11 +23,15 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     context.each_job(&args.jobs, |job| {
-        match mica_agent::stop(job, args.signal, args.time) {
-            // As with docker, one that has ended is stopped.
-            Ok(()) | Err(ControlError::NotRunning(_)) => {}
-            Err(error) => return Err(error::of_control(error)),
-        }
+        stop(job, args.signal, args.time)?;
         output::lines([job.id()])
     })
+}
+
+/// As with docker, a job that has ended is stopped.
+pub(super) fn stop(job: &JobDir, signal: Option<i32>, time: Option<u64>) -> anyhow::Result<()> {
+    match mica_agent::stop(job, signal, time) {
+        Ok(()) | Err(ControlError::NotRunning(_)) => Ok(()),
+        Err(error) => Err(error::of_control(error)),
+    }
 }
