@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! transfer push REGISTRY NAME@VERSION FILE…     each file becomes a layer, with FILE.chunks if it is there
+//! transfer patch REGISTRY NAME@NEW NAME@OLD CACHE   adds the patches from one to the other
 //! transfer serve FOLDER ADDRESS
 //! transfer pull REGISTRY NAME[@VERSION] CACHE
 //! ```
@@ -14,7 +15,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use mica_fetcher::registry::{OpenOptions, open, open_writable};
-use mica_fetcher::{Cache, Outcome, PullOptions, PushOptions, ServeOptions};
+use mica_fetcher::{
+    Cache, Outcome, PatchBases, PullOptions, PushOptions, PushedPatch, ServeOptions,
+};
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageRef};
 
 fn main() -> ExitCode {
@@ -22,6 +25,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match &words[..] {
         ["push", registry, reference, files @ ..] => push(registry, reference, files),
+        ["patch", registry, new, old, cache] => patch(registry, new, old, cache),
         ["serve", folder, address] => serve(folder, address),
         ["pull", registry, reference, cache] => pull(registry, reference, cache),
         _ => Err("see the head of transfer.rs".into()),
@@ -84,6 +88,20 @@ fn push(registry: &str, reference: &str, files: &[&str]) -> Done {
     Ok(())
 }
 
+fn patch(registry: &str, new: &str, old: &str, cache: &str) -> Done {
+    let registry = open_writable(registry, &OpenOptions::default())?;
+    let manifest = registry.manifest(&registry.resolve(&new.parse()?)?)?;
+    let cache = Cache::open(cache)?;
+    let bases = PatchBases { packages: vec![old.parse()?], newest: 0 };
+    let since = Instant::now();
+    let pushed = mica_fetcher::push_patches(&*registry, &cache, &manifest, &|_| None, &bases)?;
+    for PushedPatch { module, size, chunks, sent, .. } in pushed {
+        println!("{module} {size} bytes, {chunks} by chunks, sent: {sent}");
+    }
+    println!("made in {:.3} s", since.elapsed().as_secs_f64());
+    Ok(())
+}
+
 fn serve(folder: &str, address: &str) -> Done {
     let listener = mica_fetcher::listen(address)?;
     let ready = |address| println!("http://{address}");
@@ -101,6 +119,7 @@ fn pull(registry: &str, reference: &str, cache: &str) -> Done {
     for (layer, outcome) in pulled.manifest.layers.iter().zip(&pulled.layers) {
         match outcome {
             Outcome::Cached => println!("{} cached", layer.module),
+            Outcome::Patched { bytes, .. } => println!("{} patched, {bytes} bytes", layer.module),
             Outcome::Shared | Outcome::Lazy => {
                 println!("{} fetched by another process", layer.module)
             }

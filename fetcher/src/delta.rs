@@ -5,10 +5,11 @@
 //! still a beginning of it, and is resumed like any other. Copied bytes are not hashed by themselves: the digest of the
 //! whole decides, and if it is wrong, all of the image is fetched.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use mica_graph::{Blob, Layer, PackageName};
@@ -130,6 +131,13 @@ impl Recipe {
         self.segments.iter().filter(|segment| segment.local.is_none()).count()
     }
 
+    /// Bytes to fetch when `len` bytes of an image of `size` bytes are there.
+    pub(crate) fn fetch(&self, len: u64, size: u64) -> u64 {
+        let local = self.segments.iter().filter(|segment| segment.local.is_some());
+        let copied: u64 = local.map(|s| s.end.saturating_sub(s.start.max(len))).sum();
+        size.saturating_sub(len).saturating_sub(copied)
+    }
+
     /// Bytes that are here.
     pub(crate) fn local(&self) -> u64 {
         let local = self.segments.iter().filter(|segment| segment.local.is_some());
@@ -162,7 +170,7 @@ pub(crate) fn recipe(
     if held.is_empty() { Recipe::whole() } else { Recipe::new(&table, &held) }
 }
 
-fn table(registry: &dyn Registry, cache: &Cache, blob: &Blob) -> Option<ChunkTable> {
+pub(crate) fn table(registry: &dyn Registry, cache: &Cache, blob: &Blob) -> Option<ChunkTable> {
     if let Some(table) = cached_table(cache, blob) {
         return Some(table);
     }
@@ -174,26 +182,42 @@ fn table(registry: &dyn Registry, cache: &Cache, blob: &Blob) -> Option<ChunkTab
 }
 
 fn cached_table(cache: &Cache, blob: &Blob) -> Option<ChunkTable> {
-    let bytes = std::fs::read(cache.blob(blob).ok()??).ok()?;
-    ChunkTable::parse(&bytes).ok()
+    read_table(&cache.blob(blob).ok()??)
+}
+
+pub(crate) fn read_table(path: &Path) -> Option<ChunkTable> {
+    ChunkTable::parse(&std::fs::read(path).ok()?).ok()
 }
 
 /// The chunks of earlier versions of a layer, newest first.
 fn held_chunks(cache: &Cache, package: &PackageName, layer: &Layer) -> HashMap<[u8; 32], Local> {
     let mut held = HashMap::new();
-    let Ok(Some(index)) = cache.index(package) else { return held };
-    let mut seen = vec![layer.digest];
-    for entry in index.versions.iter().take(VERSIONS) {
-        let Ok(Some(manifest)) = cache.manifest(&entry.manifest.digest) else { continue };
-        for old in manifest.layers.iter().filter(|old| old.module == layer.module) {
-            if seen.contains(&old.digest) {
-                continue;
-            }
-            seen.push(old.digest);
-            add_chunks(cache, old, &mut held);
-        }
+    for old in earlier(cache, package, layer) {
+        add_chunks(cache, &old, &mut held);
     }
     held
+}
+
+/// Earlier versions of a layer that are known here, newest first, each image once.
+pub(crate) fn earlier(cache: &Cache, package: &PackageName, layer: &Layer) -> Vec<Layer> {
+    let mut earlier: Vec<Layer> = Vec::new();
+    let Ok(Some(index)) = cache.index(package) else { return earlier };
+    for entry in index.versions.iter().take(VERSIONS) {
+        let Ok(Some(manifest)) = cache.manifest(&entry.manifest.digest) else { continue };
+        for old in manifest.layers.into_iter().filter(|old| old.module == layer.module) {
+            if old.digest != layer.digest && earlier.iter().all(|held| held.digest != old.digest) {
+                earlier.push(old);
+            }
+        }
+    }
+    earlier
+}
+
+/// Bytes of an image that are in no chunk of an older one.
+pub(crate) fn missing(old: &ChunkTable, new: &ChunkTable) -> u64 {
+    let held: HashSet<_> = old.chunks().iter().map(|chunk| chunk.digest).collect();
+    let missing = new.chunks().iter().filter(|chunk| !held.contains(&chunk.digest));
+    missing.map(|chunk| chunk.end() - chunk.offset).sum()
 }
 
 fn add_chunks(cache: &Cache, old: &Layer, held: &mut HashMap<[u8; 32], Local>) {

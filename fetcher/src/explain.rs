@@ -4,6 +4,7 @@ use mica_graph::{Blob, Label, Manifest, PackageRef};
 
 use crate::cache::Cache;
 use crate::delta;
+use crate::patch;
 use crate::pull::PullError;
 use crate::registry::{Registry, Resolved};
 
@@ -16,6 +17,19 @@ pub struct Explained {
     pub manifest: Manifest,
     /// For each layer, in the manifest's order.
     pub layers: Vec<(Label, Way)>,
+    /// What each way would cost, of the layers that are not here; in the same order.
+    pub costs: Vec<Option<Costs>>,
+}
+
+/// Bytes to fetch, by each way there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Costs {
+    /// All that is missing.
+    pub whole: u64,
+    /// Only chunks that are not here, if any is.
+    pub chunks: Option<u64>,
+    /// A patch, if the registry has one for an image that is here.
+    pub patch: Option<u64>,
 }
 
 /// How a layer would come.
@@ -30,6 +44,13 @@ pub enum Way {
         /// Bytes to fetch.
         fetch: u64,
         /// Bytes that an earlier fetch left.
+        resume: u64,
+    },
+    /// By a patch of an earlier version's image.
+    Patch {
+        /// Bytes to fetch.
+        fetch: u64,
+        /// Bytes of it that an earlier fetch left.
         resume: u64,
     },
     /// Only the chunks that no earlier version here holds.
@@ -54,7 +75,9 @@ impl Way {
     /// Bytes that would be fetched.
     pub fn fetch(&self) -> u64 {
         match self {
-            Self::Whole { fetch, .. } | Self::Chunks { fetch, .. } => *fetch,
+            Self::Whole { fetch, .. } | Self::Chunks { fetch, .. } | Self::Patch { fetch, .. } => {
+                *fetch
+            }
             Self::Cached | Self::Same => 0,
         }
     }
@@ -71,8 +94,10 @@ pub fn explain(
     // The tables are kept for as long as this takes; a pull that follows leases them itself.
     let _lease = cache.lease_package(&manifest)?;
     let mut layers: Vec<(Label, Way)> = Vec::new();
+    let mut costs = Vec::new();
     for (i, layer) in manifest.layers.iter().enumerate() {
         let blob = Blob { digest: layer.digest, size: layer.size };
+        let mut cost = None;
         let way = if matches!(cache.image(layer), Ok(Some(_))) {
             Way::Cached
         } else if manifest.layers[..i].iter().any(|above| above.digest == layer.digest) {
@@ -80,12 +105,23 @@ pub fn explain(
         } else {
             let recipe = delta::recipe(registry, cache, &manifest.name, layer);
             let resume = cache.part_len(&blob)?.min(layer.size);
-            match recipe.local() {
-                0 => Way::Whole { fetch: layer.size - resume, resume },
-                copy => Way::Chunks { fetch: layer.size - copy, copy, requests: recipe.requests() },
+            let offer = patch::offer(registry, cache, &manifest.name, layer);
+            let by_chunks = recipe.fetch(resume, layer.size);
+            cost = Some(Costs {
+                whole: layer.size - resume,
+                chunks: (recipe.local() > 0).then_some(by_chunks),
+                patch: offer.as_ref().map(patch::Offer::fetch),
+            });
+            match (recipe.local(), offer.filter(|offer| offer.fetch() < by_chunks)) {
+                (_, Some(offer)) => Way::Patch { fetch: offer.fetch(), resume: offer.held },
+                (0, None) => Way::Whole { fetch: layer.size - resume, resume },
+                (copy, None) => {
+                    Way::Chunks { fetch: layer.size - copy, copy, requests: recipe.requests() }
+                }
             }
         };
         layers.push((layer.module.clone(), way));
+        costs.push(cost);
     }
-    Ok(Explained { resolved, manifest, layers })
+    Ok(Explained { resolved, manifest, layers, costs })
 }

@@ -63,6 +63,7 @@ mod file;
 mod history;
 mod lazy;
 mod parallel;
+mod patch;
 mod progress;
 mod pull;
 mod push;
@@ -77,10 +78,14 @@ pub use cache::{
     Verified,
 };
 pub use delta::SMALLEST as SMALLEST_DELTA;
-pub use explain::{Explained, Way, explain};
+pub use explain::{Costs, Explained, Way, explain};
 pub use file::FileError;
 pub use history::{HistoryEntry, history};
 pub use lazy::{Lazy, LazyError, LazyImage, LazyOptions, open_lazy};
+pub use patch::{
+    MakeError, PatchBases, PatchError, PatchIndex, PatchNote, PatchPushError, Piece, PushedPatch,
+    push_patches,
+};
 pub use progress::{Event, Progress};
 pub use pull::{Outcome, PullError, PullOptions, Pulled, heal, pull};
 pub use push::{PushError, PushOptions, Pushed, push};

@@ -4,6 +4,8 @@
 //! that no earlier version here holds, by a request for each run of them. A connection that breaks is taken up again where it broke, as often as progress is made; so is the file of a process that died. Bytes count as
 //! cached when the digest of all of them is right; wrong ones are thrown away and fetched once more.
 
+mod outcome;
+
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -12,12 +14,15 @@ use std::time::{Duration, Instant};
 
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef};
 
-use crate::cache::{Cache, CacheError, Damage, Lease, Part, Reserved, Verified};
+use crate::cache::{Cache, CacheError, Damage, Part, Reserved, Verified};
 use crate::delta::{self, Recipe, Step};
 use crate::parallel;
+use crate::patch;
 use crate::progress::{Event, Progress};
-use crate::registry::{Registry, RegistryError, Resolved};
+use crate::registry::{Registry, RegistryError};
 use crate::retry::Retry;
+
+pub use outcome::{Outcome, Pulled};
 
 /// How to pull.
 #[derive(Clone, Debug)]
@@ -35,61 +40,6 @@ pub struct PullOptions {
 impl Default for PullOptions {
     fn default() -> Self {
         Self { parallel: 4, retry: Retry::default(), lazy: false, stall: Duration::from_secs(180) }
-    }
-}
-
-/// A package that is in the cache, and protected there.
-#[derive(Debug)]
-pub struct Pulled {
-    /// What the reference meant.
-    pub resolved: Resolved,
-    /// The package's manifest.
-    pub manifest: Manifest,
-    /// How each layer came, in the manifest's order.
-    pub layers: Vec<Outcome>,
-    /// Keeps the images from being removed until it is dropped.
-    pub lease: Lease,
-}
-
-/// How a layer came to be in the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It was there.
-    Cached,
-    /// It was fetched.
-    Fetched {
-        /// Bytes that came over the network.
-        bytes: u64,
-        /// Bytes that an earlier, interrupted fetch had left.
-        resumed: u64,
-        /// Bytes that were copied from earlier versions of the layer.
-        copied: u64,
-    },
-    /// Another process was fetching it.
-    Shared,
-    /// Only its chunk table was.
-    Lazy,
-}
-
-impl Pulled {
-    /// Bytes of images that came over the network.
-    pub fn fetched_bytes(&self) -> u64 {
-        self.layers.iter().map(Outcome::bytes).sum()
-    }
-
-    /// Number of layers that came over the network.
-    pub fn fetched_layers(&self) -> usize {
-        self.layers.iter().filter(|outcome| matches!(outcome, Outcome::Fetched { .. })).count()
-    }
-}
-
-impl Outcome {
-    /// Bytes that came over the network.
-    pub fn bytes(&self) -> u64 {
-        match self {
-            Self::Fetched { bytes, .. } => *bytes,
-            Self::Cached | Self::Shared | Self::Lazy => 0,
-        }
     }
 }
 
@@ -153,10 +103,10 @@ impl PullError {
 pub(crate) const POLL: Duration = Duration::from_millis(20);
 
 /// What is read and written at a time.
-const PIECE: usize = 256 << 10;
+pub(crate) const PIECE: usize = 256 << 10;
 
 /// An attempt that brought so much counts as progress.
-const PROGRESS: u64 = 1 << 20;
+pub(crate) const PROGRESS: u64 = 1 << 20;
 
 /// Brings a package into the cache.
 pub fn pull(
@@ -198,12 +148,30 @@ pub fn heal(
             Damage::Blob { blob: Some(blob), .. } => blob,
             _ => continue,
         };
-        let stop = AtomicBool::new(false);
         let _lease = cache.lease(&[blob.digest])?;
-        let job = Job { registry, cache, options, progress: &(), stop: &stop, layer: 0, blob };
-        job.run(None)?;
+        fetch(registry, cache, options, blob)?;
     }
     Ok(())
+}
+
+/// Brings one image into the cache, whole. The caller has a lease.
+pub(crate) fn fetch_image(
+    registry: &dyn Registry,
+    cache: &Cache,
+    blob: &Blob,
+) -> Result<(), PullError> {
+    fetch(registry, cache, &PullOptions::default(), blob)
+}
+
+fn fetch(
+    registry: &dyn Registry,
+    cache: &Cache,
+    options: &PullOptions,
+    blob: &Blob,
+) -> Result<(), PullError> {
+    let stop = AtomicBool::new(false);
+    let job = Job { registry, cache, options, progress: &(), stop: &stop, layer: 0, blob };
+    job.run(None).map(drop)
 }
 
 /// Runs a small write again if the disk was full and something could be removed.
@@ -276,15 +244,15 @@ fn fetch_table(registry: &dyn Registry, cache: &Cache, layer: &Layer) -> Result<
 }
 
 /// One blob to be brought in.
-struct Job<'a> {
-    registry: &'a dyn Registry,
-    cache: &'a Cache,
-    options: &'a PullOptions,
-    progress: &'a dyn Progress,
+pub(crate) struct Job<'a> {
+    pub(crate) registry: &'a dyn Registry,
+    pub(crate) cache: &'a Cache,
+    pub(crate) options: &'a PullOptions,
+    pub(crate) progress: &'a dyn Progress,
     /// Set when another blob failed.
     stop: &'a AtomicBool,
-    layer: usize,
-    blob: &'a Blob,
+    pub(crate) layer: usize,
+    pub(crate) blob: &'a Blob,
 }
 
 impl Job<'_> {
@@ -297,6 +265,11 @@ impl Job<'_> {
             self.progress.event(Event::LayerStarted { layer: self.layer, of, resumed });
             recipe = delta::recipe(self.registry, self.cache, package, of);
             tracing::debug!(layer = %of.module, size = of.size, local = recipe.local(), "fetching");
+            let offer = patch::offer(self.registry, self.cache, package, of);
+            let fetch = recipe.fetch(part.len(), self.blob.size);
+            if let Some(offer) = offer.filter(|offer| offer.fetch() < fetch) {
+                came.patched = self.patched(&mut part, &offer, &mut came)?;
+            }
         }
         let mut wrong = 0;
         loop {
@@ -310,8 +283,11 @@ impl Job<'_> {
             let Err(mismatch) = part.finish(self.cache)? else {
                 self.cache.keep_quota()?;
                 self.progress.event(Event::LayerDone { layer: self.layer });
-                let Came { received: bytes, copied } = came;
-                return Ok(Outcome::Fetched { bytes, resumed, copied });
+                let bytes = came.received;
+                return Ok(match came {
+                    Came { patched: true, resumed, .. } => Outcome::Patched { bytes, resumed },
+                    Came { copied, .. } => Outcome::Fetched { bytes, resumed, copied },
+                });
             };
             let (found, expected) = (mismatch.found, self.blob.digest);
             tracing::warn!(%expected, %found, bytes = mismatch.len, "wrong bytes");
@@ -324,6 +300,7 @@ impl Job<'_> {
             self.registry.distrust(self.blob);
             self.progress.event(Event::Restarted { layer: self.layer });
             recipe = Recipe::whole();
+            came.patched = false;
             match self.reserve()? {
                 Some(again) => part = again,
                 None => return Ok(Outcome::Shared),
@@ -356,7 +333,7 @@ impl Job<'_> {
         }
     }
 
-    fn check_stop(&self) -> Result<(), PullError> {
+    pub(crate) fn check_stop(&self) -> Result<(), PullError> {
         if self.stop.load(Ordering::Relaxed) { Err(PullError::GivenUp) } else { Ok(()) }
     }
 
@@ -447,7 +424,7 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn append(&self, part: &mut Part, bytes: &[u8]) -> Result<(), TransferError> {
+    pub(crate) fn append(&self, part: &mut Part, bytes: &[u8]) -> Result<(), TransferError> {
         if let Err(source) = part.append(bytes) {
             if crate::file::is_full(&source) {
                 return Err(TransferError::Full(source));
@@ -472,12 +449,15 @@ impl Job<'_> {
 
 /// Whence the bytes of an image came.
 #[derive(Default)]
-struct Came {
-    received: u64,
+pub(crate) struct Came {
+    pub(crate) received: u64,
     copied: u64,
+    patched: bool,
+    /// Bytes of a patch that were here.
+    pub(crate) resumed: u64,
 }
 
-enum TransferError {
+pub(crate) enum TransferError {
     Registry(RegistryError),
     Full(io::Error),
     Pull(PullError),

@@ -11,12 +11,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use common::oci::{Distribution, image, read_head};
+use common::patched::{self, Versions};
 use common::{Bench, chain, hasty, noise};
 use mica_fetcher::registry::{
     Credentials, OpenOptions, Published, Registry, RegistryError, WriteRegistry, open,
     open_writable,
 };
-use mica_fetcher::{PullOptions, PushOptions};
+use mica_fetcher::{Outcome, PatchBases, PullOptions, PushOptions, push_patches};
 use mica_graph::{Manifest, PackageRef};
 
 fn options() -> OpenOptions {
@@ -129,6 +130,24 @@ fn tables_are_found_by_the_referrers_tag() {
     assert_eq!(pull("A@1").fetched_bytes(), one.layers[0].size);
     assert_eq!(pull("A@2").fetched_bytes(), 200_000);
     bench.assert_cached(&cache, &two);
+}
+
+#[test]
+fn patches_are_found_by_the_digest_of_the_image() {
+    let versions = Versions::new();
+    let server = Distribution::start(&versions.bench.path("oci"), "");
+    let address = server.address("t");
+    versions.publish(&*writable(&address));
+    let cache = versions.bench.cache();
+    patched::pull(&*readable(&address), "A@v1", &cache);
+    let pulled = patched::pull(&*readable(&address), "A@v2", &cache);
+    assert!(matches!(pulled.layers[0], Outcome::Patched { .. }), "{:?}", pulled.layers);
+    versions.bench.assert_cached(&cache, &versions.new);
+    // A further one leaves the first where it is.
+    let bases = PatchBases { newest: 3, ..PatchBases::default() };
+    let (registry, none) = (writable(&address), |_: &_| None);
+    push_patches(&*registry, &cache, &versions.new, &none, &bases).unwrap();
+    assert_eq!(readable(&address).patches(&versions.new.layers[0].digest).unwrap().len(), 1);
 }
 
 #[test]

@@ -9,10 +9,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
+use common::patched::Versions;
+use common::proxy::{Fault, Proxy};
 use common::{Bench, chain, hasty, noise};
 use mica_fetcher::registry::{Registry, open, open_writable};
 use mica_fetcher::{
-    Cache, PruneOptions, PullError, PullOptions, Pulled, PushOptions, ServeOptions, Server, listen,
+    Cache, Outcome, PruneOptions, PullError, PullOptions, Pulled, PushOptions, ServeOptions,
+    Server, listen,
 };
 use mica_graph::{Digest, Manifest};
 
@@ -35,7 +38,8 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-const TESTS: [(&str, fn()); 6] = [
+const TESTS: [(&str, fn()); 7] = [
+    ("a_killed_patch_goes_on", a_killed_patch_goes_on),
     ("a_killed_pull_leaves_nothing_half", a_killed_pull_leaves_nothing_half),
     ("a_killed_push_leaves_nothing_half", a_killed_push_leaves_nothing_half),
     ("processes_that_want_the_same_fetch_it_once", processes_that_want_the_same_fetch_it_once),
@@ -152,6 +156,50 @@ fn a_killed_pull_leaves_nothing_half() {
             }
         }
     }
+}
+
+/// Killed while pieces come and are applied, each pull goes on behind the pieces of the one before.
+fn a_killed_patch_goes_on() {
+    let versions = Versions::new();
+    versions.publish(&*versions.bench.registry());
+    let cache = versions.bench.cache();
+    pull(&*versions.bench.registry(), "A@v1", &cache).unwrap();
+    let listener = listen("127.0.0.1:0").unwrap();
+    let folder = versions.bench.path("registry");
+    let server = Server::spawn(listener, &folder, ServeOptions::default()).unwrap();
+    let image = versions.new.layers[0].digest;
+    let notes = versions.bench.registry().patches(&image).unwrap();
+    let patch = notes[0].patch.clone();
+    let incoming = |name: &Digest| {
+        let path = cache.root().join("incoming").join(format!("{}.part", name.hex()));
+        std::fs::metadata(path).map_or(0, |meta| meta.len())
+    };
+    let slow = Fault::Trickle((patch.size / 50) as usize, Duration::from_millis(20));
+    for round in 1..=8 {
+        let proxy = Proxy::new(server.address(), vec![slow.clone(); 3]);
+        let (url, root) = (proxy.url(), text(cache.root().to_owned()));
+        let mut child = process(&["pull", &url, "A@v2", &root, "-"]);
+        let since = std::time::Instant::now();
+        // In turn by what has come, and by what has been rebuilt of it.
+        let far = || match round % 2 {
+            0 => incoming(&image) > 0,
+            _ => incoming(&patch.digest) > patch.size * round / 10,
+        };
+        while !far() && since.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(far(), "round {round}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_clean(&cache);
+        assert!(!cache.blob_path(&image).exists());
+    }
+    let pulled = pull(&*open(&server.url(), &hasty()).unwrap(), "A@v2", &cache).unwrap();
+    let Outcome::Patched { bytes, resumed } = pulled.layers[0] else { panic!("not patched") };
+    assert_eq!(bytes + resumed, patch.size);
+    assert!(resumed >= patch.size * 7 / 10, "{resumed} of {}", patch.size);
+    versions.bench.assert_cached(&cache, &versions.new);
+    assert_eq!(cache.disk_use().unwrap().parts, 0);
 }
 
 fn a_killed_push_leaves_nothing_half() {

@@ -1,5 +1,5 @@
 //! Describes an image, makes it again from its contents in a temporary file, and says what that took:
-//! `cargo run --release -p mica-squashfs --example rebuild -- IMAGE [RECIPE]` keeps the recipe too.
+//! `cargo run --release -p mica-squashfs --example rebuild -- IMAGE [RECIPE [CONTENTS]]` keeps recipe and contents too.
 #![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "a program for measuring")]
 
 use std::error::Error;
@@ -30,7 +30,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         recipe.len() as f64 * 100.0 / size as f64
     );
     let start = Instant::now();
-    let mut raw = tempfile::tempfile()?;
+    let mut raw = match std::env::args_os().nth(3) {
+        Some(path) => std::fs::File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?,
+        None => tempfile::tempfile()?,
+    };
     described.contents.copy_to(&mut raw, None)?;
     raw.rewind()?;
     println!(

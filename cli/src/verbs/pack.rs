@@ -12,6 +12,7 @@ use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, Version};
 use mica_packer::{PackOptions, chunks_path, pack_scan};
 
 use super::plan::{Built, PlannedLayer, Target};
+use super::push::PatchFlags;
 use crate::context::Context;
 use crate::git;
 use crate::kept::Kept;
@@ -37,6 +38,8 @@ pub(crate) struct Args {
     /// Tags to move to this version, besides `latest`
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<Version>,
+    #[command(flatten)]
+    patches: PatchFlags,
     /// Compression level
     #[arg(long, value_name = "N")]
     level: Option<u32>,
@@ -91,7 +94,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     }
     let registry = registry::open_writable(&context.places.registry, &context.registries())?;
     let request = Request { args, built: &built, options: &options, registry: &*registry };
-    let package = request.pack()?;
+    let (package, blobs) = request.pack()?;
+    let file = |digest: &Digest| blobs.files.get(digest).cloned();
+    args.patches.add(&*registry, &context.cache()?, &package.manifest, &file, args.quiet)?;
     if !args.quiet {
         package.layers.iter().for_each(|layer| note(layer.line()));
     }
@@ -116,14 +121,15 @@ pub(crate) fn pack_workspace(
         name: None,
         registry: RegistryFlags::default(),
         tags: Vec::new(),
+        patches: PatchFlags::default(),
         level: None,
         dry_run: false,
         quiet: true,
     };
     let built = args.target.build()?;
     let registry = registry::open_writable(registry, &OpenOptions::default())?;
-    Request { args: &args, built: &built, options: &PackOptions::default(), registry: &*registry }
-        .pack()
+    let (options, registry) = (&PackOptions::default(), &*registry);
+    Ok(Request { args: &args, built: &built, options, registry }.pack()?.0)
 }
 
 struct Request<'a> {
@@ -133,8 +139,15 @@ struct Request<'a> {
     registry: &'a dyn WriteRegistry,
 }
 
+/// The images and chunk tables that were made for a package.
+struct Blobs {
+    files: HashMap<Digest, PathBuf>,
+    /// Its lock, or its scratch folder, keeps them.
+    _kept: Kept,
+}
+
 impl Request<'_> {
-    fn pack(&self) -> anyhow::Result<PackedPackage> {
+    fn pack(&self) -> anyhow::Result<(PackedPackage, Blobs)> {
         let started = Instant::now();
         self.registry.check_writable()?;
         let kept = Kept::open(&self.built.workspace)?;
@@ -155,12 +168,9 @@ impl Request<'_> {
         let manifest =
             self.manifest(version, layers.iter().map(|packed| packed.layer.clone()).collect())?;
         self.push(&manifest, &images)?;
-        Ok(PackedPackage {
-            manifest,
-            layers,
-            build: self.built.elapsed,
-            elapsed: started.elapsed(),
-        })
+        let (build, elapsed) = (self.built.elapsed, started.elapsed());
+        let package = PackedPackage { manifest, layers, build, elapsed };
+        Ok((package, Blobs { files: images, _kept: kept }))
     }
 
     fn version(&self, layers: &[PlannedLayer<'_>]) -> anyhow::Result<Version> {

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use mica_agent::{JobLayer, LazySource, TraceFile};
 use mica_fetcher::registry;
-use mica_fetcher::{Cache, Event, LookupError, Outcome, Progress, PullOptions, Pulled, Way};
+use mica_fetcher::{Cache, Costs, Event, LookupError, Outcome, Progress, PullOptions, Pulled, Way};
 use mica_graph::{Blob, Layer, Manifest, PackageRef};
 use serde_json::json;
 
@@ -62,21 +62,30 @@ fn explain(args: &Args, context: &Context, cache: &Cache) -> anyhow::Result<Exit
     let layers = explained.manifest.layers.iter().zip(&explained.layers);
     if args.json {
         let rows: Vec<_> = layers
-            .map(|(layer, (module, way))| {
+            .zip(&explained.costs)
+            .map(|((layer, (module, way)), costs)| {
                 let (way, fetch) = (way_word(way), way.fetch());
-                json!({ "layer": module, "size": layer.size, "way": way, "fetch": fetch })
+                let ways = costs.map(|Costs { whole, chunks, patch }| {
+                    json!({ "whole": whole, "chunks": chunks, "patch": patch })
+                });
+                json!({ "layer": module, "size": layer.size, "way": way, "fetch": fetch, "ways": ways })
             })
             .collect();
         output::json(&json!({ "layers": rows, "fetch": explained.fetch() }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let rows: Vec<[String; 4]> = layers
-        .map(|(layer, (module, way))| {
-            let fetch = output::bytes(way.fetch());
-            [module.to_string(), way_word(way).to_owned(), fetch, output::bytes(layer.size)]
+    let rows: Vec<[String; 6]> = layers
+        .zip(&explained.costs)
+        .map(|((layer, (module, way)), costs)| {
+            let shown = |bytes: Option<u64>| bytes.map_or("-".to_owned(), output::bytes);
+            let (module, way, fetch) = (module.to_string(), way_word(way), way.fetch());
+            let chunks = shown(costs.and_then(|costs| costs.chunks));
+            let patch = shown(costs.and_then(|costs| costs.patch));
+            let (fetch, size) = (output::bytes(fetch), output::bytes(layer.size));
+            [module, way.to_owned(), fetch, patch, chunks, size]
         })
         .collect();
-    output::table(["LAYER", "WAY", "FETCH", "SIZE"], &rows)?;
+    output::table(["LAYER", "WAY", "FETCH", "PATCH", "CHUNKS", "SIZE"], &rows)?;
     note(format_args!("{} to fetch", output::bytes(explained.fetch())));
     Ok(ExitCode::SUCCESS)
 }
@@ -88,6 +97,7 @@ fn way_word(way: &Way) -> &'static str {
         Way::Whole { resume: 0, .. } => "whole",
         Way::Whole { .. } => "resumed",
         Way::Chunks { .. } => "chunks",
+        Way::Patch { .. } => "patch",
     }
 }
 
@@ -96,6 +106,7 @@ fn word(outcome: &Outcome) -> &'static str {
         Outcome::Cached => "cached ",
         Outcome::Fetched { resumed: 0, .. } => "fetched",
         Outcome::Fetched { .. } => "resumed",
+        Outcome::Patched { .. } => "patched",
         Outcome::Shared => "shared ",
         Outcome::Lazy => "lazy   ",
     }

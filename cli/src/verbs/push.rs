@@ -1,10 +1,12 @@
 //! `mica push`: publish a package of the cache.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use mica_fetcher::{PushOptions, registry};
-use mica_graph::{PackageRef, Version};
+use mica_fetcher::registry::{self, WriteRegistry};
+use mica_fetcher::{Cache, PatchBases, PushOptions, PushedPatch};
+use mica_graph::{Digest, Manifest, PackageRef, Version};
 
 use super::pull;
 use crate::context::Context;
@@ -24,9 +26,47 @@ pub(crate) struct Args {
     /// Tags to move to this version, besides `latest`
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<Version>,
+    #[command(flatten)]
+    patches: PatchFlags,
     /// Say nothing but the digest
     #[arg(short, long)]
     quiet: bool,
+}
+
+/// Which patches to add to what is published.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct PatchFlags {
+    /// Add patches: what makes the new layers of those of this package, where that is less than the new chunks
+    #[arg(long, value_name = "REF", value_delimiter = ',')]
+    patch_from: Vec<PackageRef>,
+    /// Add patches from the newest so many other versions in the registry
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    patch_newest: usize,
+}
+
+impl PatchFlags {
+    /// Makes the patches of a package that was published, if any were asked for.
+    pub(crate) fn add(
+        &self,
+        registry: &dyn WriteRegistry,
+        cache: &Cache,
+        manifest: &Manifest,
+        file: &dyn Fn(&Digest) -> Option<PathBuf>,
+        quiet: bool,
+    ) -> anyhow::Result<()> {
+        let bases = PatchBases { packages: self.patch_from.clone(), newest: self.patch_newest };
+        if bases.packages.is_empty() && bases.newest == 0 {
+            return Ok(());
+        }
+        let patches = mica_fetcher::push_patches(registry, cache, manifest, file, &bases)
+            .context("the package is published, but not all of its patches")?;
+        for PushedPatch { module, old, size, chunks, sent } in patches.iter().filter(|_| !quiet) {
+            let (size, chunks) = (output::bytes(*size), output::bytes(*chunks));
+            let does = if *sent { "patch" } else { "no patch" };
+            note(format_args!("{does} from {old}: {size}, by chunks {chunks}  {module}"));
+        }
+        Ok(())
+    }
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
@@ -40,6 +80,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let pushed = mica_fetcher::push(&*registry, &manifest, &file, &options, &bar)
         .with_context(|| format!("cannot push {}", args.reference))?;
     drop(bar);
+    args.patches.add(&*registry, &cache, &manifest, &file, args.quiet)?;
     if !args.quiet {
         let sent = pushed.sent.iter().filter(|sent| **sent).count();
         note(format_args!(

@@ -80,6 +80,11 @@ impl Cache {
         Ok(file::stat(&self.part_path(blob))?.map_or(0, |meta| meta.len()))
     }
 
+    /// A file for bytes on their way elsewhere; gone when it is dropped.
+    pub(crate) fn scratch(&self) -> Result<file::Temporary, CacheError> {
+        Ok(self.staging.create()?)
+    }
+
     /// A file for bytes that nobody else is to find.
     pub(crate) fn nameless(&self) -> Result<File, CacheError> {
         let temporary = self.staging.create()?;

@@ -13,6 +13,7 @@ use super::{
     WriteRegistry, layout,
 };
 use crate::file::{self, FileError, Lock, Named, Staging};
+use crate::patch::{PatchNote, PatchNotes};
 
 /// A folder of the layout described in [the module](super).
 #[derive(Clone, Debug)]
@@ -192,6 +193,12 @@ impl Registry for DirRegistry {
             _ => None,
         })
     }
+
+    fn patches(&self, image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
+        let path = self.root.join(layout::patches(image));
+        let bytes = file::read_small(&path, super::MAX_DOCUMENT)?;
+        Ok(bytes.map_or_else(Vec::new, |bytes| PatchNotes::read(&bytes, image)))
+    }
 }
 
 pub(super) fn document(name: impl ToString, source: super::ParseIndexError) -> RegistryError {
@@ -288,6 +295,17 @@ impl WriteRegistry for DirRegistry {
         create_durable(&path)?;
         let json = serde_json::to_vec(layer).expect("a layer holds only strings and numbers");
         self.staging()?.write(&path, &json)?;
+        Ok(())
+    }
+
+    fn add_patches(&self, image: &Digest, patches: &[PatchNote]) -> Result<(), RegistryError> {
+        patches.iter().try_for_each(|note| self.require(&note.patch))?;
+        let _lock = self.lock("patches")?;
+        let mut notes = PatchNotes::new(*image, self.patches(image)?);
+        notes.merge(patches);
+        let path = self.root.join(layout::patches(image));
+        create_durable(&path)?;
+        self.staging()?.write(&path, &notes.to_json())?;
         Ok(())
     }
 }

@@ -98,6 +98,12 @@ pub enum RegistryError {
         /// Where.
         registry: String,
     },
+    /// It is of a kind that has no place for patches.
+    #[error("{registry} takes no patches")]
+    NoPatches {
+        /// Where.
+        registry: String,
+    },
     /// A manifest or layer names bytes that are not there.
     #[error("{registry} has no blob {digest}")]
     MissingBlob {

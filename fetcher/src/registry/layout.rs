@@ -22,6 +22,10 @@ pub(crate) fn layer(inputs: &Digest) -> String {
     format!("layers/{}.json", inputs.hex())
 }
 
+pub(crate) fn patches(image: &Digest) -> String {
+    format!("patches/{}.json", image.hex())
+}
+
 /// What a path in a registry is; `None` if it is nothing that a reader may see. Because every part is parsed into a
 /// typed value, and a path is only ever built from those again, no request can name a file outside the registry.
 pub(crate) fn parse(path: &str) -> Option<Item> {
@@ -32,6 +36,7 @@ pub(crate) fn parse(path: &str) -> Option<Item> {
         ["blobs", "blake3", start, hex] if hex.starts_with(start) && start.len() == 2 => {
             Some(Item::Blob(parse_hex(hex)?))
         }
+        ["patches", file] => Some(Item::Patches(parse_hex(file.strip_suffix(".json")?)?)),
         ["layers", file] => Some(Item::Layer(parse_hex(file.strip_suffix(".json")?)?)),
         _ => None,
     }
@@ -50,6 +55,7 @@ pub(crate) enum Item {
     Index(PackageName),
     Blob(Digest),
     Layer(Digest),
+    Patches(Digest),
 }
 
 impl Item {
@@ -61,6 +67,7 @@ impl Item {
             Self::Index(name) => index(name),
             Self::Blob(digest) => blob(digest),
             Self::Layer(inputs) => layer(inputs),
+            Self::Patches(image) => patches(image),
         }
     }
 }
@@ -78,6 +85,7 @@ mod tests {
             Item::Index("A".parse().unwrap()),
             Item::Blob(digest),
             Item::Layer(digest),
+            Item::Patches(digest),
         ] {
             assert_eq!(parse(&item.path()), Some(item));
         }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use mica_graph::{Blob, Digest, Layer, PackageName};
 
 use super::{BlobStream, Index, Registry, RegistryError};
+use crate::patch::PatchNote;
 
 /// How long a source that failed is left alone.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -133,6 +134,10 @@ impl Registry for MirroredRegistry {
 
     fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError> {
         self.names(|registry| registry.layer_by_inputs(inputs))
+    }
+
+    fn patches(&self, image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
+        self.names(|registry| registry.patches(image))
     }
 
     fn blob(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError> {

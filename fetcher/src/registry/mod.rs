@@ -10,6 +10,7 @@
 //! packages/<name>/index.json         versions and tags, see `Index`
 //! blobs/blake3/<2 hex>/<64 hex>      images, chunk tables and manifests, by the BLAKE3 of their bytes; never change
 //! layers/<64 hex>.json               inputs digest -> the layer packed from them, so that equal inputs are packed once
+//! patches/<64 hex>.json              image digest -> the patches that make it of older images, see [`PatchNote`]
 //! locks/, incoming/                  of writers; no business of readers
 //! ```
 //!
@@ -22,6 +23,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef, Version};
+
+use crate::patch::PatchNote;
 
 mod credentials;
 mod dir;
@@ -61,6 +64,11 @@ pub trait Registry: Send + Sync {
 
     /// The layer that was packed from these inputs, if one was and its image is there.
     fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError>;
+
+    /// The patches there are that make this image of older ones.
+    fn patches(&self, _image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
+        Ok(Vec::new())
+    }
 
     /// Says that what came of a blob was wrong, so that another source is asked for it, if there is one.
     fn distrust(&self, _blob: &Blob) {}
@@ -199,6 +207,11 @@ pub trait WriteRegistry: Registry {
 
     /// Notes which layer was packed from its inputs.
     fn remember(&self, layer: &Layer) -> Result<(), RegistryError>;
+
+    /// Notes patches of an image; all these blobs are there.
+    fn add_patches(&self, _image: &Digest, _patches: &[PatchNote]) -> Result<(), RegistryError> {
+        Err(RegistryError::NoPatches { registry: self.address().to_owned() })
+    }
 }
 
 /// The bytes of a blob to be stored.

@@ -5,6 +5,7 @@
 //! POST /packages/<name>                 a `Publication`        201 new, 200 unchanged
 //! POST /packages/<name>/tags            a `Tagging`            200
 //! PUT  /layers/<64 hex>.json            a `Layer`              200
+//! PUT  /patches/<64 hex>.json           patches to add         200
 //! ```
 //!
 //! A refusal is a status of 400 and above with a JSON [`Refusal`].

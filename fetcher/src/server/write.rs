@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::State;
 use super::answer::{refuse, refuse_error};
 use crate::file::{Named, Temporary};
+use crate::patch::PatchNotes;
 use crate::registry::wire::Tagging;
 use crate::registry::{Publication, Published, Registry, RegistryError, WriteRegistry};
 
@@ -24,6 +25,7 @@ const DOCUMENT_LIMIT: usize = 1 << 20;
 pub(super) enum Target {
     Blob(Digest),
     Layer(Digest),
+    Patches(Digest),
     Package(PackageName),
     Tags(PackageName),
 }
@@ -65,6 +67,10 @@ fn change(state: &State, target: Target, body: &[u8]) -> Response {
                 registry.remember(&layer).map(|()| StatusCode::OK)
             }
             _ => return bad("this is not a layer with those inputs"),
+        },
+        Target::Patches(image) => match PatchNotes::read(body, &image) {
+            notes if notes.is_empty() => return bad("these are no patches of that image"),
+            notes => registry.add_patches(&image, &notes).map(|()| StatusCode::OK),
         },
         Target::Blob(_) => return bad("a blob is not a document"),
     };

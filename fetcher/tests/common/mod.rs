@@ -10,6 +10,7 @@ use mica_fetcher::{Cache, PushOptions, Pushed, Retry};
 use mica_graph::{Digest, Layer, Manifest};
 
 pub mod oci;
+pub mod patched;
 pub mod proxy;
 
 /// Some bytes that do not compress or repeat; the same for the same seed.

@@ -19,6 +19,7 @@ use super::{
     layout,
 };
 use crate::file::Named;
+use crate::patch::{PatchNote, PatchNotes};
 use crate::retry::Retry;
 
 mod body;
@@ -211,6 +212,11 @@ impl Registry for HttpRegistry {
         let there = self.has_blob(&Blob { digest: layer.digest, size: layer.size })?;
         Ok(there.then_some(layer))
     }
+
+    fn patches(&self, image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
+        let bytes = self.file(&layout::patches(image), super::MAX_DOCUMENT)?;
+        Ok(bytes.map_or_else(Vec::new, |bytes| PatchNotes::read(&bytes, image)))
+    }
 }
 
 /// The part of a blob that a request asks for, if not all.
@@ -322,6 +328,11 @@ impl WriteRegistry for HttpRegistry {
 
     fn remember(&self, layer: &Layer) -> Result<(), RegistryError> {
         self.post(Method::PUT, &layout::layer(&layer.inputs), layer).map(drop)
+    }
+
+    fn add_patches(&self, image: &Digest, patches: &[PatchNote]) -> Result<(), RegistryError> {
+        let notes = PatchNotes::new(*image, patches.to_vec());
+        self.post(Method::PUT, &layout::patches(image), &notes).map(drop)
     }
 }
 

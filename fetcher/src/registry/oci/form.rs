@@ -6,7 +6,7 @@
 //!                  layers      `application/vnd.mica.layer.v1.squashfs`, the base first; annotated with their BLAKE3
 //!                  annotations package, version, digest and size of the package's manifest
 //! companion        subject     the image manifest; found by the tag `sha256-<its digest>` (OCI 1.1, referrers tag schema)
-//!                  layers      chunk tables and patches, annotated with their BLAKE3
+//!                  layers      chunk tables, annotated with their BLAKE3
 //! ```
 //!
 //! containerd runs such an image if it is told what turns squashfs into tar (`mica image to-tar`); skopeo copies it as it is.
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::super::{Entry, ParseIndexError};
+use crate::patch::{PatchNote, PatchNotes};
 
 pub(crate) const LAYER_TYPE: &str = "application/vnd.mica.layer.v1.squashfs";
 pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -36,6 +37,7 @@ const DIGEST: &str = "dev.mica.digest";
 const SIZE: &str = "dev.mica.size";
 const TIME: &str = "dev.mica.time";
 const LAYER: &str = "dev.mica.layer";
+const PATCHES: &str = "dev.mica.patches";
 const DIFF_ID: &str = "dev.mica.diff-id";
 
 /// Content named by its SHA-256.
@@ -244,7 +246,7 @@ fn timestamp(seconds: u64) -> String {
     time.unwrap_or_default().to_string()
 }
 
-/// Tables and patches that belong to an image manifest.
+/// Tables that belong to an image manifest.
 pub(crate) fn companion(subject: &Descriptor, extras: &[(Digest, Facts)]) -> Vec<u8> {
     let mut layers: Vec<Descriptor> =
         extras.iter().map(|(digest, facts)| facts.descriptor(EXTRA_TYPE, digest)).collect();
@@ -305,6 +307,22 @@ pub(crate) fn note(layer: &Layer, image: &Facts, table: Option<&Facts>) -> Vec<u
     serde_json::to_vec(&manifest).expect("strings and numbers")
 }
 
+/// The note of the patches of an image, with their blobs.
+pub(crate) fn patches_note(notes: &PatchNotes, facts: &[Facts]) -> Vec<u8> {
+    let blobs = notes.patches.iter().zip(facts);
+    let json = String::from_utf8_lossy(&notes.to_json()).into_owned();
+    let manifest = OciManifest {
+        schema_version: 2,
+        media_type: MANIFEST_TYPE.to_owned(),
+        artifact_type: Some("application/vnd.mica.patches.v1".to_owned()),
+        config: Descriptor::of(EMPTY_TYPE, EMPTY),
+        layers: blobs.map(|(note, f)| f.descriptor(EXTRA_TYPE, &note.patch.digest)).collect(),
+        subject: None,
+        annotations: BTreeMap::from([(PATCHES.to_owned(), json)]),
+    };
+    serde_json::to_vec(&manifest).expect("strings and numbers")
+}
+
 impl OciManifest {
     /// The package and the entry of an index that it stands for; `None` if it is somebody else's image.
     pub(crate) fn entry(&self) -> Option<(PackageName, Entry)> {
@@ -325,6 +343,11 @@ impl OciManifest {
     /// The layer that a note is about.
     pub(crate) fn noted_layer(&self) -> Option<Layer> {
         serde_json::from_str(self.annotations.get(LAYER)?).ok()
+    }
+
+    /// The patches that a note is about.
+    pub(crate) fn noted_patches(&self, image: &Digest) -> Option<Vec<PatchNote>> {
+        Some(PatchNotes::read(self.annotations.get(PATCHES)?.as_bytes(), image))
     }
 
     /// What it says of its layers, by BLAKE3.

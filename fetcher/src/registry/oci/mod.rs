@@ -5,7 +5,8 @@
 //! package that has it, as a pull does anyway.
 //!
 //! Layers go into the repository `mica/layers` and are mounted from there into those of the packages. It also has, under the digest
-//! of its inputs as a tag, a note for each layer, which says what was packed from what and keeps the registry from collecting it.
+//! of its inputs as a tag, a note for each layer, which says what was packed from what and keeps the registry from collecting it;
+//! and likewise a note of the patches of an image, under `patches-` and its digest, which keeps those.
 //!
 //! The registry cannot compare and swap: of two publishers who push different content as the same version at the same moment, the
 //! later one wins; one that comes later than that is refused.
@@ -28,6 +29,7 @@ use super::{
     RegistryError, Resolved, WordKind, WriteRegistry,
 };
 use crate::parallel;
+use crate::patch::{PatchNote, PatchNotes};
 
 mod auth;
 mod client;
@@ -407,5 +409,11 @@ impl Registry for OciRegistry {
     fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError> {
         let Some((manifest, _)) = self.fetch(LAYERS, &inputs.hex())? else { return Ok(None) };
         Ok(manifest.noted_layer().filter(|layer| layer.inputs == *inputs))
+    }
+
+    fn patches(&self, image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
+        let found = self.fetch(LAYERS, &names::patches(image))?;
+        let notes = found.and_then(|(manifest, _)| manifest.noted_patches(image));
+        Ok(notes.unwrap_or_default())
     }
 }

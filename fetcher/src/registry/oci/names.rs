@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use mica_graph::{PackageName, Version};
+use mica_graph::{Digest, PackageName, Version};
 
 use super::super::RegistryError;
 
@@ -23,6 +23,11 @@ pub(crate) struct Location {
 /// The repository of layers: where their bytes go first, to be mounted from there, and where it is noted what was packed
 /// from what. Two words, so that no package can have its name.
 pub(super) const LAYERS: &str = "mica/layers";
+
+/// The tag, there, of the note of an image's patches.
+pub(super) fn patches(image: &Digest) -> String {
+    format!("patches-{}", image.hex())
+}
 
 impl Location {
     /// Reads `oci://host[:port][/path]`, `docker://…` or `host:port[/path]`; `None` if it is something else.

@@ -206,7 +206,9 @@ impl WriteRegistry for OciRegistry {
             let (registry, expected) = (path.display().to_string(), blob.digest);
             return Err(RegistryError::WrongBytes { registry, expected, found: found.0 });
         }
-        let facts = facts(path, !crate::file::starts_with(path, &MAGIC)?)?;
+        let is_image = !crate::file::starts_with(path, &MAGIC)?
+            && !crate::file::starts_with(path, &crate::patch::MAGIC)?;
+        let facts = facts(path, is_image)?;
         let is_new = self.store(&self.location.repository(LAYERS), &facts, content)?;
         let mut known = self.known();
         known.files.insert(blob.digest, path.to_owned());
@@ -282,5 +284,15 @@ impl WriteRegistry for OciRegistry {
         let note = form::note(layer, &image, table.as_ref());
         self.put_small(LAYERS, EMPTY)?;
         self.put_manifest(LAYERS, &layer.inputs.hex(), MANIFEST_TYPE, &note)
+    }
+
+    fn add_patches(&self, image: &Digest, patches: &[PatchNote]) -> Result<(), RegistryError> {
+        let mut notes = PatchNotes::new(*image, self.patches(image)?);
+        notes.merge(patches);
+        let blobs = notes.patches.iter().map(|note| self.ensure(LAYERS, &note.patch.digest));
+        let facts = blobs.collect::<Result<Vec<_>, _>>()?;
+        self.put_small(LAYERS, EMPTY)?;
+        let note = form::patches_note(&notes, &facts);
+        self.put_manifest(LAYERS, &names::patches(image), MANIFEST_TYPE, &note)
     }
 }
