@@ -47,8 +47,8 @@ pub struct ScanCache {
 impl ScanCache {
     /// What can be remembered of a scan whose files have been read.
     pub fn of(scan: &Scan) -> Self {
-        // A label that was left out leaves no trace in the tree.
-        let labelled = scan.notices.iter().any(|notice| notice.change == Change::SelinuxLabel);
+        // What was left out leaves no trace in the tree.
+        let complete = scan.notices.iter().all(|notice| notice.change == Change::TimeBeforeEpoch);
         // Most files are one piece.
         let mut entries = Vec::with_capacity(scan.files as usize * (HEAD + PIECE));
         for id in scan.tree.ids() {
@@ -60,7 +60,7 @@ impl ScanCache {
             let pieces = content.known_digest().map(ContentDigest::pieces);
             let count = pieces.map_or(UNKNOWN, |pieces| pieces.len() as u32);
             entries.extend_from_slice(&identity);
-            entries.push((node.metadata.xattrs.is_empty() && !labelled).into());
+            entries.push((node.metadata.xattrs.is_empty() && complete).into());
             entries.extend_from_slice(&count.to_le_bytes());
             for (offset, hash) in pieces.unwrap_or_default() {
                 entries.extend_from_slice(&offset.to_le_bytes());

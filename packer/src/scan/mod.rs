@@ -1,9 +1,8 @@
 //! From directories and build outputs to the tree of an image.
 //!
 //! Every entry is found relative to a directory that is held open (no symlink is ever followed),
-//! in byte order, with its mode, extended attributes, hard links and device numbers. What an
-//! image cannot hold is an error that names the entry; what is changed on purpose (times,
-//! host-specific labels) is a [`Notice`].
+//! in byte order, with its mode, extended attributes, hard links and device numbers. What is
+//! changed or left out (times, ACLs, the host's own attributes) is a [`Notice`].
 
 mod attributes;
 mod content;
@@ -93,21 +92,35 @@ pub struct Notice {
 }
 
 /// What a [`Notice`] is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A time before 1970 became 1970: the format has none earlier.
     TimeBeforeEpoch,
-    /// A SELinux label was left out: it belongs to the host's policy, not to the content.
-    SelinuxLabel,
+    /// An access control list was left out: the format has none. Its mask stood in the place of the
+    /// group's permissions, which are now what the list gave the group.
+    AccessControlList,
+    /// The same for the list that a directory passes on.
+    DefaultAccessControlList,
+    /// This attribute was left out, here and wherever else it was: it belongs to the host's file
+    /// system (`system.nfs4_acl`) or policy (`security.selinux`), not to the content.
+    HostAttribute(String),
 }
 
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let change = match self.change {
-            Change::TimeBeforeEpoch => "a time before 1970 becomes 1970",
-            Change::SelinuxLabel => "the host's SELinux label is left out",
-        };
-        write!(f, "{}: {change}", self.path.display())
+        write!(f, "{}: ", self.path.display())?;
+        match &self.change {
+            Change::TimeBeforeEpoch => f.write_str("a time before 1970 becomes 1970"),
+            Change::AccessControlList => f.write_str(
+                "the access control list is left out, which squashfs cannot hold; owner, group and others keep what it gave them",
+            ),
+            Change::DefaultAccessControlList => {
+                f.write_str("the default access control list is left out, which squashfs cannot hold")
+            }
+            Change::HostAttribute(name) => {
+                write!(f, "the host's attribute {name} is left out, here and wherever else it is")
+            }
+        }
     }
 }
 
@@ -155,14 +168,6 @@ pub enum ScanError {
         /// Why not.
         #[source]
         source: io::Error,
-    },
-    /// The format has no place for this extended attribute.
-    #[error("{} has the extended attribute {name}, which squashfs cannot hold", path.display())]
-    Attribute {
-        /// The entry.
-        path: PathBuf,
-        /// The attribute.
-        name: String,
     },
     /// Two outputs want one place, or one is placed below a file.
     #[error("cannot place {} in the layer", path.display())]
@@ -296,7 +301,7 @@ impl<'a> Builder<'a> {
     ) -> Result<(), ScanError> {
         let (path, name) = (Vec::new(), &b""[..]);
         let place = Place { root, source, path, parent: node, name, tree_path };
-        *self.scan.tree.metadata_mut(node) = self.metadata(&place, listings.root)?;
+        *self.scan.tree.metadata_mut(node) = self.metadata(&place, listings.root);
         let mut stack = vec![(0, node, Vec::new(), place.tree_path)];
         while let Some((index, node, path, tree_path)) = stack.pop() {
             for mut entry in std::mem::take(&mut listings.all[index]).into_entries() {
@@ -337,7 +342,7 @@ impl<'a> Builder<'a> {
                 return Err(ScanError::Io { action, path, source });
             }
         };
-        let metadata = self.metadata(place, entry)?;
+        let metadata = self.metadata(place, entry);
         let node = self.scan.tree.insert(place.parent, place.name, Node { metadata, kind });
         let node = node.map_err(|source| place.refused(source))?;
         if names > 1 {
@@ -348,7 +353,7 @@ impl<'a> Builder<'a> {
 
     /// Two directories at one place are merged, the later one's mode counts.
     fn subdirectory(&mut self, place: &Place<'_>, entry: Entry) -> Result<NodeId, ScanError> {
-        let metadata = self.metadata(place, entry)?;
+        let metadata = self.metadata(place, entry);
         let tree = &mut self.scan.tree;
         if let Some(node) = tree.child(place.parent, place.name)
             && matches!(tree.node(node).kind, NodeKind::Directory)
@@ -373,32 +378,34 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn metadata(&mut self, place: &Place<'_>, entry: Entry) -> Result<Metadata, ScanError> {
+    fn metadata(&mut self, place: &Place<'_>, entry: Entry) -> Metadata {
         let Entry { stat, xattrs, .. } = entry;
-        let xattrs = self.kept(xattrs, place)?;
+        let (mode, xattrs) = self.kept(stat.mode, xattrs, place);
         let (uid, gid) = self.options.owner.unwrap_or((stat.uid, stat.gid));
         let mtime = self.time(stat.identity.mtime.0, place);
-        Ok(Metadata { mode: self.options.modes.of(stat.mode), uid, gid, mtime, xattrs })
+        Metadata { mode: self.options.modes.of(mode), uid, gid, mtime, xattrs }
     }
 
+    /// The mode and the attributes that the image can hold.
     fn kept(
         &mut self,
+        mut mode: u32,
         mut xattrs: Vec<Attribute>,
         place: &Place<'_>,
-    ) -> Result<Vec<Attribute>, ScanError> {
-        let before = xattrs.len();
-        xattrs.retain(|xattr| xattr.name != b"security.selinux");
-        if xattrs.len() < before {
-            self.notice(place, Change::SelinuxLabel);
-        }
-        let known = [&b"user."[..], b"trusted.", b"security."];
-        match xattrs.iter().find(|xattr| !known.iter().any(|known| xattr.name.starts_with(known))) {
-            Some(xattr) => Err(ScanError::Attribute {
-                path: place.shown(),
-                name: String::from_utf8_lossy(&xattr.name).into_owned(),
-            }),
-            None => Ok(xattrs),
-        }
+    ) -> (u32, Vec<Attribute>) {
+        xattrs.retain(|xattr| match kept(&xattr.name) {
+            None => true,
+            Some(change) => {
+                if change == Change::AccessControlList
+                    && let Some(group) = attributes::group_permissions(&xattr.value)
+                {
+                    mode = mode & !0o070 | group << 3;
+                }
+                self.notice(place, change);
+                false
+            }
+        });
+        (mode, xattrs)
     }
 
     fn time(&mut self, mtime: i64, place: &Place<'_>) -> u32 {
@@ -409,9 +416,33 @@ impl<'a> Builder<'a> {
     }
 
     fn notice(&mut self, place: &Place<'_>, change: Change) {
+        let once = matches!(change, Change::HostAttribute(_));
+        if once && self.scan.notices.iter().any(|notice| notice.change == change) {
+            return;
+        }
         let path = OsStr::from_bytes(&place.tree_path).into();
         self.scan.notices.push(Notice { path, change });
     }
+}
+
+/// What is said of an attribute that an image does not hold.
+fn kept(attribute: &[u8]) -> Option<Change> {
+    match attribute {
+        b"system.posix_acl_access" => Some(Change::AccessControlList),
+        b"system.posix_acl_default" => Some(Change::DefaultAccessControlList),
+        b"security.selinux" => Some(host(attribute)),
+        _ if [&b"user."[..], b"trusted.", b"security."]
+            .iter()
+            .any(|p| attribute.starts_with(p)) =>
+        {
+            None
+        }
+        _ => Some(host(attribute)),
+    }
+}
+
+fn host(attribute: &[u8]) -> Change {
+    Change::HostAttribute(String::from_utf8_lossy(attribute).into_owned())
 }
 
 impl Failure {
