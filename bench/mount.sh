@@ -35,7 +35,8 @@ prepare() {
   mkdir -p img plain
   for l in $(ls layers); do
     [ -e img/$l.sqfs ] || mksquashfs layers/$l/ img/$l.sqfs -comp zstd -Xcompression-level 3 -noappend -no-progress -quiet
-    [ -e img/$l.xar ] || "$mica" image pack layers/$l -o img/$l.xar --comp zstd --level 3 > pack.log 2>&1
+    # With times clamped, CPython would take its compiled files for stale, and compile at every import.
+    [ -e img/$l.xar ] || SOURCE_DATE_EPOCH=$(date +%s) "$mica" image pack layers/$l -o img/$l.xar --comp zstd --level 3 > pack.log 2>&1
   done
   [ -e plain/.done ] || { for l in $(ls layers); do cp -a layers/$l/. plain/; done; touch plain/.done; }
 }
