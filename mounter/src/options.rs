@@ -68,6 +68,8 @@ pub struct MountOptions {
     /// Let the kernel read and write the upper's files by itself, where it does: only root may ask it to. Not together
     /// with `suid`: a file that is made set-user-id while it is open would keep that when it is written.
     pub passthrough: bool,
+    /// How long after a file was copied up in part the rest follows in the background, unless the upper is thrown away.
+    pub complete_after: Duration,
     /// Note which blocks are read in which order: see [`crate::Mount::trace`].
     pub record_trace: bool,
     /// Blocks to decode before they are asked for: what an earlier mount of these images noted.
@@ -89,6 +91,7 @@ impl Default for MountOptions {
             threads: 2,
             readahead_kib: None,
             passthrough: true,
+            complete_after: Duration::from_secs(5),
             record_trace: false,
             trace: None,
             name: "mica".to_owned(),

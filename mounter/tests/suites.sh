@@ -89,6 +89,7 @@ work() {
 crash() {
   mkdir base; head -c 8M /dev/urandom > base/big; image base
   for round in $(seq 10); do
+    [ $round != 6 ] || FLAGS="${FLAGS:-} --complete-after 0" # killed while it completes files
     start base.sqfs
     python3 - tree "$round" <<'PY' &
 import os, sys
