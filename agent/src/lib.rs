@@ -31,6 +31,7 @@
 //!         open_stdin: false,
 //!         restart: Default::default(),
 //!         health: None,
+//!         network: None,
 //!     })
 //! })?;
 //! assert_eq!(state.find("greeter")?.id(), job.id());
@@ -52,10 +53,12 @@ pub mod events;
 mod files;
 mod handover;
 mod health;
+mod hosts;
 mod lines;
 pub mod logs;
 mod mounts;
 mod namespace;
+mod networks;
 mod output;
 mod processes;
 mod reconcile;
@@ -85,6 +88,10 @@ pub use mounts::{
     serve_config, serve_mount, start_mount,
 };
 pub use namespace::NamespaceError;
+pub use networks::{
+    Attachment, Member, Network, NetworkConfig, NetworkError, NetworkName, Networks, NewNetwork,
+    routed,
+};
 pub use processes::{ProcessInfo, processes};
 pub use reconcile::reconcile;
 pub use report::{MountReport, Report};

@@ -10,6 +10,7 @@
 //!           tree/          where the stack is mounted, inside the supervisor's own mount namespace
 //!           upper/ work/   the job's private writable layer
 //! volumes/<name>/data      named volumes
+//! networks/<name>/         bridge networks (see [`crate::Networks`])
 //! events.jsonl             what happened to jobs (see [`crate::events`])
 //! ```
 //!
@@ -25,6 +26,7 @@ use crate::config::{JobConfig, UpperDirs};
 use crate::events::{self, Event};
 use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
 use crate::lines::JsonLines;
+use crate::networks::Networks;
 use crate::status::Status;
 use crate::volumes::Volumes;
 
@@ -142,6 +144,11 @@ impl StateDir {
             Ok::<_, CreateError>(())
         })?;
         events::record(job, &config, "rename", &[]);
+        if let Some(attachment) = &config.network
+            && let Err(error) = self.networks().refresh(&attachment.network)
+        {
+            tracing::warn!(%error, "the other jobs of the network don't know the new name");
+        }
         Ok(())
     }
 
@@ -158,6 +165,16 @@ impl StateDir {
     /// The volumes that jobs can have by name.
     pub fn volumes(&self) -> Volumes<'_> {
         Volumes(self)
+    }
+
+    /// The networks that jobs can be on.
+    pub fn networks(&self) -> Networks<'_> {
+        Networks(self)
+    }
+
+    /// The folder of the job with this id.
+    pub(crate) fn job(&self, id: &str) -> JobDir {
+        JobDir { id: id.to_owned(), path: self.jobs_dir().join(id) }
     }
 
     /// The state directory.

@@ -22,15 +22,19 @@ impl VolumeName {
     }
 }
 
+/// Names of things that users keep, as docker has them.
+pub(crate) fn is_name(text: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    text.len() <= 128
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(good)
+}
+
 impl FromStr for VolumeName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let good = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-        if text.len() > 128
-            || !text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            || !text.chars().all(good)
-        {
+        if !is_name(text) {
             return Err(format!(
                 "`{text}` is not a volume's name (letters, digits, `_`, `.`, `-`); a path begins with / or ./"
             ));

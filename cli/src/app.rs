@@ -100,6 +100,7 @@ fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Commit(args) => verbs::commit::run(args, &Context::new()?),
         Verb::Shell(args) => verbs::shell::run(args, &Context::new()?),
         Verb::Volume(args) => verbs::volume::run(args, &Context::new()?),
+        Verb::Network(args) => verbs::network::run(args, &Context::new()?),
         Verb::Rm(args) => verbs::rm::run(args, &Context::new()?),
     }
 }

@@ -39,6 +39,14 @@ pub enum LaunchError {
     /// The job's private network could not be made.
     #[error("cannot make the job's private network")]
     Network(#[source] io::Error),
+    /// The job could not be connected with a bridge.
+    #[error("cannot connect the job with the bridge {bridge}")]
+    Link {
+        /// The bridge.
+        bridge: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
     /// This binary could not be started again as the job's init.
     #[error("cannot start the job's init")]
     Init(#[source] io::Error),

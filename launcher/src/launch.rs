@@ -31,12 +31,14 @@ use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::process::Pid;
 use rustix::thread::CapabilitySet;
 
+use crate::bridge::{INNER, Link};
 use crate::cgroup::{Cgroup, LimitError};
 use crate::error::LaunchError;
 use crate::facts::HostFacts;
 use crate::ids::{self, IdMaps};
 use crate::init;
 use crate::job::{Job, Program};
+use crate::links::Links;
 use crate::network;
 use crate::plan::{Plan, plan};
 use crate::process::Process;
@@ -180,6 +182,12 @@ fn start(spec: &Spec, plan: Plan, stdio: Stdio, cgroup: Cgroup) -> Result<Job, L
     if spec.namespaces.network == Network::Private {
         let helper = connect(network::program(job.pid(), own_users, &spec.ports))?;
         job.connect(helper);
+    }
+    if let Some(link) = &spec.link {
+        let Link { name, bridge, address, .. } = link;
+        Links::new()
+            .and_then(|mut links| links.add_pair(name, bridge, INNER, address.addr(), job.pid()))
+            .map_err(|source| LaunchError::Link { bridge: bridge.clone(), source })?;
     }
     job.release()?;
     Ok(job)

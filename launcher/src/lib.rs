@@ -42,15 +42,18 @@
 //! }
 //! ```
 
+pub mod bridge;
 mod caps;
 pub mod cdi;
 pub mod cgroup;
 mod error;
 mod facts;
+mod firewall;
 mod ids;
 mod init;
 mod job;
 mod launch;
+mod links;
 pub mod message;
 mod network;
 mod os;

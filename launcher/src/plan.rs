@@ -67,9 +67,12 @@ pub enum PlanError {
     /// A seccomp profile that can't be used.
     #[error("cannot use the seccomp profile")]
     Profile(#[from] ProfileError),
-    /// Ports can only be published from a private network.
-    #[error("ports can be published only from a private network")]
+    /// Ports can only be published from a network of the job's own that leads somewhere.
+    #[error("ports can be published only from a private or a bridge network")]
     Ports,
+    /// A bridge network without a bridge, or the other way round.
+    #[error("a job on a bridge network, and no other, needs a link to the bridge")]
+    Link,
     /// A limit without a sensible value.
     #[error("{value} is no sensible limit for {what}")]
     Limit {
@@ -152,8 +155,12 @@ fn check(spec: &Spec) -> Result<(), PlanError> {
             return Err(PlanError::TreeAt(at.clone()));
         }
     }
-    if !spec.ports.is_empty() && spec.namespaces.network != Network::Private {
+    let network = spec.namespaces.network;
+    if !spec.ports.is_empty() && matches!(network, Network::Host | Network::None) {
         return Err(PlanError::Ports);
+    }
+    if spec.link.is_some() != (network == Network::Bridge) {
+        return Err(PlanError::Link);
     }
     let limits = &spec.limits;
     let zero = |what, value: Option<u64>| match value {
@@ -186,8 +193,11 @@ fn surroundings(spec: &Spec, steps: &mut Vec<Step>) {
     if let (Some(name), Namespace::New) = (&spec.hostname, spec.namespaces.uts) {
         steps.push(Step::Hostname(name.clone()));
     }
-    if spec.namespaces.network == Network::None {
+    if matches!(spec.namespaces.network, Network::None | Network::Bridge) {
         steps.push(Step::Loopback);
+    }
+    if let Some(link) = &spec.link {
+        steps.push(Step::Address { address: link.address, gateway: link.gateway });
     }
     steps.push(Step::PrivateMounts);
 }

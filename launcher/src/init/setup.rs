@@ -20,9 +20,10 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use super::program::Terminal;
 use super::targets::{Targets, is_directory};
 use super::{Trouble, hooks};
+use crate::links::Links;
 use crate::step::{Flags, Step};
-use crate::sys;
 use crate::wire::Streams;
+use crate::{bridge, sys};
 
 /// Carries all steps out. Returns the program's terminal, if it gets one.
 pub(crate) fn carry_out(steps: &[Step], stdio: Streams) -> Result<Option<Terminal>, Trouble> {
@@ -207,6 +208,9 @@ impl Work {
             Step::CgroupNamespace => sys::unshare_cgroup()?,
             Step::Hostname(name) => rustix::system::sethostname(name.as_bytes())?,
             Step::Loopback => sys::loopback_up()?,
+            Step::Address { address, gateway } => {
+                Links::new()?.set_up(bridge::INNER, *address, *gateway)?;
+            }
             Step::PrivateMounts => private_mounts()?,
             Step::Root { tree, .. } => {
                 let mount = self.source(index)?;

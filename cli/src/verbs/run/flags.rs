@@ -1,16 +1,17 @@
 //! The flags of `mica run`, with the values people know from docker.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mica_agent::{HealthCheck, Restart};
+use mica_agent::{Attachment, HealthCheck, Restart};
 use mica_launcher::{Mount, PortForward, Rlimit};
 
 use super::values::{
     DeviceFlag, Volume, parse_cpus, parse_device, parse_duration, parse_host, parse_mode,
-    parse_mount, parse_pair, parse_port, parse_size, parse_tmpfs, parse_ulimit, parse_volume,
+    parse_mount, parse_network, parse_pair, parse_port, parse_size, parse_tmpfs, parse_ulimit,
+    parse_volume,
 };
 use crate::registries::RegistryFlags;
 use crate::signals;
@@ -256,9 +257,16 @@ pub(super) struct Confinement {
     #[arg(long, value_name = "N", allow_negative_numbers = true,
         value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     pub(super) oom_score_adj: Option<i32>,
-    /// The job's network [default: host, or private if ports are published]
-    #[arg(long, visible_alias = "net", value_enum, value_name = "MODE")]
+    /// The job's network: host; none; private, connected with the host's without privilege; or the name of a bridge network
+    /// (`mica network`), of which `bridge` is there by itself [default: host, or private if ports are published]
+    #[arg(long, visible_alias = "net", value_parser = parse_network, value_name = "MODE|NAME[:ip=IP,alias=NAME]")]
     pub(super) network: Option<NetworkMode>,
+    /// A further name by which jobs on the same bridge network find this one
+    #[arg(long, value_name = "NAME", requires = "network")]
+    pub(super) network_alias: Vec<String>,
+    /// The job's address on its bridge network
+    #[arg(long, value_name = "IP", requires = "network")]
+    pub(super) ip: Option<Ipv4Addr>,
     /// Let a port of the host lead to one of the job
     #[arg(short, long, value_parser = parse_port, value_name = "[[IP:]HOST:]JOB[/udp]")]
     pub(super) publish: Vec<PortForward>,
@@ -289,7 +297,7 @@ pub(super) struct Confinement {
 }
 
 /// The network a job gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum NetworkMode {
     /// The host's
     Host,
@@ -297,6 +305,8 @@ pub(super) enum NetworkMode {
     None,
     /// A network of its own, connected with the host's without privilege
     Private,
+    /// A bridge
+    Bridge(Attachment),
 }
 
 /// A namespace that is not the job's own.

@@ -7,8 +7,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use mica_agent::{JobConfig, JobDir, JobLayer, LazySource, StateDir, TraceFile};
+use ipnet::Ipv4Net;
+use mica_agent::{
+    Attachment, JobConfig, JobDir, JobLayer, LazySource, NetworkName, StateDir, TraceFile,
+};
 use mica_graph::{Manifest, Process};
+use mica_launcher::bridge::Link;
 use mica_launcher::cdi::{self, Registry};
 use mica_launcher::{
     Capabilities, GeneratedFile, Limits, Mount, Namespace, Namespaces, Network, Root, Seccomp, Spec,
@@ -16,6 +20,8 @@ use mica_launcher::{
 
 use super::flags::{Args, NetworkMode, Shared};
 use super::values::{DeviceFlag, Volume};
+use crate::context::Context;
+use crate::error::Advise as _;
 use crate::verbs::pull;
 
 /// The search path of a job, as docker sets it.
@@ -104,7 +110,41 @@ pub(super) fn job_config(
         open_stdin: args.life.interactive,
         restart: args.life.restart,
         health: args.health.check(),
+        network: attachment(args)?,
     })
+}
+
+/// How the job would be connected with its bridge network; the address is chosen when it starts.
+pub(super) fn dry_link(args: &Args, context: &Context) -> anyhow::Result<Option<Link>> {
+    let Some(attachment) = attachment(args)? else { return Ok(None) };
+    let name = attachment.network.as_str().to_owned();
+    let address = match context.state()?.networks().find(&attachment.network) {
+        Ok(network) => network.config.subnet,
+        Err(_) if attachment.network == NetworkName::usual() => Ipv4Net::default(),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Some(Link { bridge: name.clone(), name, address, gateway: None }))
+}
+
+/// The bridge network, and what is asked of it.
+fn attachment(args: &Args) -> anyhow::Result<Option<Attachment>> {
+    let flags = &args.confinement;
+    let Some(NetworkMode::Bridge(attachment)) = &flags.network else {
+        if flags.ip.is_some() || !flags.network_alias.is_empty() {
+            bail!(
+                "only a bridge network gives addresses and names; `mica network create` makes one"
+            );
+        }
+        return Ok(None);
+    };
+    if !rustix::process::geteuid().is_root() {
+        return Err(anyhow::anyhow!("bridge networks need root"))
+            .hint("--network private needs none");
+    }
+    let mut attachment = attachment.clone();
+    attachment.address = flags.ip.or(attachment.address);
+    attachment.aliases.extend(flags.network_alias.iter().cloned());
+    Ok(Some(attachment))
 }
 
 /// The confined process, its stack being mounted at `tree`.
@@ -179,10 +219,11 @@ fn devices(spec: &mut Spec, args: &Args) -> anyhow::Result<()> {
 
 fn confine(spec: &mut Spec, args: &Args, source: &Source) -> anyhow::Result<()> {
     let flags = &args.confinement;
-    let network = match flags.network {
+    let network = match &flags.network {
         Some(NetworkMode::Host) => Network::Host,
         Some(NetworkMode::None) => Network::None,
         Some(NetworkMode::Private) => Network::Private,
+        Some(NetworkMode::Bridge(_)) => Network::Bridge,
         None if flags.publish.is_empty() => Network::Host,
         None => Network::Private,
     };
@@ -335,10 +376,14 @@ fn name_service_files(
     if own_root {
         files.push(file("/etc/hostname", format!("{hostname}\n")));
     }
-    if own_root || !flags.add_host.is_empty() {
-        let mut hosts = format!(
-            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
-        );
+    let bridge = network == Network::Bridge;
+    if own_root || bridge || !flags.add_host.is_empty() {
+        let mut hosts =
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+        if !bridge {
+            // On a bridge the name goes with the address, which its supervisor adds.
+            hosts.push_str(&format!("127.0.1.1\t{hostname}\n"));
+        }
         flags.add_host.iter().for_each(|(name, ip)| hosts.push_str(&format!("{ip}\t{name}\n")));
         files.push(file("/etc/hosts", hosts));
     }
@@ -350,6 +395,9 @@ fn name_service_files(
     let lines = servers.iter().map(|server| format!("nameserver {server}\n"));
     match (servers.is_empty(), own_root) {
         (false, _) => files.push(file("/etc/resolv.conf", lines.collect())),
+        (true, _) if bridge => {
+            files.extend(bridge_resolv_conf().map(|t| file("/etc/resolv.conf", t)))
+        }
         // A host that resolves no names has none to hand on.
         (true, true) => files.extend(
             fs::read_to_string("/etc/resolv.conf").ok().map(|text| file("/etc/resolv.conf", text)),
@@ -357,4 +405,35 @@ fn name_service_files(
         (true, false) => {}
     }
     files
+}
+
+/// The host's name servers, but for those at loopback addresses, which a job with a network of its own can't reach: where
+/// systemd listens there, it says elsewhere whom it asks itself.
+fn bridge_resolv_conf() -> Option<String> {
+    let texts = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"].map(fs::read_to_string);
+    texts
+        .into_iter()
+        .flatten()
+        .map(|text| reachable_servers(&text))
+        .find(|text| text.contains("nameserver"))
+}
+
+fn reachable_servers(text: &str) -> String {
+    let reachable = |line: &&str| {
+        let mut words = line.split_whitespace();
+        words.next() != Some("nameserver")
+            || words.next().is_some_and(|ip| !(ip.starts_with("127.") || ip == "::1"))
+    };
+    text.lines().filter(reachable).map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_at_loopback_addresses_are_left_out() {
+        let text = "search lan\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 192.168.1.1\n";
+        assert_eq!(reachable_servers(text), "search lan\nnameserver 192.168.1.1\n");
+    }
 }

@@ -4,9 +4,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mica_agent::VolumeName;
+use mica_agent::{Attachment, VolumeName};
 use mica_launcher::cdi::Registry;
 use mica_launcher::{Device, Mount, PortForward, Protocol, Rlimit};
+
+use super::flags::NetworkMode;
 
 /// `512`, `512k`, `1.5g`, `2GiB`: powers of 1024, as docker has them.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
@@ -212,6 +214,37 @@ pub(super) fn parse_port(text: &str) -> Result<PortForward, String> {
     Ok(PortForward { protocol, address, host: port(host)?, job })
 }
 
+/// `host`, `none`, `private`, or the name of a network, perhaps with `:ip=IP,alias=NAME`.
+pub(super) fn parse_network(text: &str) -> Result<NetworkMode, String> {
+    let (name, options) = text.split_once(':').unwrap_or((text, ""));
+    let mode = match name {
+        "host" => NetworkMode::Host,
+        "none" => NetworkMode::None,
+        "private" => NetworkMode::Private,
+        name => {
+            let (network, address, aliases) = (name.parse()?, None, Vec::new());
+            NetworkMode::Bridge(Attachment { network, address, aliases })
+        }
+    };
+    if options.is_empty() {
+        return Ok(mode);
+    }
+    let NetworkMode::Bridge(mut attachment) = mode else {
+        return Err(format!("the network {name} has no options"));
+    };
+    for option in options.split(',') {
+        match option.split_once('=') {
+            Some(("ip", address)) => {
+                let wrong = |_| format!("`{address}` is not an IPv4 address");
+                attachment.address = Some(address.parse().map_err(wrong)?);
+            }
+            Some(("alias", name)) if !name.is_empty() => attachment.aliases.push(name.to_owned()),
+            _ => return Err(format!("`{option}` is not an option of a network; use ip=, alias=")),
+        }
+    }
+    Ok(NetworkMode::Bridge(attachment))
+}
+
 /// `NAME:IP`.
 pub(super) fn parse_host(text: &str) -> Result<(String, IpAddr), String> {
     let (name, address) =
@@ -345,6 +378,19 @@ mod tests {
         assert_eq!(port("[::1]:8080:80"), Ok((8080, 80, true)));
         for bad in ["", "0", "a:80", "1:2:3", "80/sctp", "70000"] {
             assert!(parse_port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks() {
+        assert_eq!(parse_network("private"), Ok(NetworkMode::Private));
+        let Ok(NetworkMode::Bridge(back)) = parse_network("back:ip=10.1.0.7,alias=db") else {
+            panic!("a bridge network")
+        };
+        assert_eq!(back.network.as_str(), "back");
+        assert_eq!((back.address, back.aliases), ("10.1.0.7".parse().ok(), vec!["db".to_owned()]));
+        for bad in ["", "a b", "host:ip=10.1.0.7", "back:ip=x", "back:mac=1", "back:ip"] {
+            assert!(parse_network(bad).is_err(), "{bad}");
         }
     }
 
