@@ -53,7 +53,6 @@ pub mod events;
 mod files;
 mod handover;
 mod health;
-mod hosts;
 mod lines;
 pub mod logs;
 mod mounts;
@@ -62,11 +61,13 @@ mod networks;
 mod output;
 mod processes;
 mod reconcile;
+mod removal;
 mod report;
 mod session;
 mod stack;
 mod state;
 mod status;
+mod subids;
 mod supervisor;
 mod sys;
 mod volumes;
@@ -87,13 +88,14 @@ pub use mounts::{
     MountConfig, MountDir, MountInvocation, Mounts, SERVE_MOUNT, ServeMountError, UmountError,
     serve_config, serve_mount, start_mount,
 };
-pub use namespace::NamespaceError;
+pub use namespace::{NamespaceError, see_owners};
 pub use networks::{
     Attachment, Member, Network, NetworkConfig, NetworkError, NetworkName, Networks, NewNetwork,
     routed,
 };
 pub use processes::{ProcessInfo, processes};
 pub use reconcile::reconcile;
+pub use removal::{REMOVE_FILES, remove_files};
 pub use report::{MountReport, Report};
 pub use stack::{StackError, TraceFile};
 pub use state::{CreateError, FindError, JobDir, StateDir, now_ms};

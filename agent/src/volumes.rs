@@ -9,6 +9,7 @@ use std::str::FromStr;
 use mica_launcher::Mount;
 
 use crate::files::{FileError, at, create_private_dir};
+use crate::removal;
 use crate::state::StateDir;
 
 /// What a volume may be called, as with docker.
@@ -137,7 +138,7 @@ impl Volumes<'_> {
                 return Err(VolumeError::InUse { name: name.clone(), job });
             }
         }
-        Ok(fs::remove_dir_all(&folder).map_err(at("remove", &folder))?)
+        Ok(removal::remove_dir(&folder)?)
     }
 }
 

@@ -131,8 +131,7 @@ impl Host {
 
     /// What is on the host of mica's.
     fn traces(&self) -> String {
-        self.inside.sh("ip -o link | grep -o 'm[a-z0-9-]*:'; nft list tables").unwrap_or_default()
-            + &self.inside.sh("nft list tables").unwrap()
+        self.inside.sh("ip -o link | grep -oE ' (mica-[0-9a-f]{8}|m[0-9a-f]{12})[:@]' || true; nft list tables").unwrap()
     }
 }
 
@@ -281,7 +280,10 @@ fn what_is_missing_is_named() {
         "{said}"
     );
     let run = ["run", "--rm", "--network", "bridge", "--image", "app.xar", "true"];
-    let ran: Ran = host.command(&run).env("PATH", host.world.path("tree")).output().unwrap().into();
+    let mut command = host.world.command("nsenter");
+    let path = format!("PATH={}", host.world.path("tree").display());
+    command.args([host.inside.flag(), "env".into(), path]).arg(host.world.binary()).args(run);
+    let ran: Ran = command.output().unwrap().into();
     assert!(ran.stderr.contains("install the package nftables"), "{ran:?}");
     assert_eq!(host.traces(), "");
 

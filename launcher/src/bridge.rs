@@ -147,8 +147,12 @@ impl Bridge {
             |source| BridgeError::Interface { what: "find", name: self.name.clone(), source };
         if Links::new().and_then(|links| links.exists(&self.name)).map_err(error)? {
             // In this order: as long as there is a bridge, a later try comes back to both.
-            firewall::apply(&firewall::remove(&self.name))
-                .map_err(|source| BridgeError::Filter { name: self.name.clone(), source })?;
+            match firewall::apply(&firewall::remove(&self.name)) {
+                // Whoever lacks the program has made no rules.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result
+                    .map_err(|source| BridgeError::Filter { name: self.name.clone(), source })?,
+            }
             remove_interface(&self.name)?;
         }
         Ok(())

@@ -20,6 +20,18 @@ impl IdMaps {
     }
 }
 
+impl IdMaps {
+    /// What is inside comes outside: the kernel looks up the owner of a file among the ids of a mapped mount's namespace.
+    pub(crate) fn turned(self) -> Self {
+        let turn = |ranges: Vec<IdRange>| {
+            let turn =
+                |r: IdRange| IdRange { inside: r.outside, outside: r.inside, count: r.count };
+            ranges.into_iter().map(turn).collect()
+        };
+        Self { uids: turn(self.uids), gids: turn(self.gids), ..self }
+    }
+}
+
 fn contains(ranges: &[IdRange], id: u32) -> bool {
     ranges.iter().any(|r| id >= r.inside && id - r.inside < r.count)
 }

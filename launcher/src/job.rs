@@ -225,10 +225,13 @@ impl Job {
         }
     }
 
-    /// Lets the child go on, and waits until the job's program runs.
-    pub(crate) fn release(&mut self) -> Result<(), LaunchError> {
+    /// Lets the child go on with the mounts that were made for it, and waits until the job's program runs.
+    pub(crate) fn release(&mut self, mounts: &[OwnedFd]) -> Result<(), LaunchError> {
         // A child that has died by now has said why.
         rustix::net::send(&self.control, b"g", SendFlags::NOSIGNAL).ok();
+        for mount in mounts {
+            wire::send(&self.control, &Command::Mount, &[mount.as_fd()]).ok();
+        }
         self.program.started(&self.cgroup)?;
         self.warnings.append(&mut self.program.warnings);
         Ok(())

@@ -44,6 +44,7 @@ use crate::plan::{Plan, plan};
 use crate::process::Process;
 use crate::spec::{Namespace, Namespaces, Network, Root, Spec};
 use crate::sys::{self, ChildPlan, EarlyStage, Executable};
+use crate::volumes;
 use crate::wire::{self, INIT_NAME, Start, Streams};
 
 /// The standard streams of a program.
@@ -178,6 +179,7 @@ fn limit_warning(error: &LimitError) -> String {
 
 fn start(spec: &Spec, plan: Plan, stdio: Stdio, cgroup: Cgroup) -> Result<Job, LaunchError> {
     let own_users = plan.ids.is_some();
+    let steps = plan.steps.clone();
     let mut job = clone_job(&spec.namespaces, &spec.root, plan, stdio, cgroup)?;
     if spec.namespaces.network == Network::Private {
         let helper = connect(network::program(job.pid(), own_users, &spec.ports))?;
@@ -189,30 +191,43 @@ fn start(spec: &Spec, plan: Plan, stdio: Stdio, cgroup: Cgroup) -> Result<Job, L
             .and_then(|mut links| links.add_pair(name, bridge, INNER, address.addr(), job.pid()))
             .map_err(|source| LaunchError::Link { bridge: bridge.clone(), source })?;
     }
-    job.release()?;
+    let mounts = volumes::mapped(&steps, job.pid(), |ids| {
+        // A process that only waits.
+        let namespaces = Namespaces { user: Namespace::New, ..SHARED };
+        let process = network::program(job.pid(), false, &[]);
+        let plan = Plan { steps: Vec::new(), ids: Some(ids), process };
+        let root = Root::Tree("/".into());
+        let stdio = Stdio::null().map_err(LaunchError::Talk)?;
+        let helper = clone_job(&namespaces, &root, plan, stdio, Cgroup::default())?;
+        Ok((helper.pid(), helper))
+    })?;
+    job.release(&mounts)?;
     Ok(job)
 }
 
+/// All of the launcher's own.
+const SHARED: Namespaces = Namespaces {
+    user: Namespace::Host,
+    pid: Namespace::Host,
+    ipc: Namespace::Host,
+    uts: Namespace::Host,
+    cgroup: Namespace::Host,
+    time: Namespace::Host,
+    network: Network::Host,
+};
+
 /// Starts the helper that makes a private network, and waits until it works.
 fn connect(program: Process) -> Result<Job, LaunchError> {
-    let host = Namespace::Host;
     // Without the right to a process namespace its init has to end it.
     let may = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
-    let namespaces = Namespaces {
-        user: host,
-        pid: if may { Namespace::New } else { host },
-        ipc: host,
-        uts: host,
-        cgroup: host,
-        time: host,
-        network: Network::Host,
-    };
+    let pid = if may { Namespace::New } else { Namespace::Host };
+    let namespaces = Namespaces { pid, ..SHARED };
     let plan = Plan { steps: Vec::new(), ids: None, process: program };
     let (stdio, words) = network::streams().map_err(LaunchError::Talk)?;
     let mut helper =
         clone_job(&namespaces, &Root::Tree("/".into()), plan, stdio, Cgroup::default())?;
-    helper.release().map_err(|error| match error {
+    helper.release(&[]).map_err(|error| match error {
         LaunchError::Exec { source, .. } => LaunchError::Network(source),
         other => other,
     })?;

@@ -64,6 +64,7 @@ mod seccomp;
 mod spec;
 mod step;
 mod sys;
+mod volumes;
 mod wire;
 
 pub use caps::{CapabilitySet, UnknownCapability};

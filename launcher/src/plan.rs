@@ -12,7 +12,7 @@ use crate::ids::{IdMaps, UserError};
 use crate::process::Process;
 use crate::rlimits::UnknownResource;
 use crate::seccomp::ProfileError;
-use crate::spec::{Mount, Namespace, Network, Root, Spec};
+use crate::spec::{IdMapping, Mount, Namespace, Network, Root, Spec};
 use crate::step::{Flags, Step};
 
 /// What a launch will do.
@@ -70,6 +70,9 @@ pub enum PlanError {
     /// Ports can only be published from a network of the job's own that leads somewhere.
     #[error("ports can be published only from a private or a bridge network")]
     Ports,
+    /// A volume with the ids of a user namespace that the job doesn't have.
+    #[error("the job shares the host's users, so there are no ids to map for the volume {}", .0.display())]
+    VolumeIds(PathBuf),
     /// A bridge network without a bridge, or the other way round.
     #[error("a job on a bridge network, and no other, needs a link to the bridge")]
     Link,
@@ -162,6 +165,13 @@ fn check(spec: &Spec) -> Result<(), PlanError> {
     if spec.link.is_some() != (network == Network::Bridge) {
         return Err(PlanError::Link);
     }
+    for mount in &spec.mounts {
+        if let Mount::Bind { source, ids: Some(IdMapping::Auto | IdMapping::Single), .. } = mount
+            && spec.namespaces.user == Namespace::Host
+        {
+            return Err(PlanError::VolumeIds(source.clone()));
+        }
+    }
     let limits = &spec.limits;
     let zero = |what, value: Option<u64>| match value {
         Some(0) => Err(PlanError::Limit { what, value: "0".into() }),
@@ -226,6 +236,7 @@ fn root(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
                 flags: Flags::DATA.read_only(spec.read_only),
                 recursive: true,
                 follow: false,
+                ids: None,
             });
             if let Some((target, content)) = &facts.resolv_conf {
                 steps.push(Step::File {
@@ -276,6 +287,7 @@ fn entries(
                 flags,
                 recursive: true,
                 follow: false,
+                ids: None,
             },
         });
     }
@@ -299,7 +311,14 @@ fn kernel(kind: &str, target: &str, flags: Flags, options: &[(&str, &str)]) -> S
 
 /// The same path of the host.
 fn host(path: &str, flags: Flags) -> Step {
-    Step::Bind { source: path.into(), target: path.into(), flags, recursive: true, follow: false }
+    Step::Bind {
+        source: path.into(),
+        target: path.into(),
+        flags,
+        recursive: true,
+        follow: false,
+        ids: None,
+    }
 }
 
 fn kernel_filesystems(spec: &Spec, facts: &HostFacts, tty_group: bool, steps: &mut Vec<Step>) {
@@ -384,13 +403,14 @@ fn cgroup_filesystems(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
 fn requested(spec: &Spec, steps: &mut Vec<Step>) {
     for mount in &spec.mounts {
         steps.push(match mount {
-            Mount::Bind { source, target, read_only, recursive, follow } => Step::Bind {
+            Mount::Bind { source, target, read_only, recursive, follow, ids } => Step::Bind {
                 source: source.clone(),
                 target: target.clone(),
                 flags: Flags { no_devices: !spec.privileged, no_suid: true, ..Flags::default() }
                     .read_only(*read_only),
                 recursive: *recursive,
                 follow: *follow,
+                ids: ids.clone(),
             },
             Mount::Tmpfs { target, size, mode, read_only, exec } => tmpfs(
                 target,
@@ -408,6 +428,7 @@ fn requested(spec: &Spec, steps: &mut Vec<Step>) {
                 .read_only(!device.writable),
             recursive: true,
             follow: false,
+            ids: None,
         });
     }
     for file in &spec.files {

@@ -311,6 +311,11 @@ pub enum Mount {
         /// Whether mounts made later on the host's side appear in the job (`rslave`). Never the other way round.
         #[serde(default)]
         follow: bool,
+        /// Show its files with other owners than they have: those of the job's own user namespace for
+        /// [`IdMapping::Auto`], so that its root is root on the volume; otherwise by the ranges, of which `outside` are the
+        /// ids on the file system and `inside` those that the job sees. Needs root and a file system that can be mounted so.
+        #[serde(default)]
+        ids: Option<IdMapping>,
     },
     /// A file system in memory.
     Tmpfs {

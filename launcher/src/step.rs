@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cdi::Hook;
 use crate::os;
+use crate::spec::IdMapping;
 
 /// One step of the init, in the namespaces of the job. Targets are paths in the job's root, and links in them never lead out of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +67,9 @@ pub enum Step {
         recursive: bool,
         /// Mounts made later on the host appear in the job.
         follow: bool,
+        /// Its files have other owners in the job; the launcher hands over such a mount.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        ids: Option<IdMapping>,
     },
     /// Mount a file system of the kernel's.
     Filesystem {

@@ -40,6 +40,8 @@ pub(crate) enum Streams {
 /// From the launcher to the init.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Command {
+    /// Here is a mount for the next step that needs one; before anything else.
+    Mount,
     /// Start a further program. Descriptors: the [`Process`] in a memory file, its report socket, three streams if given.
     Exec(Streams),
     /// Send a signal to the job's own program.

@@ -38,6 +38,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    // The upper holds files of all users that the job has.
+    mica_agent::see_owners()?;
     let job = context.jobs()?.find(&args.job)?;
     let config = job.config()?;
     let Some(upper) = &config.upper else {

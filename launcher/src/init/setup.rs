@@ -13,6 +13,7 @@ use rustix::mount::{
     fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
     open_tree, unmount,
 };
+use rustix::net::RecvFlags;
 use rustix::process::{fchdir, pivot_root};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -22,14 +23,18 @@ use super::targets::{Targets, is_directory};
 use super::{Trouble, hooks};
 use crate::links::Links;
 use crate::step::{Flags, Step};
-use crate::wire::Streams;
+use crate::wire::{self, Streams};
 use crate::{bridge, sys};
 
 /// Carries all steps out. Returns the program's terminal, if it gets one.
-pub(crate) fn carry_out(steps: &[Step], stdio: Streams) -> Result<Option<Terminal>, Trouble> {
+pub(crate) fn carry_out(
+    steps: &[Step],
+    stdio: Streams,
+    control: &OwnedFd,
+) -> Result<Option<Terminal>, Trouble> {
     let mut work = Work { sources: HashMap::new(), targets: None };
     for (index, step) in steps.iter().enumerate() {
-        work.open_source(index, step).map_err(|e| Trouble::new(step, e))?;
+        work.open_source(index, step, control).map_err(|e| Trouble::new(step, e))?;
     }
     work.write_files(steps)?;
     for (index, step) in steps.iter().enumerate() {
@@ -147,7 +152,7 @@ struct Work {
 }
 
 impl Work {
-    fn open_source(&mut self, index: usize, step: &Step) -> io::Result<()> {
+    fn open_source(&mut self, index: usize, step: &Step, control: &OwnedFd) -> io::Result<()> {
         let mount = match step {
             Step::Root { tree, no_devices } => {
                 let mount = clone_mount(CWD, tree, true)?;
@@ -155,8 +160,11 @@ impl Work {
                 sys::mount_setattr(mount.as_fd(), true, attributes(flags), PRIVATE)?;
                 mount
             }
-            Step::Bind { source, flags, recursive, follow, .. } => {
-                let mount = clone_mount(CWD, source, *recursive)?;
+            Step::Bind { source, flags, recursive, follow, ids, .. } => {
+                let mount = match ids {
+                    None => clone_mount(CWD, source, *recursive)?,
+                    Some(_) => handed_over(control)?,
+                };
                 sys::mount_setattr(
                     mount.as_fd(),
                     *recursive,
@@ -281,6 +289,13 @@ impl Work {
         unmount(".", UnmountFlags::DETACH)?;
         Ok(rustix::process::chdir("/")?)
     }
+}
+
+/// The next mount that the launcher has made.
+fn handed_over(control: &OwnedFd) -> io::Result<OwnedFd> {
+    let message = wire::receive(control, RecvFlags::empty())?;
+    let descriptor = message.and_then(|message| message.descriptors.into_iter().next());
+    descriptor.ok_or_else(|| Errno::BADF.into())
 }
 
 fn existing(opened: rustix::io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {

@@ -202,6 +202,7 @@ fn mount_propagation() {
         read_only: false,
         recursive: true,
         follow: true,
+        ids: None,
     });
     let mut job = start(&spec, captured().0);
     job.wait().unwrap();

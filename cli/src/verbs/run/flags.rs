@@ -188,8 +188,10 @@ pub(super) struct Storage {
     /// Note in which order the package's blocks are first read; later mounts and jobs read them ahead
     #[arg(long, conflicts_with = "images")]
     pub(super) record_trace: bool,
-    /// Show a file or folder of the host, or a named volume, in the job
-    #[arg(short = 'v', long = "volume", value_parser = parse_volume, value_name = "SRC:DST[:ro]")]
+    /// Show a file or folder of the host, or a named volume, in the job. Options: ro; private (without the mounts within);
+    /// rslave (mounts that the host makes later appear); idmap (as root: owners as in the job's user namespace), or
+    /// idmap=uids=FILE-JOB-COUNT;gids=… (files of user FILE are user JOB's in the job)
+    #[arg(short = 'v', long = "volume", value_parser = parse_volume, value_name = "SRC:DST[:OPTION,…]")]
     pub(super) volumes: Vec<Volume>,
     /// The same in words: type=bind, volume or tmpfs; source=…; target=…; readonly; tmpfs-size=…
     #[arg(long = "mount", value_parser = parse_mount, value_name = "KEY=VALUE,…")]
@@ -276,21 +278,24 @@ pub(super) struct Confinement {
     /// Name server for the job, instead of the host's
     #[arg(long, value_name = "IP")]
     pub(super) dns: Vec<IpAddr>,
-    /// Share the host's processes
-    #[arg(long, value_enum, value_name = "host")]
+    /// Share the host's processes [default: private]
+    #[arg(long, value_enum, value_name = "host|private")]
     pub(super) pid: Option<Shared>,
-    /// Share the host's System V and POSIX objects
-    #[arg(long, value_enum, value_name = "host")]
+    /// Share the host's System V and POSIX objects [default: private]
+    #[arg(long, value_enum, value_name = "host|private")]
     pub(super) ipc: Option<Shared>,
-    /// Share the host's name
-    #[arg(long, value_enum, value_name = "host")]
+    /// Share the host's name [default: private]
+    #[arg(long, value_enum, value_name = "host|private")]
     pub(super) uts: Option<Shared>,
-    /// Share the host's users
-    #[arg(long, value_enum, value_name = "host")]
+    /// Share the host's users [default: private]
+    #[arg(long, value_enum, value_name = "host|private")]
     pub(super) userns: Option<Shared>,
-    /// Share the host's view of cgroups
-    #[arg(long, value_enum, value_name = "host")]
+    /// Share the host's view of cgroups [default: private]
+    #[arg(long, value_enum, value_name = "host|private")]
     pub(super) cgroupns: Option<Shared>,
+    /// Give the job monotonic clocks of its own [default: host]
+    #[arg(long, value_enum, value_name = "host|private")]
+    pub(super) timens: Option<Shared>,
     /// A further group for the job's user, by number or by a name in the stack
     #[arg(long, value_name = "GROUP")]
     pub(super) group_add: Vec<String>,
@@ -309,9 +314,11 @@ pub(super) enum NetworkMode {
     Bridge(Attachment),
 }
 
-/// A namespace that is not the job's own.
+/// Whose namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Shared {
     /// The host's
     Host,
+    /// The job's own
+    Private,
 }

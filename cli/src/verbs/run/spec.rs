@@ -170,7 +170,7 @@ pub(super) fn spec(
     spec.user = args.process.user.clone().or(source.process.user.clone());
     confine(&mut spec, args, source)?;
     spec.files = name_service_files(&hostname, &at, args, spec.namespaces.network);
-    spec.hostname = (args.confinement.uts.is_none()).then_some(hostname);
+    spec.hostname = (args.confinement.uts != Some(Shared::Host)).then_some(hostname);
     spec.read_only = args.storage.read_only;
     spec.mounts = args.storage.tmpfs.clone();
     for volume in args.storage.volumes.iter().chain(&args.storage.mounts) {
@@ -194,6 +194,7 @@ fn mount(volume: &Volume, state: Option<&StateDir>) -> anyhow::Result<Mount> {
             read_only: *read_only,
             recursive: true,
             follow: false,
+            ids: None,
         },
     })
 }
@@ -229,7 +230,7 @@ fn confine(spec: &mut Spec, args: &Args, source: &Source) -> anyhow::Result<()> 
     };
     let own = |shared: Option<Shared>| match shared {
         Some(Shared::Host) => Namespace::Host,
-        None => Namespace::New,
+        Some(Shared::Private) | None => Namespace::New,
     };
     spec.namespaces = Namespaces {
         user: own(flags.userns),
@@ -237,8 +238,8 @@ fn confine(spec: &mut Spec, args: &Args, source: &Source) -> anyhow::Result<()> 
         ipc: own(flags.ipc),
         uts: own(flags.uts),
         cgroup: own(flags.cgroupns),
+        time: own(flags.timens.or(Some(Shared::Host))),
         network,
-        ..Namespaces::default()
     };
     spec.ports = flags.publish.clone();
     spec.limits = Limits {

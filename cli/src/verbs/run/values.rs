@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mica_agent::{Attachment, VolumeName};
 use mica_launcher::cdi::Registry;
-use mica_launcher::{Device, Mount, PortForward, Protocol, Rlimit};
+use mica_launcher::{Device, IdMapping, IdRange, Mount, PortForward, Protocol, Rlimit};
 
 use super::flags::NetworkMode;
 
@@ -90,16 +90,17 @@ pub(crate) enum Volume {
 }
 
 /// How a source is mounted.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Options {
     read_only: bool,
     recursive: bool,
     follow: bool,
+    ids: Option<IdMapping>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { read_only: false, recursive: true, follow: false }
+        Self { read_only: false, recursive: true, follow: false, ids: None }
     }
 }
 
@@ -110,9 +111,16 @@ impl Options {
             "rw" | "rprivate" | "z" | "Z" => {}
             "private" => self.recursive = false,
             "rslave" => self.follow = true,
+            "idmap" => self.ids = Some(IdMapping::Auto),
+            maps if maps.starts_with("idmap=") => self.ids = Some(parse_idmap(&maps[6..])?),
+            "rshared" | "shared" => {
+                return Err(format!(
+                    "`{option}`: mounts of a job never appear on the host; use rslave"
+                ));
+            }
             other => {
                 return Err(format!(
-                    "`{other}` is not an option of a volume; use ro, rw, rprivate, private or rslave"
+                    "`{other}` is not an option of a volume; use ro, rw, rprivate, private, rslave or idmap"
                 ));
             }
         }
@@ -120,13 +128,41 @@ impl Options {
     }
 
     fn volume(self, source: &str, target: PathBuf) -> Result<Volume, String> {
-        let Self { read_only, recursive, follow } = self;
+        let Self { read_only, recursive, follow, ids } = self;
         if !(source.starts_with('/') || source.starts_with('.')) {
+            if ids.is_some() {
+                return Err("a named volume has the job's own owners already".into());
+            }
             return Ok(Volume::Named { name: source.parse()?, target, read_only });
         }
         let source = std::path::absolute(source).map_err(|error| error.to_string())?;
-        Ok(Volume::Mount(Mount::Bind { source, target, read_only, recursive, follow }))
+        Ok(Volume::Mount(Mount::Bind { source, target, read_only, recursive, follow, ids }))
     }
+}
+
+/// `uids=FILE-JOB-COUNT#…;gids=…`, as podman has it; without gids they are as the uids.
+fn parse_idmap(text: &str) -> Result<IdMapping, String> {
+    let wrong = || format!("`{text}` is not of the form uids=FILE-JOB-COUNT[#…][;gids=…]");
+    let (mut uids, mut gids) = (None, None);
+    for part in text.split(';') {
+        let (kind, ranges) = part.split_once('=').ok_or_else(wrong)?;
+        let range = |text: &str| {
+            let numbers: Vec<u32> =
+                text.split('-').map_while(|number| number.parse().ok()).collect();
+            match numbers[..] {
+                [outside, inside, count] if count > 0 => Ok(IdRange { inside, outside, count }),
+                _ => Err(wrong()),
+            }
+        };
+        let ranges = ranges.split('#').map(range).collect::<Result<Vec<_>, _>>()?;
+        match kind {
+            "uids" => uids = Some(ranges),
+            "gids" => gids = Some(ranges),
+            _ => return Err(wrong()),
+        }
+    }
+    let uids = uids.ok_or_else(wrong)?;
+    Ok(IdMapping::Ranges { gids: gids.unwrap_or_else(|| uids.clone()), uids })
 }
 
 pub(super) fn parse_volume(text: &str) -> Result<Volume, String> {
@@ -150,6 +186,8 @@ pub(super) fn parse_mount(text: &str) -> Result<Volume, String> {
             ("target" | "destination" | "dst", value) => target = Some(in_job(value)?),
             ("readonly" | "ro", "" | "true" | "1") => options.read_only = true,
             ("bind-propagation", value) => options.set(value)?,
+            ("idmap", "") => options.set("idmap")?,
+            ("idmap", value) => options.ids = Some(parse_idmap(value)?),
             ("tmpfs-size", value) => size = Some(parse_size(value)?),
             ("tmpfs-mode", value) => mode = parse_mode(value)?,
             (other, _) => return Err(format!("`{other}` is not a key of a mount")),
@@ -360,7 +398,21 @@ mod tests {
         assert!(*read_only && *recursive);
         assert_eq!(parse_mount("type=bind,src=/a,dst=/b,readonly"), volume);
         assert_eq!(parse_mount("source=data,target=/b"), parse_volume("data:/b"));
-        for bad in ["/a", "a b:/b", "/a:b", "/a:/b:rx"] {
+        let Ok(Volume::Mount(Mount::Bind { ids: Some(IdMapping::Ranges { uids, gids }), .. })) =
+            parse_volume("/a:/b:ro,idmap=uids=1000-0-1#5-6-7;gids=1000-0-1")
+        else {
+            panic!("a volume with mapped owners")
+        };
+        assert_eq!((uids[0].outside, uids[0].inside, uids[1].count, gids.len()), (1000, 0, 7, 1));
+        for bad in [
+            "/a",
+            "a b:/b",
+            "/a:b",
+            "/a:/b:rx",
+            "/a:/b:rshared",
+            "/a:/b:idmap=uids=1-2",
+            "a:/b:idmap",
+        ] {
             assert!(parse_volume(bad).is_err(), "{bad}");
         }
         for bad in ["type=bind,source=a,target=/b", "type=tmpfs", "type=x,target=/b", "target=/b"] {

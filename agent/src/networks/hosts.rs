@@ -5,15 +5,21 @@ use std::fs::OpenOptions;
 use std::io::{self, Read as _};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::files::{FileError, at};
+use crate::state::JobDir;
 
 const BEGIN: &str = "# jobs of this network; mica keeps these lines up to date";
 const END: &str = "# end of the jobs of this network";
 
 /// A job may write to its file; nobody reads more of it than this.
 const LONGEST: u64 = 1 << 20;
+
+/// Where it is kept, to be mounted in the job.
+pub(super) fn file(job: &JobDir) -> PathBuf {
+    job.path().join("hosts")
+}
 
 /// Writes the lines of a network in place: the file is mounted in the job, so it can't be replaced.
 pub(crate) fn update(path: &Path, entries: &[(Ipv4Addr, Vec<String>)]) -> Result<(), FileError> {
