@@ -100,5 +100,6 @@ pub use report::{MountReport, Report};
 pub use stack::{StackError, TraceFile};
 pub use state::{CreateError, FindError, JobDir, StateDir, now_ms};
 pub use status::{Failure, Health, HealthState, Phase, Status, Timings};
+pub use subids::{NoSubIds, SubIds};
 pub use supervisor::{Invocation, SuperviseError, supervise};
 pub use volumes::{VolumeError, VolumeName, Volumes};

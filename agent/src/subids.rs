@@ -15,6 +15,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
+use mica_launcher::{IdMapping, IdRange};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
@@ -25,10 +26,15 @@ type Range = (u32, u32);
 
 /// What a user may map beside the own id; never without any.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct SubIds {
+pub struct SubIds {
     uids: Vec<Range>,
     gids: Vec<Range>,
 }
+
+/// An account without subordinate ids.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("/etc/subuid and /etc/subgid grant no ids to {0}")]
+pub struct NoSubIds(String);
 
 /// Which maps the helper has written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,6 +55,29 @@ impl SubIds {
         let name = user_name(passwd, uid);
         let (uids, gids) = (ranges(subuid, name, uid), ranges(subgid, name, uid));
         (!uids.is_empty() && !gids.is_empty()).then_some(Self { uids, gids })
+    }
+
+    /// Those that an account may have, for jobs whose root is the first of them.
+    ///
+    /// # Errors
+    /// None are granted to it.
+    pub fn of(account: &str) -> Result<IdMapping, NoSubIds> {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let range = |text: &str| {
+            let mut inside = 0;
+            let range = |(outside, count)| {
+                let range = IdRange { inside, outside, count };
+                inside += count;
+                range
+            };
+            // No account has this number.
+            ranges(text, Some(account), u32::MAX).into_iter().map(range).collect::<Vec<_>>()
+        };
+        let (uids, gids) = (range(&read("/etc/subuid")), range(&read("/etc/subgid")));
+        if uids.is_empty() || gids.is_empty() {
+            return Err(NoSubIds(account.to_owned()));
+        }
+        Ok(IdMapping::Ranges { uids, gids })
     }
 
     /// Forks the helper for this process, which must have one thread.

@@ -219,7 +219,7 @@ impl Supervisor<'_> {
     }
 
     fn mount(&self, config: &JobConfig) -> Result<Mount, SuperviseError> {
-        let mut options = stack::options(config.upper.as_ref());
+        let mut options = stack::options_of_job(config);
         if let Some(upper) = &mut options.upper {
             upper.volatile = true;
             upper.thrown_away = config.remove && upper.upper.starts_with(self.job.path());

@@ -140,3 +140,87 @@ fn without_ranges_there_is_one_user() {
     assert!(ran.code == Some(125) && ran.stderr.contains("/etc/subuid"), "{ran:?}");
     account.ok(&["rm", "-f", "job"]);
 }
+
+#[test]
+fn the_root_of_a_job_can_be_nobody_outside() {
+    let account = Account::new();
+    let world = World::new(User::Me);
+    world.write("tree/hello.txt", "hello\n");
+    world.ok(&["image", "pack", "tree", "-o", "app.xar"]);
+    // Root, where the account of an ordinary user has ids.
+    let root = Account { world, uid: 0 };
+    let folder = account.world.path("accounts");
+    std::process::Command::new("cp")
+        .arg("-r")
+        .arg(folder)
+        .arg(root.world.path("accounts"))
+        .status()
+        .unwrap();
+    let script = "cat /proc/self/uid_map; stat -c %u:%g hello.txt .; echo more >> hello.txt; echo x > new; chown 33:34 new; \
+                  echo y > /data/kept; stat -c %u new /data/kept; echo out > /dev/stdout";
+    let run = [
+        "run",
+        "--name",
+        "job",
+        "--userns",
+        "remap:ann",
+        "-v",
+        "vol:/data",
+        "--image",
+        "app.xar",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ];
+    let said = root.ok(&run);
+    let words: Vec<&str> = said.split_whitespace().collect();
+    assert_eq!(words, ["0", "700000", "65536", "0:0", "0:0", "33", "0", "out"], "{said}");
+    let owner = |name: &str| {
+        let found = Command::new("find")
+            .arg(root.world.path("state"))
+            .args(["-name", name, "-printf", "%U:%G "])
+            .output()
+            .unwrap();
+        String::from_utf8(found.stdout).unwrap()
+    };
+    assert_eq!(
+        (owner("new").as_str(), owner("hello.txt").as_str()),
+        ("700033:700034 ", "700000:700000 ")
+    );
+    assert_eq!(owner("kept"), "0:0 ", "a volume is for jobs with other ids, too");
+    root.ok(&["start", "-a", "job"]);
+    let said = root.ok(&[
+        "run",
+        "--rm",
+        "-u",
+        "33",
+        "--image",
+        "app.xar",
+        "--",
+        "sh",
+        "-c",
+        "id -u > /dev/stdout",
+    ]);
+    assert_eq!(said, "33\n", "a user's streams are its own");
+    root.ok(&["cp", "job:/packages/app/new", "copied"]);
+    root.ok(&["rm", "job"]);
+
+    // By the setting, for all jobs that don't say otherwise.
+    let first = |ran: Ran| ran.stdout.split_whitespace().nth(1).map(str::to_owned);
+    let run = |flags: &[&str]| {
+        let args = [
+            &["run", "--rm"][..],
+            flags,
+            &["--image", "app.xar", "--", "cat", "/proc/self/uid_map"],
+        ];
+        let mut command = root.command(&args.concat());
+        command.env("MICA_USERNS_REMAP", "ann").output().unwrap().into()
+    };
+    assert_eq!(first(run(&[])).as_deref(), Some("700000"));
+    assert_eq!(first(run(&["-u", "33"])).as_deref(), Some("700000"));
+    assert_eq!(first(run(&["--userns", "private"])).as_deref(), Some("0"));
+    let ran: Ran = run(&["--userns", "remap:bob"]);
+    assert!(ran.code == Some(125) && ran.stderr.contains("grant no ids to bob"), "{ran:?}");
+    root.world.ends_clean();
+}

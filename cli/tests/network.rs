@@ -288,6 +288,9 @@ fn what_is_missing_is_named() {
     assert_eq!(host.traces(), "");
 
     let world = World::new(User::Ordinary);
+    world.write("tree/hello.txt", "hello\n");
+    world.hand_over();
+    world.ok(&["image", "pack", "tree", "-o", "app.xar"]);
     for args in [
         &["network", "create", "x"][..],
         &["run", "--network", "bridge", "--image", "app.xar", "true"],

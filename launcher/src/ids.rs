@@ -14,6 +14,12 @@ pub struct IdMaps {
 }
 
 impl IdMaps {
+    /// A user of the job's, as the launcher knows it.
+    pub(crate) fn outside(&self, uid: u32) -> Option<u32> {
+        let range = self.uids.iter().find(|r| uid >= r.inside && uid - r.inside < r.count)?;
+        range.outside.checked_add(uid - range.inside)
+    }
+
     /// Can the job use this user and group?
     pub(crate) fn covers(&self, uid: u32, gid: u32) -> bool {
         contains(&self.uids, uid) && contains(&self.gids, gid)

@@ -20,6 +20,8 @@ use crate::step::{Flags, Step};
 pub struct Plan {
     /// Carried out in the job's namespaces before its program starts.
     pub steps: Vec<Step>,
+    /// The launcher opens all that is to be mounted, as the init may not.
+    pub hands_over: bool,
     /// The maps of the job's user namespace, if it gets one.
     pub ids: Option<IdMaps>,
     /// The program and the rights it starts with.
@@ -119,7 +121,7 @@ pub fn plan(spec: &Spec, facts: &HostFacts) -> Result<Plan, PlanError> {
         steps.push(Step::ReadOnlyRoot);
     }
     steps.push(Step::Pivot);
-    Ok(Plan { steps, ids, process })
+    Ok(Plan { steps, hands_over: hands_over(spec), ids, process })
 }
 
 const TTY_GROUP: u32 = 5;
@@ -215,15 +217,16 @@ fn surroundings(spec: &Spec, steps: &mut Vec<Step>) {
 fn root(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
     match &spec.root {
         Root::Tree(tree) if facts.root_entries.is_empty() => {
-            steps.push(Step::Root { tree: tree.clone(), no_devices: !spec.privileged });
+            let (tree, at) = (tree.clone(), staging(spec, tree));
+            steps.push(Step::Root { tree, at, no_devices: !spec.privileged });
         }
         Root::Tree(tree) => {
-            steps.push(Step::EmptyRoot { at: tree.clone() });
+            steps.push(Step::EmptyRoot { at: staging(spec, tree) });
             let flags = Flags { no_devices: !spec.privileged, ..Flags::default() };
             entries(facts, tree, flags, |name| KERNEL.iter().any(|own| name == *own), steps);
         }
         Root::Host { tree, at } => {
-            steps.push(Step::EmptyRoot { at: tree.clone() });
+            steps.push(Step::EmptyRoot { at: staging(spec, tree) });
             let covered = at.components().nth(1).map(Component::as_os_str);
             let fresh =
                 |name: &OsStr| FRESH.iter().any(|fresh| name == *fresh) || Some(name) == covered;
@@ -247,6 +250,19 @@ fn root(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
             }
         }
     }
+}
+
+/// Where the new root is attached until it becomes `/`: over the tree itself, unless it may be out of the init's reach.
+fn staging(spec: &Spec, tree: &Path) -> PathBuf {
+    match hands_over(spec) {
+        true => "/tmp".into(),
+        false => tree.to_owned(),
+    }
+}
+
+/// Must the launcher itself open what is mounted? The init of a job with ids of its own is nobody outside.
+fn hands_over(spec: &Spec) -> bool {
+    spec.namespaces.user == Namespace::New && matches!(spec.ids, IdMapping::Ranges { .. })
 }
 
 /// Entries of the host's root that a job gets afresh, or not at all.

@@ -35,6 +35,9 @@ pub enum Step {
         /// The directory.
         #[serde(with = "os")]
         tree: PathBuf,
+        /// Where it is attached meanwhile.
+        #[serde(with = "os")]
+        at: PathBuf,
         /// Device nodes in it have no effect.
         no_devices: bool,
     },

@@ -1,7 +1,9 @@
-//! Volumes whose files have other owners in the job than on their file system (mount_setattr(2), `MOUNT_ATTR_IDMAP`).
+//! What the launcher has to mount itself, as the init may not: volumes whose files have other owners in the job than on
+//! their file system (mount_setattr(2), `MOUNT_ATTR_IDMAP`), as the file system is the host's; and everything, if the job's
+//! root is nobody outside.
 //!
-//! Only the launcher may make such a mount, as the file system is the host's; and only in the job's init can it be attached.
-//! So the launcher makes it, detached, once the job's user namespace is there, and hands it over before the init goes on.
+//! Only in the job's init can it be attached. So the launcher makes it, detached, once the job's user namespace is there,
+//! and hands it over before the init goes on.
 
 use std::fs::File;
 use std::io;
@@ -18,18 +20,32 @@ use crate::spec::IdMapping;
 use crate::step::Step;
 use crate::sys;
 
-/// The mounts for these steps, in their order. `namespace` makes a process in a new user namespace with these maps, which
+/// The mounts for these steps, or for `all`, in their order. `namespace` makes a process in a new user namespace with these maps, which
 /// lives as long as what it returns.
-pub(crate) fn mapped<P>(
+pub(crate) fn open<P>(
     steps: &[Step],
+    all: bool,
     job: Pid,
     namespace: impl Fn(IdMaps) -> Result<(Pid, P), LaunchError>,
 ) -> Result<Vec<OwnedFd>, LaunchError> {
     let mut mounts = Vec::new();
     for step in steps {
-        let Step::Bind { source, recursive, ids: Some(ids), .. } = step else { continue };
+        let (source, recursive, ids) = match step {
+            Step::Root { tree, .. } => (tree, true, &None),
+            Step::Bind { source, recursive, ids, .. } => (source, *recursive, ids),
+            _ => continue,
+        };
+        if !all && ids.is_none() {
+            continue;
+        }
+        let Some(ids) = ids else {
+            let mount = clone(source, recursive);
+            let error = |source| LaunchError::Setup { what: step.to_string(), source };
+            mounts.push(mount.map_err(error)?);
+            continue;
+        };
         let error = |reason| LaunchError::MapVolume { path: source.clone(), source: reason };
-        let mount = clone(source, *recursive).map_err(error)?;
+        let mount = clone(source, recursive).map_err(error)?;
         let users = match ids {
             IdMapping::Auto | IdMapping::Single => users_of(job).map_err(error)?,
             IdMapping::Ranges { uids, gids } => {
@@ -48,7 +64,8 @@ fn users_of(pid: Pid) -> io::Result<File> {
     File::open(format!("/proc/{}/ns/user", pid.as_raw_nonzero()))
 }
 
-fn clone(source: &Path, recursive: bool) -> io::Result<OwnedFd> {
+/// A detached copy of what is mounted at a path.
+pub(crate) fn clone(source: &Path, recursive: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::IdMaps;
 pub(crate) use crate::message::{
     Message, from_memory, pair, receive, report_pair, send, to_memory,
 };
@@ -24,6 +25,11 @@ pub(crate) struct Start {
     pub(crate) stdio: Streams,
     /// The job has its own process namespace, so its end is the end of all its processes.
     pub(crate) own_pids: bool,
+    /// The launcher hands over all that is to be mounted, not just what takes its rights.
+    pub(crate) handed_over: bool,
+    /// The maps of the job's user namespace, for the launcher's own use.
+    #[serde(skip)]
+    pub(crate) ids: Option<IdMaps>,
     /// Kill the init when the thread that started it ends.
     pub(crate) die_with_parent: bool,
 }

@@ -1,10 +1,10 @@
 //! A job's `/etc/hosts`: what it was given, what it wrote itself, and between two marks who is on its network.
 
 use std::fmt::Write as _;
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, Permissions};
 use std::io::{self, Read as _};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::files::{FileError, at};
@@ -19,6 +19,12 @@ const LONGEST: u64 = 1 << 20;
 /// Where it is kept, to be mounted in the job.
 pub(super) fn file(job: &JobDir) -> PathBuf {
     job.path().join("hosts")
+}
+
+/// Makes the file as a job starts; whoever a job runs as may read it.
+pub(crate) fn create(path: &Path, base: &str) -> Result<(), FileError> {
+    std::fs::write(path, base).map_err(at("write", path))?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o644)).map_err(at("change", path))
 }
 
 /// Writes the lines of a network in place: the file is mounted in the job, so it can't be replaced.

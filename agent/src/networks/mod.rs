@@ -273,7 +273,7 @@ impl Networks<'_> {
         let held = hold_ports(&network, ports)?;
         let address = network.choose(wanted.address, &self.members(&network)?)?;
         let member = Member { job: job.id().to_owned(), address, ports: ports.to_vec() };
-        fs::write(hosts::file(job), base).map_err(at("write", &hosts::file(job)))?;
+        hosts::create(&hosts::file(job), base)?;
         write_json(&network.member(job.id()), &member)?;
         // From here on, dropping it takes back what was done.
         let mut attached = Attached {

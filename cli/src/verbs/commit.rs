@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use mica_agent::{JobConfig, Remote};
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageRef, Version};
+use mica_launcher::IdMapping;
 use mica_packer::{PackOptions, Packed, chunks_path, pack_dir};
 
 use super::run::parse_pair;
@@ -45,6 +46,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let Some(upper) = &config.upper else {
         bail!("job {} cannot have written anything: its stack is read-only", job.id());
     };
+    if args.keep_owners && matches!(config.spec.ids, IdMapping::Ranges { .. }) {
+        bail!(
+            "the owners of what job {} wrote cannot be kept: they are those of --userns remap",
+            job.id()
+        );
+    }
     // What is written meanwhile would be in it by halves.
     let paused = Remote::connect(&job).and_then(|job| job.pause(true)).is_ok();
     let committed = match first_incomplete(&upper.upper) {

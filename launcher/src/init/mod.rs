@@ -84,7 +84,7 @@ pub(crate) fn run(inherited: Inherited) -> i32 {
         Ok(signals) => signals,
         Err(trouble) => return tell(&trouble),
     };
-    let console = match setup::carry_out(&start.steps, start.stdio, &control) {
+    let console = match setup::carry_out(&start.steps, start.stdio, &control, start.handed_over) {
         Ok(console) => console,
         Err(trouble) => return tell(&trouble),
     };

@@ -31,8 +31,9 @@ pub(crate) fn carry_out(
     steps: &[Step],
     stdio: Streams,
     control: &OwnedFd,
+    all_handed_over: bool,
 ) -> Result<Option<Terminal>, Trouble> {
-    let mut work = Work { sources: HashMap::new(), targets: None };
+    let mut work = Work { sources: HashMap::new(), targets: None, all_handed_over };
     for (index, step) in steps.iter().enumerate() {
         work.open_source(index, step, control).map_err(|e| Trouble::new(step, e))?;
     }
@@ -135,8 +136,7 @@ fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::io::Result<(
 /// The directory over which the new root is put together.
 fn staging(steps: &[Step]) -> &Path {
     let at = steps.iter().find_map(|step| match step {
-        Step::Root { tree, .. } => Some(tree),
-        Step::EmptyRoot { at } => Some(at),
+        Step::Root { at, .. } | Step::EmptyRoot { at } => Some(at),
         _ => None,
     });
     at.map_or(Path::new("/"), |at| at)
@@ -149,21 +149,26 @@ struct Work {
     /// What each step mounts, opened beforehand.
     sources: HashMap<usize, OwnedFd>,
     targets: Option<Targets>,
+    /// The launcher has opened the sources.
+    all_handed_over: bool,
 }
 
 impl Work {
     fn open_source(&mut self, index: usize, step: &Step, control: &OwnedFd) -> io::Result<()> {
         let mount = match step {
-            Step::Root { tree, no_devices } => {
-                let mount = clone_mount(CWD, tree, true)?;
+            Step::Root { tree, no_devices, .. } => {
+                let mount = match self.all_handed_over {
+                    true => handed_over(control)?,
+                    false => clone_mount(CWD, tree, true)?,
+                };
                 let flags = Flags { no_devices: *no_devices, ..Flags::default() };
                 sys::mount_setattr(mount.as_fd(), true, attributes(flags), PRIVATE)?;
                 mount
             }
             Step::Bind { source, flags, recursive, follow, ids, .. } => {
                 let mount = match ids {
-                    None => clone_mount(CWD, source, *recursive)?,
-                    Some(_) => handed_over(control)?,
+                    None if !self.all_handed_over => clone_mount(CWD, source, *recursive)?,
+                    _ => handed_over(control)?,
                 };
                 sys::mount_setattr(
                     mount.as_fd(),
@@ -220,9 +225,9 @@ impl Work {
                 Links::new()?.set_up(bridge::INNER, *address, *gateway)?;
             }
             Step::PrivateMounts => private_mounts()?,
-            Step::Root { tree, .. } => {
+            Step::Root { at, .. } => {
                 let mount = self.source(index)?;
-                move_mount(&mount, "", CWD, tree, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+                move_mount(&mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
                 self.targets = Some(Targets(mount));
             }
             Step::EmptyRoot { at } => {

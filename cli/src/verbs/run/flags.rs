@@ -11,7 +11,7 @@ use mica_launcher::{Mount, PortForward, Rlimit};
 use super::values::{
     DeviceFlag, Volume, parse_cpus, parse_device, parse_duration, parse_host, parse_mode,
     parse_mount, parse_network, parse_pair, parse_port, parse_size, parse_tmpfs, parse_ulimit,
-    parse_volume,
+    parse_userns, parse_volume,
 };
 use crate::registries::RegistryFlags;
 use crate::signals;
@@ -287,9 +287,10 @@ pub(super) struct Confinement {
     /// Share the host's name [default: private]
     #[arg(long, value_enum, value_name = "host|private")]
     pub(super) uts: Option<Shared>,
-    /// Share the host's users [default: private]
-    #[arg(long, value_enum, value_name = "host|private")]
-    pub(super) userns: Option<Shared>,
+    /// Whose users the job has: the host's; its own; or, as root, those that /etc/subuid grants to an account, so that the
+    /// job's root is nobody outside [default: private, or the setting userns-remap]
+    #[arg(long, value_parser = parse_userns, value_name = "host|private|remap:ACCOUNT")]
+    pub(super) userns: Option<Users>,
     /// Share the host's view of cgroups [default: private]
     #[arg(long, value_enum, value_name = "host|private")]
     pub(super) cgroupns: Option<Shared>,
@@ -312,6 +313,15 @@ pub(super) enum NetworkMode {
     Private,
     /// A bridge
     Bridge(Attachment),
+}
+
+/// Whose users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Users {
+    /// The host's or the job's own.
+    Shared(Shared),
+    /// The job's own, mapped to the subordinate ids of this account.
+    Remap(String),
 }
 
 /// Whose namespace.

@@ -87,7 +87,8 @@ fn start<'a>(
 ) -> anyhow::Result<Session<'a>> {
     let state = context.jobs()?;
     let life = &args.life;
-    let (job, lock) = state.create(|job| job_config(args, source, command, job, &state))?;
+    let remap = context.places.userns_remap.as_deref();
+    let (job, lock) = state.create(|job| job_config(args, source, command, job, &state, remap))?;
     let way = Way { detach: life.detach, tty: life.tty, input: life.interactive };
     start_job(job, lock, way, &life.detach_keys, args.quiet)
 }
@@ -279,8 +280,9 @@ fn dry_run(
     source: &Source,
     command: &[OsString],
 ) -> anyhow::Result<ExitCode> {
+    let remap = context.places.userns_remap.as_deref();
     // There is no tree yet, so what is read from it (names of users) is not known.
-    let mut spec = spec::spec(args, source, command, "dry-run", Path::new("/"), None)?;
+    let mut spec = spec::spec(args, source, command, "dry-run", Path::new("/"), None, remap)?;
     spec.link = spec::dry_link(args, context)?;
     let plan = mica_launcher::plan(&spec, &HostFacts::read(&spec)?)?;
     let lines: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();

@@ -9,16 +9,17 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use ipnet::Ipv4Net;
 use mica_agent::{
-    Attachment, JobConfig, JobDir, JobLayer, LazySource, NetworkName, StateDir, TraceFile,
+    Attachment, JobConfig, JobDir, JobLayer, LazySource, NetworkName, StateDir, SubIds, TraceFile,
 };
 use mica_graph::{Manifest, Process};
 use mica_launcher::bridge::Link;
 use mica_launcher::cdi::{self, Registry};
 use mica_launcher::{
-    Capabilities, GeneratedFile, Limits, Mount, Namespace, Namespaces, Network, Root, Seccomp, Spec,
+    Capabilities, GeneratedFile, IdMapping, Limits, Mount, Namespace, Namespaces, Network, Root,
+    Seccomp, Spec,
 };
 
-use super::flags::{Args, NetworkMode, Shared};
+use super::flags::{Args, NetworkMode, Shared, Users};
 use super::values::{DeviceFlag, Volume};
 use crate::context::Context;
 use crate::error::Advise as _;
@@ -83,6 +84,7 @@ pub(super) fn job_config(
     command: &[OsString],
     job: &JobDir,
     state: &StateDir,
+    remap: Option<&str>,
 ) -> anyhow::Result<JobConfig> {
     // A root of its own needs one even if the job may not write: mount points such as /proc are made there.
     let needs_upper = !args.storage.read_only || source.mount_point(args) == Path::new("/");
@@ -92,7 +94,7 @@ pub(super) fn job_config(
         source: source.name.clone(),
         layers: source.layers.clone(),
         upper,
-        spec: spec(args, source, command, job.id(), &job.tree(), Some(state))?,
+        spec: spec(args, source, command, job.id(), &job.tree(), Some(state), remap)?,
         cache: source.cache.clone(),
         verify: args.storage.verify,
         trace: source
@@ -155,6 +157,7 @@ pub(super) fn spec(
     id: &str,
     tree: &Path,
     state: Option<&StateDir>,
+    remap: Option<&str>,
 ) -> anyhow::Result<Spec> {
     let at = source.mount_point(args);
     let root = match at == Path::new("/") {
@@ -169,20 +172,36 @@ pub(super) fn spec(
     spec.cwd = at.join(workdir.unwrap_or_default());
     spec.user = args.process.user.clone().or(source.process.user.clone());
     confine(&mut spec, args, source)?;
+    spec.ids = id_mapping(args, remap)?;
     spec.files = name_service_files(&hostname, &at, args, spec.namespaces.network);
     spec.hostname = (args.confinement.uts != Some(Shared::Host)).then_some(hostname);
     spec.read_only = args.storage.read_only;
     spec.mounts = args.storage.tmpfs.clone();
     for volume in args.storage.volumes.iter().chain(&args.storage.mounts) {
-        spec.mounts.push(mount(volume, state)?);
+        spec.mounts.push(mount(volume, state, &spec.ids)?);
     }
     spec.shm_size = args.storage.shm_size.unwrap_or(spec.shm_size);
     devices(&mut spec, args)?;
     Ok(spec)
 }
 
+/// Root's jobs have all ids as they are, unless the flag or the setting says that their root is to be nobody outside.
+fn id_mapping(args: &Args, remap: Option<&str>) -> anyhow::Result<IdMapping> {
+    let root = rustix::process::geteuid().is_root();
+    match (&args.confinement.userns, remap) {
+        (Some(Users::Shared(_)), _) | (None, None) => Ok(IdMapping::Auto),
+        (Some(Users::Remap(_)), _) if !root => {
+            Err(anyhow::anyhow!("only root can have jobs with the ids of an account"))
+                .hint("an ordinary user's jobs have those that /etc/subuid grants by themselves")
+        }
+        (None, Some(_)) if !root => Ok(IdMapping::Auto),
+        (Some(Users::Remap(account)), _) => Ok(SubIds::of(account)?),
+        (None, Some(account)) => Ok(SubIds::of(account)?),
+    }
+}
+
 /// A volume's folder is made by the first job that names it, as with docker; a dry run makes none.
-fn mount(volume: &Volume, state: Option<&StateDir>) -> anyhow::Result<Mount> {
+fn mount(volume: &Volume, state: Option<&StateDir>, ids: &IdMapping) -> anyhow::Result<Mount> {
     Ok(match volume {
         Volume::Mount(mount) => mount.clone(),
         Volume::Named { name, target, read_only } => Mount::Bind {
@@ -194,7 +213,8 @@ fn mount(volume: &Volume, state: Option<&StateDir>) -> anyhow::Result<Mount> {
             read_only: *read_only,
             recursive: true,
             follow: false,
-            ids: None,
+            // What it holds belongs to the job's users, whoever they are outside.
+            ids: matches!(ids, IdMapping::Ranges { .. }).then_some(IdMapping::Auto),
         },
     })
 }
@@ -233,7 +253,10 @@ fn confine(spec: &mut Spec, args: &Args, source: &Source) -> anyhow::Result<()> 
         Some(Shared::Private) | None => Namespace::New,
     };
     spec.namespaces = Namespaces {
-        user: own(flags.userns),
+        user: match flags.userns {
+            Some(Users::Shared(shared)) => own(Some(shared)),
+            Some(Users::Remap(_)) | None => Namespace::New,
+        },
         pid: own(flags.pid),
         ipc: own(flags.ipc),
         uts: own(flags.uts),

@@ -8,7 +8,7 @@ use mica_agent::{Attachment, VolumeName};
 use mica_launcher::cdi::Registry;
 use mica_launcher::{Device, IdMapping, IdRange, Mount, PortForward, Protocol, Rlimit};
 
-use super::flags::NetworkMode;
+use super::flags::{NetworkMode, Shared, Users};
 
 /// `512`, `512k`, `1.5g`, `2GiB`: powers of 1024, as docker has them.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
@@ -281,6 +281,16 @@ pub(super) fn parse_network(text: &str) -> Result<NetworkMode, String> {
         }
     }
     Ok(NetworkMode::Bridge(attachment))
+}
+
+/// `host`, `private`, or `remap:ACCOUNT`.
+pub(super) fn parse_userns(text: &str) -> Result<Users, String> {
+    match text.split_once(':').unwrap_or((text, "")) {
+        ("host", "") => Ok(Users::Shared(Shared::Host)),
+        ("private", "") => Ok(Users::Shared(Shared::Private)),
+        ("remap", account) if !account.is_empty() => Ok(Users::Remap(account.to_owned())),
+        _ => Err(format!("`{text}` is none of host, private and remap:ACCOUNT")),
+    }
 }
 
 /// `NAME:IP`.
