@@ -11,7 +11,8 @@
 //!
 //! Needs Linux 5.12 (recursive `mount_setattr`); `cgroup.kill` needs 5.14 and has a fallback.
 //!
-//! As root the job gets a user namespace with all ids unchanged; as an ordinary user one with its own id alone.
+//! As root the job gets a user namespace with all ids unchanged, or with those of [`IdMapping::Ranges`]; as an ordinary user
+//! one with its own id alone, or with all that its launcher's namespace has.
 //!
 //! For whoever supervises jobs:
 //! - `main` calls [`init_main`] before anything else.
