@@ -11,6 +11,7 @@ use mica_launcher::Spec;
 use mica_mounter::Verify;
 use serde::{Deserialize, Serialize};
 
+use crate::networks::Attachment;
 use crate::stack::TraceFile;
 
 /// What a job runs on and how.
@@ -60,6 +61,9 @@ pub struct JobConfig {
     /// How to find out whether it works.
     #[serde(default)]
     pub health: Option<HealthCheck>,
+    /// The bridge network it is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Attachment>,
 }
 
 /// One image of a job's stack.

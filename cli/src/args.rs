@@ -102,6 +102,8 @@ pub(crate) enum Verb {
     Stats(verbs::stats::Args),
     /// Show the processes of a job
     Top(verbs::top::Args),
+    /// Look after bridge networks
+    Network(verbs::network::Args),
     /// Look after named volumes
     Volume(verbs::volume::Args),
     /// Show what happens to jobs

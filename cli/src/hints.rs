@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use mica_agent::{NamespaceError, ServeMountError, StackError};
+use mica_agent::{NamespaceError, NetworkError, ServeMountError, StackError};
 use mica_fetcher::registry::RegistryError;
 use mica_fetcher::{CacheError, LoadError, PullError, PushError, ServeError};
 use mica_launcher::LaunchError;
@@ -37,6 +37,7 @@ pub(crate) fn for_cause(cause: &(dyn Error + 'static)) -> Option<String> {
         LoadError,
         ServeError,
         NamespaceError,
+        NetworkError,
         LaunchError,
         MountError,
         OpenError,
@@ -60,7 +61,16 @@ macro_rules! hint {
     };
 }
 
-hint!(RegistryError, PullError, PushError, CacheError, LoadError, ServeError, LaunchError);
+hint!(
+    RegistryError,
+    PullError,
+    PushError,
+    CacheError,
+    LoadError,
+    ServeError,
+    LaunchError,
+    NetworkError
+);
 
 impl Hint for NamespaceError {
     fn hint(&self) -> Option<String> {

@@ -21,6 +21,8 @@ struct Settings {
     quota: Option<String>,
     /// Another cache, to be read only.
     shared_cache: Option<PathBuf>,
+    /// The account whose subordinate ids root's jobs have.
+    userns_remap: Option<String>,
 }
 
 impl Settings {
@@ -33,6 +35,7 @@ impl Settings {
             mirrors: self.mirrors.or(next.mirrors),
             quota: self.quota.or(next.quota),
             shared_cache: self.shared_cache.or(next.shared_cache),
+            userns_remap: self.userns_remap.or(next.userns_remap),
         }
     }
 
@@ -44,6 +47,7 @@ impl Settings {
             mirrors: word("MICA_MIRRORS")
                 .map(|list| list.split_whitespace().map(str::to_owned).collect()),
             quota: word("MICA_QUOTA"),
+            userns_remap: word("MICA_USERNS_REMAP"),
             shared_cache: var("MICA_SHARED_CACHE").map(PathBuf::from),
             cache: var("MICA_CACHE").map(PathBuf::from),
             state: var("MICA_STATE").map(PathBuf::from),
@@ -102,6 +106,8 @@ pub(crate) struct Places {
     pub(crate) quota: Option<u64>,
     /// Another cache, to be read only.
     pub(crate) shared_cache: Option<PathBuf>,
+    /// The account whose subordinate ids root's jobs have.
+    pub(crate) userns_remap: Option<String>,
 }
 
 impl Places {
@@ -152,6 +158,7 @@ impl Places {
             mirrors: settings.mirrors.unwrap_or_default(),
             quota: quota.transpose()?,
             shared_cache: settings.shared_cache,
+            userns_remap: settings.userns_remap,
         })
     }
 }

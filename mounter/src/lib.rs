@@ -70,7 +70,7 @@ pub use error::{MountError, UnmountError};
 pub use mica_squashfs::OpenError;
 pub use mica_squashfs::chunks::{ChunkTable, ChunkTableError};
 pub use mount::{Mount, Unmounted, Watch, complete_upper, detach_dead, mount, unmount_at};
-pub use options::{Marks, MountOptions, Upper};
+pub use options::{Marks, MountOptions, Owners, Upper};
 pub use stack::{Stack, StackLayer};
 pub use stats::Stats;
 pub use trace::Trace;

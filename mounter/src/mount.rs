@@ -118,8 +118,12 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
 }
 
 fn tree(stack: Stack, options: &MountOptions) -> Result<Tree, MountError> {
-    let lower =
-        Lower::new(stack, Ids::of_this_process(), options.block_cache_bytes, options.record_trace);
+    let lower = Lower::new(
+        stack,
+        Ids::of(options.owners.as_ref()),
+        options.block_cache_bytes,
+        options.record_trace,
+    );
     let Some(upper) = &options.upper else { return Ok(Tree::new(lower, None)?) };
     let marks = match options.marks {
         Marks::Auto => None,

@@ -42,6 +42,16 @@ pub enum Marks {
     User,
 }
 
+/// Whom the files of the layers belong to for jobs whose root is another user outside: runs of `[first id in the layers, first
+/// id shown, how many]`. Those of no run are shown as the root's. Files of the upper belong to those whom the map shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owners {
+    /// Users.
+    pub uids: Vec<[u32; 3]>,
+    /// Groups.
+    pub gids: Vec<[u32; 3]>,
+}
+
 /// How to mount a stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountOptions {
@@ -58,6 +68,8 @@ pub struct MountOptions {
     pub suid: bool,
     /// Let device nodes of the mount be opened.
     pub dev: bool,
+    /// Show the layers' files as belonging to others.
+    pub owners: Option<Owners>,
     /// Unmount when nothing was asked for so long and nothing is in use.
     pub idle_timeout: Option<Duration>,
     /// Threads that answer requests; at least 1. More than a few lose more than they win.
@@ -87,6 +99,7 @@ impl Default for MountOptions {
             allow_other: None,
             suid: false,
             dev: false,
+            owners: None,
             idle_timeout: None,
             threads: 2,
             readahead_kib: None,

@@ -17,6 +17,7 @@ pub(crate) mod login;
 pub(crate) mod logs;
 pub(crate) mod mount;
 pub(crate) mod mount_stats;
+pub(crate) mod network;
 pub(crate) mod pack;
 pub(crate) mod pause;
 pub(crate) mod plan;

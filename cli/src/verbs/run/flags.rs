@@ -1,16 +1,17 @@
 //! The flags of `mica run`, with the values people know from docker.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mica_agent::{HealthCheck, Restart};
+use mica_agent::{Attachment, HealthCheck, Restart};
 use mica_launcher::{Mount, PortForward, Rlimit};
 
 use super::values::{
     DeviceFlag, Volume, parse_cpus, parse_device, parse_duration, parse_host, parse_mode,
-    parse_mount, parse_pair, parse_port, parse_size, parse_tmpfs, parse_ulimit, parse_volume,
+    parse_mount, parse_network, parse_pair, parse_port, parse_size, parse_tmpfs, parse_ulimit,
+    parse_userns, parse_volume,
 };
 use crate::registries::RegistryFlags;
 use crate::signals;
@@ -187,8 +188,10 @@ pub(super) struct Storage {
     /// Note in which order the package's blocks are first read; later mounts and jobs read them ahead
     #[arg(long, conflicts_with = "images")]
     pub(super) record_trace: bool,
-    /// Show a file or folder of the host, or a named volume, in the job
-    #[arg(short = 'v', long = "volume", value_parser = parse_volume, value_name = "SRC:DST[:ro]")]
+    /// Show a file or folder of the host, or a named volume, in the job. Options: ro; private (without the mounts within);
+    /// rslave (mounts that the host makes later appear); idmap (as root: owners as in the job's user namespace), or
+    /// idmap=uids=FILE-JOB-COUNT;gids=… (files of user FILE are user JOB's in the job)
+    #[arg(short = 'v', long = "volume", value_parser = parse_volume, value_name = "SRC:DST[:OPTION,…]")]
     pub(super) volumes: Vec<Volume>,
     /// The same in words: type=bind, volume or tmpfs; source=…; target=…; readonly; tmpfs-size=…
     #[arg(long = "mount", value_parser = parse_mount, value_name = "KEY=VALUE,…")]
@@ -256,9 +259,16 @@ pub(super) struct Confinement {
     #[arg(long, value_name = "N", allow_negative_numbers = true,
         value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     pub(super) oom_score_adj: Option<i32>,
-    /// The job's network [default: host, or private if ports are published]
-    #[arg(long, visible_alias = "net", value_enum, value_name = "MODE")]
+    /// The job's network: host; none; private, connected with the host's without privilege; or the name of a bridge network
+    /// (`mica network`), of which `bridge` is there by itself [default: host, or private if ports are published]
+    #[arg(long, visible_alias = "net", value_parser = parse_network, value_name = "MODE|NAME[:ip=IP,alias=NAME]")]
     pub(super) network: Option<NetworkMode>,
+    /// A further name by which jobs on the same bridge network find this one
+    #[arg(long, value_name = "NAME", requires = "network")]
+    pub(super) network_alias: Vec<String>,
+    /// The job's address on its bridge network
+    #[arg(long, value_name = "IP", requires = "network")]
+    pub(super) ip: Option<Ipv4Addr>,
     /// Let a port of the host lead to one of the job
     #[arg(short, long, value_parser = parse_port, value_name = "[[IP:]HOST:]JOB[/udp]")]
     pub(super) publish: Vec<PortForward>,
@@ -268,28 +278,32 @@ pub(super) struct Confinement {
     /// Name server for the job, instead of the host's
     #[arg(long, value_name = "IP")]
     pub(super) dns: Vec<IpAddr>,
-    /// Share the host's processes
-    #[arg(long, value_enum, value_name = "host")]
+    /// Share the host's processes [default: private]
+    #[arg(long, value_enum, value_name = "host|private")]
     pub(super) pid: Option<Shared>,
-    /// Share the host's System V and POSIX objects
-    #[arg(long, value_enum, value_name = "host")]
+    /// Share the host's System V and POSIX objects [default: private]
+    #[arg(long, value_enum, value_name = "host|private")]
     pub(super) ipc: Option<Shared>,
-    /// Share the host's name
-    #[arg(long, value_enum, value_name = "host")]
+    /// Share the host's name [default: private]
+    #[arg(long, value_enum, value_name = "host|private")]
     pub(super) uts: Option<Shared>,
-    /// Share the host's users
-    #[arg(long, value_enum, value_name = "host")]
-    pub(super) userns: Option<Shared>,
-    /// Share the host's view of cgroups
-    #[arg(long, value_enum, value_name = "host")]
+    /// Whose users the job has: the host's; its own; or, as root, those that /etc/subuid grants to an account, so that the
+    /// job's root is nobody outside [default: private, or the setting userns-remap]
+    #[arg(long, value_parser = parse_userns, value_name = "host|private|remap:ACCOUNT")]
+    pub(super) userns: Option<Users>,
+    /// Share the host's view of cgroups [default: private]
+    #[arg(long, value_enum, value_name = "host|private")]
     pub(super) cgroupns: Option<Shared>,
+    /// Give the job monotonic clocks of its own [default: host]
+    #[arg(long, value_enum, value_name = "host|private")]
+    pub(super) timens: Option<Shared>,
     /// A further group for the job's user, by number or by a name in the stack
     #[arg(long, value_name = "GROUP")]
     pub(super) group_add: Vec<String>,
 }
 
 /// The network a job gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum NetworkMode {
     /// The host's
     Host,
@@ -297,11 +311,24 @@ pub(super) enum NetworkMode {
     None,
     /// A network of its own, connected with the host's without privilege
     Private,
+    /// A bridge
+    Bridge(Attachment),
 }
 
-/// A namespace that is not the job's own.
+/// Whose users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Users {
+    /// The host's or the job's own.
+    Shared(Shared),
+    /// The job's own, mapped to the subordinate ids of this account.
+    Remap(String),
+}
+
+/// Whose namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Shared {
     /// The host's
     Host,
+    /// The job's own
+    Private,
 }

@@ -7,15 +7,22 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use mica_agent::{JobConfig, JobDir, JobLayer, LazySource, StateDir, TraceFile};
+use ipnet::Ipv4Net;
+use mica_agent::{
+    Attachment, JobConfig, JobDir, JobLayer, LazySource, NetworkName, StateDir, SubIds, TraceFile,
+};
 use mica_graph::{Manifest, Process};
+use mica_launcher::bridge::Link;
 use mica_launcher::cdi::{self, Registry};
 use mica_launcher::{
-    Capabilities, GeneratedFile, Limits, Mount, Namespace, Namespaces, Network, Root, Seccomp, Spec,
+    Capabilities, GeneratedFile, IdMapping, Limits, Mount, Namespace, Namespaces, Network, Root,
+    Seccomp, Spec,
 };
 
-use super::flags::{Args, NetworkMode, Shared};
+use super::flags::{Args, NetworkMode, Shared, Users};
 use super::values::{DeviceFlag, Volume};
+use crate::context::Context;
+use crate::error::Advise as _;
 use crate::verbs::pull;
 
 /// The search path of a job, as docker sets it.
@@ -77,6 +84,7 @@ pub(super) fn job_config(
     command: &[OsString],
     job: &JobDir,
     state: &StateDir,
+    remap: Option<&str>,
 ) -> anyhow::Result<JobConfig> {
     // A root of its own needs one even if the job may not write: mount points such as /proc are made there.
     let needs_upper = !args.storage.read_only || source.mount_point(args) == Path::new("/");
@@ -86,7 +94,7 @@ pub(super) fn job_config(
         source: source.name.clone(),
         layers: source.layers.clone(),
         upper,
-        spec: spec(args, source, command, job.id(), &job.tree(), Some(state))?,
+        spec: spec(args, source, command, job.id(), &job.tree(), Some(state), remap)?,
         cache: source.cache.clone(),
         verify: args.storage.verify,
         trace: source
@@ -104,7 +112,41 @@ pub(super) fn job_config(
         open_stdin: args.life.interactive,
         restart: args.life.restart,
         health: args.health.check(),
+        network: attachment(args)?,
     })
+}
+
+/// How the job would be connected with its bridge network; the address is chosen when it starts.
+pub(super) fn dry_link(args: &Args, context: &Context) -> anyhow::Result<Option<Link>> {
+    let Some(attachment) = attachment(args)? else { return Ok(None) };
+    let name = attachment.network.as_str().to_owned();
+    let address = match context.state()?.networks().find(&attachment.network) {
+        Ok(network) => network.config.subnet,
+        Err(_) if attachment.network == NetworkName::usual() => Ipv4Net::default(),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Some(Link { bridge: name.clone(), name, address, gateway: None }))
+}
+
+/// The bridge network, and what is asked of it.
+fn attachment(args: &Args) -> anyhow::Result<Option<Attachment>> {
+    let flags = &args.confinement;
+    let Some(NetworkMode::Bridge(attachment)) = &flags.network else {
+        if flags.ip.is_some() || !flags.network_alias.is_empty() {
+            bail!(
+                "only a bridge network gives addresses and names; `mica network create` makes one"
+            );
+        }
+        return Ok(None);
+    };
+    if !rustix::process::geteuid().is_root() {
+        return Err(anyhow::anyhow!("bridge networks need root"))
+            .hint("--network private needs none");
+    }
+    let mut attachment = attachment.clone();
+    attachment.address = flags.ip.or(attachment.address);
+    attachment.aliases.extend(flags.network_alias.iter().cloned());
+    Ok(Some(attachment))
 }
 
 /// The confined process, its stack being mounted at `tree`.
@@ -115,6 +157,7 @@ pub(super) fn spec(
     id: &str,
     tree: &Path,
     state: Option<&StateDir>,
+    remap: Option<&str>,
 ) -> anyhow::Result<Spec> {
     let at = source.mount_point(args);
     let root = match at == Path::new("/") {
@@ -129,20 +172,36 @@ pub(super) fn spec(
     spec.cwd = at.join(workdir.unwrap_or_default());
     spec.user = args.process.user.clone().or(source.process.user.clone());
     confine(&mut spec, args, source)?;
+    spec.ids = id_mapping(args, remap)?;
     spec.files = name_service_files(&hostname, &at, args, spec.namespaces.network);
-    spec.hostname = (args.confinement.uts.is_none()).then_some(hostname);
+    spec.hostname = (args.confinement.uts != Some(Shared::Host)).then_some(hostname);
     spec.read_only = args.storage.read_only;
     spec.mounts = args.storage.tmpfs.clone();
     for volume in args.storage.volumes.iter().chain(&args.storage.mounts) {
-        spec.mounts.push(mount(volume, state)?);
+        spec.mounts.push(mount(volume, state, &spec.ids)?);
     }
     spec.shm_size = args.storage.shm_size.unwrap_or(spec.shm_size);
     devices(&mut spec, args)?;
     Ok(spec)
 }
 
+/// Root's jobs have all ids as they are, unless the flag or the setting says that their root is to be nobody outside.
+fn id_mapping(args: &Args, remap: Option<&str>) -> anyhow::Result<IdMapping> {
+    let root = rustix::process::geteuid().is_root();
+    match (&args.confinement.userns, remap) {
+        (Some(Users::Shared(_)), _) | (None, None) => Ok(IdMapping::Auto),
+        (Some(Users::Remap(_)), _) if !root => {
+            Err(anyhow::anyhow!("only root can have jobs with the ids of an account"))
+                .hint("an ordinary user's jobs have those that /etc/subuid grants by themselves")
+        }
+        (None, Some(_)) if !root => Ok(IdMapping::Auto),
+        (Some(Users::Remap(account)), _) => Ok(SubIds::of(account)?),
+        (None, Some(account)) => Ok(SubIds::of(account)?),
+    }
+}
+
 /// A volume's folder is made by the first job that names it, as with docker; a dry run makes none.
-fn mount(volume: &Volume, state: Option<&StateDir>) -> anyhow::Result<Mount> {
+fn mount(volume: &Volume, state: Option<&StateDir>, ids: &IdMapping) -> anyhow::Result<Mount> {
     Ok(match volume {
         Volume::Mount(mount) => mount.clone(),
         Volume::Named { name, target, read_only } => Mount::Bind {
@@ -154,6 +213,8 @@ fn mount(volume: &Volume, state: Option<&StateDir>) -> anyhow::Result<Mount> {
             read_only: *read_only,
             recursive: true,
             follow: false,
+            // What it holds belongs to the job's users, whoever they are outside.
+            ids: matches!(ids, IdMapping::Ranges { .. }).then_some(IdMapping::Auto),
         },
     })
 }
@@ -179,25 +240,29 @@ fn devices(spec: &mut Spec, args: &Args) -> anyhow::Result<()> {
 
 fn confine(spec: &mut Spec, args: &Args, source: &Source) -> anyhow::Result<()> {
     let flags = &args.confinement;
-    let network = match flags.network {
+    let network = match &flags.network {
         Some(NetworkMode::Host) => Network::Host,
         Some(NetworkMode::None) => Network::None,
         Some(NetworkMode::Private) => Network::Private,
+        Some(NetworkMode::Bridge(_)) => Network::Bridge,
         None if flags.publish.is_empty() => Network::Host,
         None => Network::Private,
     };
     let own = |shared: Option<Shared>| match shared {
         Some(Shared::Host) => Namespace::Host,
-        None => Namespace::New,
+        Some(Shared::Private) | None => Namespace::New,
     };
     spec.namespaces = Namespaces {
-        user: own(flags.userns),
+        user: match flags.userns {
+            Some(Users::Shared(shared)) => own(Some(shared)),
+            Some(Users::Remap(_)) | None => Namespace::New,
+        },
         pid: own(flags.pid),
         ipc: own(flags.ipc),
         uts: own(flags.uts),
         cgroup: own(flags.cgroupns),
+        time: own(flags.timens.or(Some(Shared::Host))),
         network,
-        ..Namespaces::default()
     };
     spec.ports = flags.publish.clone();
     spec.limits = Limits {
@@ -335,10 +400,14 @@ fn name_service_files(
     if own_root {
         files.push(file("/etc/hostname", format!("{hostname}\n")));
     }
-    if own_root || !flags.add_host.is_empty() {
-        let mut hosts = format!(
-            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
-        );
+    let bridge = network == Network::Bridge;
+    if own_root || bridge || !flags.add_host.is_empty() {
+        let mut hosts =
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+        if !bridge {
+            // On a bridge the name goes with the address, which its supervisor adds.
+            hosts.push_str(&format!("127.0.1.1\t{hostname}\n"));
+        }
         flags.add_host.iter().for_each(|(name, ip)| hosts.push_str(&format!("{ip}\t{name}\n")));
         files.push(file("/etc/hosts", hosts));
     }
@@ -350,6 +419,9 @@ fn name_service_files(
     let lines = servers.iter().map(|server| format!("nameserver {server}\n"));
     match (servers.is_empty(), own_root) {
         (false, _) => files.push(file("/etc/resolv.conf", lines.collect())),
+        (true, _) if bridge => {
+            files.extend(bridge_resolv_conf().map(|t| file("/etc/resolv.conf", t)))
+        }
         // A host that resolves no names has none to hand on.
         (true, true) => files.extend(
             fs::read_to_string("/etc/resolv.conf").ok().map(|text| file("/etc/resolv.conf", text)),
@@ -357,4 +429,35 @@ fn name_service_files(
         (true, false) => {}
     }
     files
+}
+
+/// The host's name servers, but for those at loopback addresses, which a job with a network of its own can't reach: where
+/// systemd listens there, it says elsewhere whom it asks itself.
+fn bridge_resolv_conf() -> Option<String> {
+    let texts = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"].map(fs::read_to_string);
+    texts
+        .into_iter()
+        .flatten()
+        .map(|text| reachable_servers(&text))
+        .find(|text| text.contains("nameserver"))
+}
+
+fn reachable_servers(text: &str) -> String {
+    let reachable = |line: &&str| {
+        let mut words = line.split_whitespace();
+        words.next() != Some("nameserver")
+            || words.next().is_some_and(|ip| !(ip.starts_with("127.") || ip == "::1"))
+    };
+    text.lines().filter(reachable).map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_at_loopback_addresses_are_left_out() {
+        let text = "search lan\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 192.168.1.1\n";
+        assert_eq!(reachable_servers(text), "search lan\nnameserver 192.168.1.1\n");
+    }
 }
