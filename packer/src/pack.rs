@@ -15,7 +15,7 @@ use crate::place::Unfinished;
 use crate::previous;
 use crate::scan::{Notice, Output, Scan, ScanError, scan_dir, scan_dir_unless, scan_outputs};
 use crate::unchanged::{self, Made};
-use crate::{Header, PackOptions, ScanCache, ScanOptions};
+use crate::{Header, PackOptions, ScanCache};
 
 /// The key of the XAR header that says how the image was packed.
 pub(crate) const PACKING: &str = "MICA_PACKING";
@@ -90,9 +90,8 @@ pub fn pack_dir(dir: &Path, image: &Path, options: &PackOptions) -> Result<Packe
         return Ok(Packed { elapsed: started.elapsed(), ..packed });
     };
     let made = Made::find(image, cache, options);
-    let known = Some(Arc::new(ScanCache::load(cache)));
     let is_known = |found: &[u8; 32]| made.as_ref().is_some_and(|made| made.is_of(found, options));
-    let scan = scan_dir_unless(dir, &ScanOptions { cache: known, ..options.scan() }, is_known)?;
+    let scan = scan_dir_unless(dir, &options.scan(), is_known, || ScanCache::load(cache))?;
     let Some(scan) = scan else {
         let packed = made.expect("only what was made is known").into_packed();
         return Ok(Packed { elapsed: started.elapsed(), ..packed });

@@ -6,6 +6,7 @@
 
 mod attributes;
 mod content;
+mod details;
 mod list;
 
 use std::collections::HashMap;
@@ -22,7 +23,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use crate::ScanCache;
 pub(crate) use content::Identity;
 use content::{Root, ScannedFile};
-use list::{Entry, Failure};
+use list::{Details, Entry, Failure, Inspected};
 
 /// What the image says about owners and times, instead of what the machine says.
 #[derive(Clone, Debug)]
@@ -200,21 +201,22 @@ pub fn scan_outputs(outputs: &[Output], options: &ScanOptions) -> Result<Scan, S
 }
 
 /// The same as [`scan_dir`] but where `is_known` says of what names and `stat`s of everything in the
-/// directory hash to that nothing has changed.
+/// directory hash to that nothing has changed. `cache` is asked for if something has.
 pub(crate) fn scan_dir_unless(
     dir: &Path,
     options: &ScanOptions,
     is_known: impl FnOnce(&[u8; 32]) -> bool,
+    cache: impl FnOnce() -> ScanCache,
 ) -> Result<Option<Scan>, ScanError> {
     let dir = dir.join("");
     let root = Arc::new(open_parent(&dir)?.0);
-    let listings = list::list(&root, options.cache.as_deref(), options.jobs());
-    let listings = listings.map_err(|failure| failure.below(&dir))?;
+    let listings = list::list(&root, options.jobs()).map_err(|failure| failure.below(&dir))?;
     let fingerprint = listings.fingerprint(&root);
     if fingerprint.as_ref().is_some_and(is_known) {
         return Ok(None);
     }
-    let mut builder = Builder::new(options);
+    let options = ScanOptions { cache: Some(Arc::new(cache())), ..options.clone() };
+    let mut builder = Builder::new(&options);
     builder.scan.fingerprint = fingerprint;
     let node = builder.scan.tree.root();
     builder.directory(&root, &dir, listings, node, Vec::new())?;
@@ -234,18 +236,23 @@ struct Place<'a> {
     root: &'a Arc<Root>,
     /// `root` itself, for messages.
     source: &'a Path,
-    /// Below `root`.
-    path: Vec<u8>,
+    /// Its directory below `root` and its name there.
+    dir: &'a Arc<[u8]>,
+    source_name: &'a [u8],
     /// The directory in the tree and the name in it.
     parent: NodeId,
     name: &'a [u8],
-    /// In the tree, for notices.
-    tree_path: Vec<u8>,
+    /// The directory's path in the tree, for notices.
+    tree_dir: &'a [u8],
 }
 
 impl Place<'_> {
     fn shown(&self) -> PathBuf {
-        self.source.join(OsStr::from_bytes(&self.path))
+        self.source.join(OsStr::from_bytes(&joined(self.dir, self.source_name)))
+    }
+
+    fn tree_path(&self) -> PathBuf {
+        OsStr::from_bytes(&joined(self.tree_dir, self.name)).into()
     }
 
     fn refused(&self, source: TreeError) -> ScanError {
@@ -269,11 +276,10 @@ impl<'a> Builder<'a> {
         let placed = |source| ScanError::Place { path: output.source.clone(), source };
         let (root, source_name) = open_parent(&output.source)?;
         let root = Arc::new(root);
-        let known = self.options.cache.as_deref();
         // A directory: its content goes to `place`.
         let Some(source_name) = source_name.map(OsStr::as_bytes) else {
             let node = self.scan.tree.make_directories(&place).map_err(placed)?;
-            let listings = list::list(&root, known, self.options.jobs());
+            let listings = list::list(&root, self.options.jobs());
             let listings = listings.map_err(|failure| failure.below(&output.source))?;
             return self.directory(&root, &output.source, listings, node, place);
         };
@@ -282,11 +288,16 @@ impl<'a> Builder<'a> {
             None => (&[][..], &*place),
         };
         let source = output.source.parent().unwrap_or(Path::new(""));
-        let entry = list::entry(&root, source_name, known);
-        let entry = entry.map_err(|failure| failure.below(source))?;
+        let found = list::inspect(&root, source_name).and_then(|stat| {
+            let details = details::of_entry(&root, source_name, &stat)?;
+            let cache = self.options.cache.as_deref();
+            let known = cache.and_then(|cache| cache.find(&stat.identity.to_bytes()));
+            Ok(Entry { name: source_name.into(), stat, details, known, below: None })
+        });
+        let entry = found.map_err(|failure| failure.below(source))?;
         let parent = self.scan.tree.make_directories(above).map_err(placed)?;
-        let (path, tree_path) = (source_name.to_vec(), place.clone());
-        let place = Place { root: &root, source, path, parent, name, tree_path };
+        let (root, dir, tree_dir) = (&root, &Arc::default(), above);
+        let place = Place { root, source, dir, source_name, parent, name, tree_dir };
         self.entry(&place, entry).map(drop)
     }
 
@@ -299,17 +310,23 @@ impl<'a> Builder<'a> {
         node: NodeId,
         tree_path: Vec<u8>,
     ) -> Result<(), ScanError> {
-        let (path, name) = (Vec::new(), &b""[..]);
-        let place = Place { root, source, path, parent: node, name, tree_path };
-        *self.scan.tree.metadata_mut(node) = self.metadata(&place, listings.root);
-        let mut stack = vec![(0, node, Vec::new(), place.tree_path)];
-        while let Some((index, node, path, tree_path)) = stack.pop() {
-            for mut entry in std::mem::take(&mut listings.all[index]).into_entries() {
+        let failed = |failure: Failure| failure.below(source);
+        let (known, jobs) = (self.options.cache.as_deref(), self.options.jobs());
+        details::complete(&mut listings, root, known, jobs).map_err(failed)?;
+        let (dir, name, tree_dir) = (&Arc::default(), &b""[..], &*tree_path);
+        let place = Place { root, source, dir, source_name: name, parent: node, name, tree_dir };
+        let details = details::of_entry(root, b".", &listings.root).map_err(failed)?;
+        *self.scan.tree.metadata_mut(node) = self.metadata(&place, &listings.root, details);
+        let mut stack = vec![(0, node, tree_path)];
+        while let Some((index, parent, tree_path)) = stack.pop() {
+            let listing = std::mem::take(&mut listings.all[index]);
+            let (dir, tree_dir) = (&Arc::clone(&listing.path), &*tree_path);
+            for mut entry in listing.into_entries() {
                 let (name, below) = (std::mem::take(&mut entry.name), entry.below);
-                let (path, tree_path) = (joined(&path, &name), joined(&tree_path, &name));
-                let place = Place { root, source, path, parent: node, name: &name, tree_path };
+                let (source_name, name) = (&*name, &*name);
+                let place = Place { root, source, dir, source_name, parent, name, tree_dir };
                 let node = self.entry(&place, entry)?;
-                stack.extend(below.map(|below| (below, node, place.path, place.tree_path)));
+                stack.extend(below.map(|below| (below, node, joined(tree_dir, name))));
             }
         }
         Ok(())
@@ -331,7 +348,7 @@ impl<'a> Builder<'a> {
                 self.scan.files += 1;
                 NodeKind::File(Box::new(self.file(place, &entry)))
             }
-            FileType::Symlink => NodeKind::Symlink(entry.target.clone()),
+            FileType::Symlink => NodeKind::Symlink(entry.details.target.clone()),
             FileType::BlockDevice => NodeKind::BlockDevice(device(entry.stat.rdev)),
             FileType::CharacterDevice => NodeKind::CharDevice(device(entry.stat.rdev)),
             FileType::Fifo => NodeKind::Fifo,
@@ -342,7 +359,7 @@ impl<'a> Builder<'a> {
                 return Err(ScanError::Io { action, path, source });
             }
         };
-        let metadata = self.metadata(place, entry);
+        let metadata = self.metadata(place, &entry.stat, entry.details);
         let node = self.scan.tree.insert(place.parent, place.name, Node { metadata, kind });
         let node = node.map_err(|source| place.refused(source))?;
         if names > 1 {
@@ -353,7 +370,7 @@ impl<'a> Builder<'a> {
 
     /// Two directories at one place are merged, the later one's mode counts.
     fn subdirectory(&mut self, place: &Place<'_>, entry: Entry) -> Result<NodeId, ScanError> {
-        let metadata = self.metadata(place, entry);
+        let metadata = self.metadata(place, &entry.stat, entry.details);
         let tree = &mut self.scan.tree;
         if let Some(node) = tree.child(place.parent, place.name)
             && matches!(tree.node(node).kind, NodeKind::Directory)
@@ -368,19 +385,19 @@ impl<'a> Builder<'a> {
     fn file(&self, place: &Place<'_>, entry: &Entry) -> ScannedFile {
         let identity = entry.stat.identity;
         let cache = self.options.cache.as_deref();
-        let known = cache.and_then(|cache| cache.digest(&identity.to_bytes()));
+        let known = cache.zip(entry.known).and_then(|(cache, at)| cache.digest(at));
         ScannedFile {
             root: Arc::clone(place.root),
-            path: place.path.as_slice().into(),
+            dir: Arc::clone(place.dir),
+            name: place.source_name.into(),
             identity,
             sparse: entry.stat.blocks.saturating_mul(512) < identity.size,
             digest: known.map_or_else(OnceLock::new, OnceLock::from),
         }
     }
 
-    fn metadata(&mut self, place: &Place<'_>, entry: Entry) -> Metadata {
-        let Entry { stat, xattrs, .. } = entry;
-        let (mode, xattrs) = self.kept(stat.mode, xattrs, place);
+    fn metadata(&mut self, place: &Place<'_>, stat: &Inspected, details: Details) -> Metadata {
+        let (mode, xattrs) = self.kept(stat.mode, details.xattrs, place);
         let (uid, gid) = self.options.owner.unwrap_or((stat.uid, stat.gid));
         let mtime = self.time(stat.identity.mtime.0, place);
         Metadata { mode: self.options.modes.of(mode), uid, gid, mtime, xattrs }
@@ -420,8 +437,7 @@ impl<'a> Builder<'a> {
         if once && self.scan.notices.iter().any(|notice| notice.change == change) {
             return;
         }
-        let path = OsStr::from_bytes(&place.tree_path).into();
-        self.scan.notices.push(Notice { path, change });
+        self.scan.notices.push(Notice { path: place.tree_path(), change });
     }
 }
 
