@@ -4,7 +4,7 @@ use std::error::Error;
 
 use mica_agent::{NamespaceError, ServeMountError, StackError};
 use mica_fetcher::registry::RegistryError;
-use mica_fetcher::{CacheError, LoadError, PullError, PushError, ServeError};
+use mica_fetcher::{CacheError, DistrustError, LoadError, PullError, PushError, ServeError};
 use mica_launcher::LaunchError;
 use mica_mounter::{MountError, OpenError};
 
@@ -34,6 +34,7 @@ pub(crate) fn for_cause(cause: &(dyn Error + 'static)) -> Option<String> {
         PullError,
         PushError,
         CacheError,
+        DistrustError,
         LoadError,
         ServeError,
         NamespaceError,
@@ -60,7 +61,16 @@ macro_rules! hint {
     };
 }
 
-hint!(RegistryError, PullError, PushError, CacheError, LoadError, ServeError, LaunchError);
+hint!(
+    RegistryError,
+    PullError,
+    PushError,
+    CacheError,
+    DistrustError,
+    LoadError,
+    ServeError,
+    LaunchError,
+);
 
 impl Hint for NamespaceError {
     fn hint(&self) -> Option<String> {

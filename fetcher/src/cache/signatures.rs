@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use mica_graph::{Digest, Manifest};
+use mica_graph::{Blob, Digest, Manifest};
 
 use super::names::{check_line, checked};
 use super::{Cache, CacheError};
@@ -18,6 +18,16 @@ pub enum DistrustError {
     /// The cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
+}
+
+impl DistrustError {
+    /// What a person could do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Trust(error) => Some(error.hint()),
+            Self::Cache(error) => error.hint().map(str::to_owned),
+        }
+    }
 }
 
 impl Cache {
@@ -54,10 +64,22 @@ impl Cache {
         Ok(())
     }
 
-    /// Whether a package may be used, by the signatures that are here.
+    /// Whether a package may be used, by the signatures that are here. Of one that needs signatures, what its images are read by
+    /// is hashed again: chunk tables, by which every block is verified when it is read, and images that have none.
     pub fn check_trust(&self, trust: &Trust, manifest: &Manifest) -> Result<(), DistrustError> {
-        if trust.covers(&manifest.name) {
-            trust.check(manifest, &self.signatures(&manifest.digest())?)?;
+        if !trust.covers(&manifest.name) {
+            return Ok(());
+        }
+        trust.check(manifest, &self.signatures(&manifest.digest())?)?;
+        for layer in &manifest.layers {
+            let image = Blob { digest: layer.digest, size: layer.size };
+            let read_by = layer.chunks.as_ref().unwrap_or(&image);
+            let Some(path) = self.blob(read_by)? else { continue };
+            let (found, _) = file::hash(&path).map_err(CacheError::from)?;
+            if found != read_by.digest {
+                let expected = read_by.digest;
+                return Err(CacheError::NotThisBlob { path, expected, found }.into());
+            }
         }
         Ok(())
     }

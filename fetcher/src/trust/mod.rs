@@ -90,6 +90,13 @@ impl Trust {
         self
     }
 
+    /// The rules of both.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        Arc::make_mut(&mut self.files).extend(other.files.iter().cloned());
+        self
+    }
+
     fn rules_for(&self, name: &PackageName) -> impl Iterator<Item = (&str, &TrustRule)> {
         self.files.iter().filter_map(|(file, rules)| {
             let fits = |rule: &&TrustRule| rule.names.iter().any(|p| matches(p, name.as_str()));
