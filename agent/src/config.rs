@@ -21,6 +21,9 @@ pub struct JobConfig {
     pub name: Option<String>,
     /// What was asked for, as people write it: `A@953bc…` or the image file.
     pub source: String,
+    /// The manifest of the package that it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<mica_graph::Digest>,
     /// The stack, topmost first.
     pub layers: Vec<JobLayer>,
     /// The writable layer; `None` mounts the stack read-only.

@@ -15,6 +15,7 @@
 //!     Ok(JobConfig {
 //!         name: Some("greeter".into()),
 //!         source: "A@953bc".into(),
+//!         manifest: None,
 //!         layers: Vec::new(),
 //!         upper: Some(job.private_upper()),
 //!         spec: Spec::new(job.id(), Root::Tree(job.tree()), ["app/A"]),

@@ -71,6 +71,8 @@ fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Df(args) => verbs::df::run(args, &Context::new()?),
         Verb::Cache(args) => verbs::cache::run(args, &Context::with(args.registry())?),
         Verb::Images(args) => verbs::images::run(args, &Context::with(&args.registry)?),
+        Verb::Key(args) => verbs::key::run(args),
+        Verb::Sign(args) => verbs::sign::run(args, &Context::with(&args.registry)?),
         Verb::Login(args) => verbs::login::run(args),
         Verb::Logout(args) => verbs::login::logout(args),
         Verb::History(args) => verbs::history::run(args, &Context::with(&args.registry)?),

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use mica_agent::{NamespaceError, NetworkError, ServeMountError, StackError};
 use mica_fetcher::registry::RegistryError;
-use mica_fetcher::{CacheError, LoadError, PullError, PushError, ServeError};
+use mica_fetcher::{CacheError, DistrustError, LoadError, PullError, PushError, ServeError};
 use mica_launcher::LaunchError;
 use mica_mounter::{MountError, OpenError};
 
@@ -34,6 +34,7 @@ pub(crate) fn for_cause(cause: &(dyn Error + 'static)) -> Option<String> {
         PullError,
         PushError,
         CacheError,
+        DistrustError,
         LoadError,
         ServeError,
         NamespaceError,
@@ -66,6 +67,7 @@ hint!(
     PullError,
     PushError,
     CacheError,
+    DistrustError,
     LoadError,
     ServeError,
     LaunchError,

@@ -5,7 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use mica_fetcher::Trust;
 use serde::Deserialize;
+
+use crate::trust;
 
 /// One layer of settings; what is `None` is left to the next.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -23,6 +26,12 @@ struct Settings {
     shared_cache: Option<PathBuf>,
     /// The account whose subordinate ids root's jobs have.
     userns_remap: Option<String>,
+    /// Which packages need signatures. Every file's rules hold, whichever comes first: none can take back what another asks for.
+    #[serde(default)]
+    trust: Vec<trust::Setting>,
+    /// The rules read so far.
+    #[serde(skip)]
+    rules: Trust,
 }
 
 impl Settings {
@@ -36,6 +45,8 @@ impl Settings {
             quota: self.quota.or(next.quota),
             shared_cache: self.shared_cache.or(next.shared_cache),
             userns_remap: self.userns_remap.or(next.userns_remap),
+            trust: Vec::new(),
+            rules: self.rules.and(next.rules),
         }
     }
 
@@ -52,6 +63,7 @@ impl Settings {
             cache: var("MICA_CACHE").map(PathBuf::from),
             state: var("MICA_STATE").map(PathBuf::from),
             runtime: var("MICA_RUNTIME").map(PathBuf::from),
+            ..Self::default()
         }
     }
 
@@ -78,6 +90,8 @@ impl Settings {
             *dir = dir.take().map(|dir| folder.join(dir));
         }
         settings.registry = settings.registry.map(|location| relative_to(folder, location));
+        let rules = std::mem::take(&mut settings.trust);
+        settings.rules = trust::rules(rules, path, folder)?;
         Ok(settings)
     }
 }
@@ -108,6 +122,8 @@ pub(crate) struct Places {
     pub(crate) shared_cache: Option<PathBuf>,
     /// The account whose subordinate ids root's jobs have.
     pub(crate) userns_remap: Option<String>,
+    /// Which packages need signatures.
+    pub(crate) trust: Trust,
 }
 
 impl Places {
@@ -159,6 +175,7 @@ impl Places {
             quota: quota.transpose()?,
             shared_cache: settings.shared_cache,
             userns_remap: settings.userns_remap,
+            trust: settings.rules,
         })
     }
 }

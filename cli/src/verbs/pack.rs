@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use mica_fetcher::registry::{self, OpenOptions, Published, WriteRegistry};
-use mica_fetcher::{PushOptions, SMALLEST_DELTA};
+use mica_fetcher::{PushOptions, SMALLEST_DELTA, SecretKey};
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, Version};
 use mica_packer::{PackOptions, chunks_path, pack_scan};
 
@@ -17,6 +17,7 @@ use crate::git;
 use crate::kept::Kept;
 use crate::output::{self, note};
 use crate::registries::RegistryFlags;
+use crate::trust::{self, SignFlags};
 
 /// Build a target, pack its modules into layers and publish the package
 ///
@@ -37,6 +38,8 @@ pub(crate) struct Args {
     /// Tags to move to this version, besides `latest`
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<Version>,
+    #[command(flatten)]
+    sign: SignFlags,
     /// Compression level
     #[arg(long, value_name = "N")]
     level: Option<u32>,
@@ -89,8 +92,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     if args.dry_run {
         return dry_run(context, &built, &options);
     }
+    let keys = args.sign.unlock()?;
     let registry = registry::open_writable(&context.places.registry, &context.registries())?;
-    let request = Request { args, built: &built, options: &options, registry: &*registry };
+    let request =
+        Request { args, built: &built, options: &options, registry: &*registry, keys: &keys };
     let package = request.pack()?;
     if !args.quiet {
         package.layers.iter().for_each(|layer| note(layer.line()));
@@ -116,14 +121,15 @@ pub(crate) fn pack_workspace(
         name: None,
         registry: RegistryFlags::default(),
         tags: Vec::new(),
+        sign: SignFlags::default(),
         level: None,
         dry_run: false,
         quiet: true,
     };
     let built = args.target.build()?;
     let registry = registry::open_writable(registry, &OpenOptions::default())?;
-    Request { args: &args, built: &built, options: &PackOptions::default(), registry: &*registry }
-        .pack()
+    let options = &PackOptions::default();
+    Request { args: &args, built: &built, options, registry: &*registry, keys: &[] }.pack()
 }
 
 struct Request<'a> {
@@ -131,6 +137,7 @@ struct Request<'a> {
     built: &'a Built,
     options: &'a PackOptions,
     registry: &'a dyn WriteRegistry,
+    keys: &'a [SecretKey],
 }
 
 impl Request<'_> {
@@ -233,7 +240,8 @@ impl Request<'_> {
     }
 
     fn push(&self, manifest: &Manifest, images: &HashMap<Digest, PathBuf>) -> anyhow::Result<()> {
-        let options = PushOptions { tags: self.args.tags.clone(), ..PushOptions::default() };
+        let (tags, signatures) = (self.args.tags.clone(), trust::sign(self.keys, manifest)?);
+        let options = PushOptions { tags, signatures, ..PushOptions::default() };
         let file = |digest: &Digest| images.get(digest).cloned();
         let pushed = mica_fetcher::push(self.registry, manifest, &file, &options, &())?;
         if pushed.published == Published::Unchanged && !self.args.quiet {

@@ -10,6 +10,7 @@ use super::pull;
 use crate::context::Context;
 use crate::output::{self, note};
 use crate::registries::RegistryFlags;
+use crate::trust::{self, SignFlags};
 
 /// Publish a package of the cache to a registry
 ///
@@ -24,22 +25,29 @@ pub(crate) struct Args {
     /// Tags to move to this version, besides `latest`
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<Version>,
+    #[command(flatten)]
+    sign: SignFlags,
     /// Say nothing but the digest
     #[arg(short, long)]
     quiet: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    let keys = args.sign.unlock()?;
     let cache = context.cache()?;
     let manifest = cache.lookup(&args.reference)?;
+    let mut signatures = cache.signatures(&manifest.digest())?;
+    let new = trust::sign(&keys, &manifest)?;
+    signatures.merge(&new);
     let _lease = cache.lease_package(&manifest)?;
     let registry = registry::open_writable(&context.places.registry, &context.registries())?;
-    let options = PushOptions { tags: args.tags.clone(), ..PushOptions::default() };
+    let options = PushOptions { tags: args.tags.clone(), signatures, ..PushOptions::default() };
     let bar = pull::Bar::new(args.quiet);
     let file = |digest: &_| Some(cache.blob_path(digest)).filter(|path| path.exists());
     let pushed = mica_fetcher::push(&*registry, &manifest, &file, &options, &bar)
         .with_context(|| format!("cannot push {}", args.reference))?;
     drop(bar);
+    cache.add_signatures(&pushed.digest, &new)?;
     if !args.quiet {
         let sent = pushed.sent.iter().filter(|sent| **sent).count();
         note(format_args!(

@@ -22,6 +22,10 @@ pub(crate) fn layer(inputs: &Digest) -> String {
     format!("layers/{}.json", inputs.hex())
 }
 
+pub(crate) fn signatures(manifest: &Digest) -> String {
+    format!("signatures/{}.minisig", manifest.hex())
+}
+
 /// What a path in a registry is; `None` if it is nothing that a reader may see. Because every part is parsed into a
 /// typed value, and a path is only ever built from those again, no request can name a file outside the registry.
 pub(crate) fn parse(path: &str) -> Option<Item> {
@@ -33,6 +37,7 @@ pub(crate) fn parse(path: &str) -> Option<Item> {
             Some(Item::Blob(parse_hex(hex)?))
         }
         ["layers", file] => Some(Item::Layer(parse_hex(file.strip_suffix(".json")?)?)),
+        ["signatures", file] => Some(Item::Signatures(parse_hex(file.strip_suffix(".minisig")?)?)),
         _ => None,
     }
 }
@@ -50,6 +55,7 @@ pub(crate) enum Item {
     Index(PackageName),
     Blob(Digest),
     Layer(Digest),
+    Signatures(Digest),
 }
 
 impl Item {
@@ -61,6 +67,7 @@ impl Item {
             Self::Index(name) => index(name),
             Self::Blob(digest) => blob(digest),
             Self::Layer(inputs) => layer(inputs),
+            Self::Signatures(manifest) => signatures(manifest),
         }
     }
 }
@@ -78,6 +85,7 @@ mod tests {
             Item::Index("A".parse().unwrap()),
             Item::Blob(digest),
             Item::Layer(digest),
+            Item::Signatures(digest),
         ] {
             assert_eq!(parse(&item.path()), Some(item));
         }

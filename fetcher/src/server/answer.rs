@@ -45,6 +45,7 @@ async fn route(state: &Arc<State>, request: Request) -> Response {
     let target = match (method.as_str(), layout::parse(&path), &parts[..]) {
         ("PUT", Some(Item::Blob(digest)), _) => write::Target::Blob(digest),
         ("PUT", Some(Item::Layer(inputs)), _) => write::Target::Layer(inputs),
+        ("POST", Some(Item::Signatures(manifest)), _) => write::Target::Signatures(manifest),
         ("POST", None, ["packages", name]) => match name.parse() {
             Ok(name) => write::Target::Package(name),
             Err(_) => return refuse(StatusCode::NOT_FOUND, "this is not a package's name"),

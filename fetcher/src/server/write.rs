@@ -17,6 +17,7 @@ use super::answer::{refuse, refuse_error};
 use crate::file::{Named, Temporary};
 use crate::registry::wire::Tagging;
 use crate::registry::{Publication, Published, Registry, RegistryError, WriteRegistry};
+use crate::trust::Signatures;
 
 /// More is not one of our documents.
 const DOCUMENT_LIMIT: usize = 1 << 20;
@@ -26,6 +27,7 @@ pub(super) enum Target {
     Layer(Digest),
     Package(PackageName),
     Tags(PackageName),
+    Signatures(Digest),
 }
 
 pub(super) async fn write(state: &Arc<State>, target: Target, request: Request) -> Response {
@@ -65,6 +67,10 @@ fn change(state: &State, target: Target, body: &[u8]) -> Response {
                 registry.remember(&layer).map(|()| StatusCode::OK)
             }
             _ => return bad("this is not a layer with those inputs"),
+        },
+        Target::Signatures(manifest) => match Signatures::parse(body) {
+            Ok(more) => registry.add_signatures(&manifest, &more).map(|()| StatusCode::OK),
+            Err(error) => return bad(&error.to_string()),
         },
         Target::Blob(_) => return bad("a blob is not a document"),
     };

@@ -243,6 +243,7 @@ fn image_source(images: &[PathBuf], wants_entrypoint: bool) -> anyhow::Result<So
     Ok(Source {
         name: top.display().to_string(),
         folder,
+        manifest: None,
         layers: image_layers(images)?,
         is_root: false,
         process,

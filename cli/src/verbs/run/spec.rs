@@ -34,6 +34,8 @@ pub(super) struct Source {
     pub(super) name: String,
     /// Below `/packages`.
     pub(super) folder: String,
+    /// The manifest of the package.
+    pub(super) manifest: Option<mica_graph::Digest>,
     /// Topmost first.
     pub(super) layers: Vec<JobLayer>,
     /// Whether the stack is a whole system.
@@ -57,6 +59,7 @@ impl Source {
         Self {
             name: format!("{}@{}", manifest.name, manifest.version),
             folder: format!("{}-{}", manifest.name, manifest.version),
+            manifest: Some(manifest.digest()),
             layers,
             is_root: manifest.has_root(),
             process: manifest.process.clone(),
@@ -92,6 +95,7 @@ pub(super) fn job_config(
     Ok(JobConfig {
         name: args.life.name.clone(),
         source: source.name.clone(),
+        manifest: source.manifest,
         layers: source.layers.clone(),
         upper,
         spec: spec(args, source, command, job.id(), &job.tree(), Some(state), remap)?,

@@ -7,6 +7,8 @@
 //!                  annotations package, version, digest and size of the package's manifest
 //! companion        subject     the image manifest; found by the tag `sha256-<its digest>` (OCI 1.1, referrers tag schema)
 //!                  layers      chunk tables and patches, annotated with their BLAKE3
+//! signatures       subject     the image manifest, likewise
+//!                  annotations the signatures of the package's manifest, as in a registry of files
 //! ```
 //!
 //! containerd runs such an image if it is told what turns squashfs into tar (`mica image to-tar`); skopeo copies it as it is.
@@ -25,7 +27,8 @@ pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+js
 pub(crate) const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
-const COMPANION_TYPE: &str = "application/vnd.mica.companion.v1";
+pub(crate) const COMPANION_TYPE: &str = "application/vnd.mica.companion.v1";
+pub(crate) const SIGNATURES_TYPE: &str = "application/vnd.mica.signatures.v1";
 const EXTRA_TYPE: &str = "application/octet-stream";
 /// The content of an empty configuration, as the OCI specification has it.
 pub(crate) const EMPTY: &[u8] = b"{}";
@@ -36,6 +39,7 @@ const DIGEST: &str = "dev.mica.digest";
 const SIZE: &str = "dev.mica.size";
 const TIME: &str = "dev.mica.time";
 const LAYER: &str = "dev.mica.layer";
+pub(crate) const SIGNATURES: &str = "dev.mica.signatures";
 const DIFF_ID: &str = "dev.mica.diff-id";
 
 /// Content named by its SHA-256.
@@ -263,12 +267,26 @@ pub(crate) fn companion(subject: &Descriptor, extras: &[(Digest, Facts)]) -> Vec
     serde_json::to_vec(&manifest).expect("strings and numbers")
 }
 
-/// The index that the referrers' tag names, with our companion in the place of an older one of ours.
-pub(crate) fn referrers(old: Option<OciIndex>, companion: &[u8]) -> Vec<u8> {
+/// The signatures of an image's package.
+pub(crate) fn signatures(subject: &Descriptor, text: String) -> Vec<u8> {
+    let manifest = OciManifest {
+        schema_version: 2,
+        media_type: MANIFEST_TYPE.to_owned(),
+        artifact_type: Some(SIGNATURES_TYPE.to_owned()),
+        config: Descriptor::of(EMPTY_TYPE, EMPTY),
+        layers: vec![Descriptor::of(EMPTY_TYPE, EMPTY)],
+        subject: Some(subject.clone()),
+        annotations: BTreeMap::from([(SIGNATURES.to_owned(), text)]),
+    };
+    serde_json::to_vec(&manifest).expect("strings and numbers")
+}
+
+/// The index that the referrers' tag names, with this one of ours in the place of an older one of its type.
+pub(crate) fn referrers(old: Option<OciIndex>, kind: &str, new: &[u8]) -> Vec<u8> {
     let mut manifests = old.map(|index| index.manifests).unwrap_or_default();
-    manifests.retain(|other| other.artifact_type.as_deref() != Some(COMPANION_TYPE));
-    let mut ours = Descriptor::of(MANIFEST_TYPE, companion);
-    ours.artifact_type = Some(COMPANION_TYPE.to_owned());
+    manifests.retain(|other| other.artifact_type.as_deref() != Some(kind));
+    let mut ours = Descriptor::of(MANIFEST_TYPE, new);
+    ours.artifact_type = Some(kind.to_owned());
     manifests.push(ours);
     index(manifests)
 }
@@ -279,9 +297,12 @@ pub(crate) fn index(manifests: Vec<Descriptor>) -> Vec<u8> {
     serde_json::to_vec(&index).expect("strings and numbers")
 }
 
-/// Companions of ours among the referrers.
-pub(crate) fn companions(index: &OciIndex) -> impl Iterator<Item = &Descriptor> {
-    index.manifests.iter().filter(|m| m.artifact_type.as_deref() == Some(COMPANION_TYPE))
+/// Those of a type of ours among the referrers.
+pub(crate) fn of_type<'a>(
+    index: &'a OciIndex,
+    kind: &'a str,
+) -> impl Iterator<Item = &'a Descriptor> {
+    index.manifests.iter().filter(move |m| m.artifact_type.as_deref() == Some(kind))
 }
 
 /// The note of which layer was packed from its inputs, with its image and chunk table.
