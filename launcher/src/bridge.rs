@@ -1,4 +1,4 @@
-//! Networks of jobs on one host: a bridge that is the jobs' gateway, and a packet filter (see [`crate::firewall`]).
+//! Networks of jobs on one host: a bridge that is the jobs' gateway, and a packet filter of nftables.
 //!
 //! ```text
 //! job: eth0 10.90.0.2 ══ m<id> ─┐
