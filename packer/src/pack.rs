@@ -96,9 +96,16 @@ pub fn pack_dir(dir: &Path, image: &Path, options: &PackOptions) -> Result<Packe
         let packed = made.expect("only what was made is known").into_packed();
         return Ok(Packed { elapsed: started.elapsed(), ..packed });
     };
-    let packed = pack_scan(&scan, image, options)?;
+    let (unfinished, packed) = write_image(&scan, image, options)?;
+    let (named, known) = std::thread::scope(|scope| {
+        // The disk is busy with the image meanwhile.
+        let known = scope.spawn(|| ScanCache::of(&scan));
+        (name(unfinished, options), known.join())
+    });
+    named.map_err(|source| PackError::Output { image: image.to_owned(), source })?;
+    let known = known.unwrap_or_default();
     let last = unchanged::encode(&scan, image, &packed, options);
-    let saved = ScanCache::of(&scan).save_with(cache, &last);
+    let saved = known.save_with(cache, &last);
     saved.map_err(|source| PackError::Output { image: cache.clone(), source })?;
     Ok(Packed { elapsed: started.elapsed(), ..packed })
 }
@@ -135,6 +142,22 @@ fn beside(image: &Path, suffix: &str) -> PathBuf {
 /// Packs what was scanned.
 pub fn pack_scan(scan: &Scan, image: &Path, options: &PackOptions) -> Result<Packed, PackError> {
     let started = Instant::now();
+    let (unfinished, packed) = write_image(scan, image, options)?;
+    name(unfinished, options)
+        .map_err(|source| PackError::Output { image: image.to_owned(), source })?;
+    Ok(Packed { elapsed: started.elapsed(), ..packed })
+}
+
+fn name(unfinished: Unfinished, options: &PackOptions) -> io::Result<()> {
+    if options.durable { unfinished.finish() } else { unfinished.name() }
+}
+
+/// An image that lacks nothing but its name; what lies beside it is there.
+fn write_image(
+    scan: &Scan,
+    image: &Path,
+    options: &PackOptions,
+) -> Result<(Unfinished, Packed), PackError> {
     let failed = |source| PackError::Output { image: image.to_owned(), source };
     let previous = options.previous.as_deref().and_then(|path| previous::open(path, options));
     let write_options = WriteOptions { previous: previous.map(Arc::new), ..options.write() };
@@ -161,9 +184,7 @@ pub fn pack_scan(scan: &Scan, image: &Path, options: &PackOptions) -> Result<Pac
         // It only saves time, and is of no use where its image is not the one it was made for.
         place(&index_path(image), &index.encode(), false)?;
     }
-    let named = if options.durable { unfinished.finish() } else { unfinished.name() };
-    named.map_err(failed)?;
-    Ok(Packed {
+    let packed = Packed {
         digest,
         size: offset + summary.bytes,
         inodes: summary.inodes.into(),
@@ -174,8 +195,9 @@ pub fn pack_scan(scan: &Scan, image: &Path, options: &PackOptions) -> Result<Pac
         unchanged: false,
         chunks,
         notices: scan.notices.clone(),
-        elapsed: started.elapsed(),
-    })
+        elapsed: Duration::ZERO,
+    };
+    Ok((unfinished, packed))
 }
 
 /// The chunks of the whole file: the header is one of its own.
