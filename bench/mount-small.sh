@@ -129,7 +129,7 @@ PY
 
 server_of() { # the process that serves the only mount there is
   grep -la "serve-mount" /proc/[0-9]*/cmdline 2> /dev/null | while read -r f; do
-    if tr '\0' ' ' < "$f" | grep -q "$MICA_STATE\|$dir/small"; then basename "$(dirname "$f")"; fi
+    if tr '\0' ' ' 2> /dev/null < "$f" | grep -q "$MICA_STATE\|$dir/small"; then basename "$(dirname "$f")"; fi
   done
 }
 
