@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use mica_agent::{JobConfig, JobDir, JobLayer, LazySource, StateDir, TraceFile};
-use mica_graph::{Manifest, Process};
+use mica_graph::{Manifest, Process, Service};
 use mica_launcher::cdi::{self, Registry};
 use mica_launcher::{
-    Capabilities, GeneratedFile, Limits, Mount, Namespace, Namespaces, Network, Root, Seccomp, Spec,
+    Capabilities, GeneratedFile, Limits, Mount, Namespace, Namespaces, Network, PortForward,
+    Protocol, Root, Seccomp, Spec,
 };
 
 use super::flags::{Args, NetworkMode, Shared};
 use super::values::{DeviceFlag, Volume};
+use crate::signals;
 use crate::verbs::pull;
 
 /// The search path of a job, as docker sets it.
@@ -35,6 +37,8 @@ pub(super) struct Source {
     pub(super) process: Process,
     /// Limits it wants.
     pub(super) limits: mica_graph::Limits,
+    /// Ports, health check and end that it wants.
+    pub(super) service: Service,
     /// Its notes.
     pub(super) labels: BTreeMap<String, String>,
     /// The cache that holds its images.
@@ -54,6 +58,7 @@ impl Source {
             is_root: manifest.has_root(),
             process: manifest.process.clone(),
             limits: manifest.limits.clone(),
+            service: manifest.service.clone(),
             labels: manifest.labels.clone(),
             cache: Some(cache.to_owned()),
             trace: Some(pull::trace_file(cache, manifest, false)),
@@ -95,15 +100,18 @@ pub(super) fn job_config(
             .map(|trace| TraceFile { record: args.storage.record_trace, ..trace }),
         lazy: source.lazy.clone(),
         remove: args.life.rm,
-        stop_signal: args.life.stop_signal,
-        stop_timeout: args.life.stop_timeout,
+        stop_signal: match args.life.stop_signal {
+            Some(signal) => signal,
+            None => stop_signal(&source.service)?,
+        },
+        stop_timeout: args.life.stop_timeout.or(source.service.stop_timeout).unwrap_or(10),
         // The package's own, which the job's may replace.
         labels: source.labels.clone().into_iter().chain(args.life.labels.iter().cloned()).collect(),
         created_ms: mica_agent::now_ms(),
         terminal: args.life.tty,
         open_stdin: args.life.interactive,
         restart: args.life.restart,
-        health: args.health.check(),
+        health: args.health.check(source.service.health.as_ref()),
     })
 }
 
@@ -129,6 +137,9 @@ pub(super) fn spec(
     spec.cwd = at.join(workdir.unwrap_or_default());
     spec.user = args.process.user.clone().or(source.process.user.clone());
     confine(&mut spec, args, source)?;
+    if args.confinement.publish_all {
+        publish_all(&mut spec, args, &source.service);
+    }
     spec.files = name_service_files(&hostname, &at, args, spec.namespaces.network);
     spec.hostname = (args.confinement.uts.is_none()).then_some(hostname);
     spec.read_only = args.storage.read_only;
@@ -139,6 +150,28 @@ pub(super) fn spec(
     spec.shm_size = args.storage.shm_size.unwrap_or(spec.shm_size);
     devices(&mut spec, args)?;
     Ok(spec)
+}
+
+fn stop_signal(service: &Service) -> anyhow::Result<i32> {
+    let signal = service.stop_signal.as_deref().unwrap_or("TERM");
+    signals::parse(signal)
+        .map_err(anyhow::Error::msg)
+        .context("cannot use the package's stop signal")
+}
+
+/// Ports that are published already stay as they are.
+fn publish_all(spec: &mut Spec, args: &Args, service: &Service) {
+    for port in &service.ports {
+        let protocol = if port.udp { Protocol::Udp } else { Protocol::Tcp };
+        let published = spec.ports.iter().any(|p| p.job == port.number && p.protocol == protocol);
+        if !published {
+            let (host, job) = (port.number, port.number);
+            spec.ports.push(PortForward { protocol, address: None, host, job });
+        }
+    }
+    if args.confinement.network.is_none() && !spec.ports.is_empty() {
+        spec.namespaces.network = Network::Private;
+    }
 }
 
 /// A volume's folder is made by the first job that names it, as with docker; a dry run makes none.
