@@ -36,6 +36,7 @@
 //!     process: Default::default(),
 //!     labels: Default::default(),
 //!     limits: Default::default(),
+//!     service: Default::default(),
 //! };
 //!
 //! // Publish it; then equal inputs need no packing.

@@ -20,6 +20,7 @@ pub(crate) mod mount;
 pub(crate) mod mount_stats;
 pub(crate) mod network;
 pub(crate) mod pack;
+mod pack_defaults;
 pub(crate) mod pause;
 pub(crate) mod plan;
 pub(crate) mod prune;

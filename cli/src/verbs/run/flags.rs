@@ -103,11 +103,13 @@ pub(super) struct Life {
     #[arg(long)]
     pub(super) name: Option<String>,
     /// Signal with which `mica stop` asks the job to end
-    #[arg(long, default_value = "TERM", value_parser = signals::parse, value_name = "SIGNAL")]
-    pub(super) stop_signal: i32,
-    /// Seconds until `mica stop` kills the job
-    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
-    pub(super) stop_timeout: u64,
+    ///
+    /// [default: the package's, or TERM]
+    #[arg(long, value_parser = signals::parse, value_name = "SIGNAL")]
+    pub(super) stop_signal: Option<i32>,
+    /// Seconds until `mica stop` kills the job [default: the package's, or 10]
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) stop_timeout: Option<u64>,
     /// Note to keep with the job, as NAME=VALUE
     #[arg(short, long = "label", value_parser = parse_pair, value_name = "NAME=VALUE")]
     pub(super) labels: Vec<(String, String)>,
@@ -116,36 +118,45 @@ pub(super) struct Life {
 /// How to find out whether the job works.
 #[derive(Debug, clap::Args)]
 pub(super) struct Health {
-    /// Shell command that exits with 0 while the job is healthy
+    /// Shell command that exits with 0 while the job is healthy [default: the package's check]
     #[arg(long, value_name = "COMMAND")]
     health_cmd: Option<String>,
-    /// Time between two checks, as in 500ms, 30s, 1m30s
-    #[arg(long, value_parser = parse_duration, default_value = "30s", value_name = "TIME")]
-    health_interval: Duration,
-    /// A check that takes longer has failed
-    #[arg(long, value_parser = parse_duration, default_value = "30s", value_name = "TIME")]
-    health_timeout: Duration,
-    /// Failures don't count so soon after the start
-    #[arg(long, value_parser = parse_duration, default_value = "0s", value_name = "TIME")]
-    health_start_period: Duration,
-    /// So many failures in a row make the job unhealthy
-    #[arg(long, default_value_t = 3, value_name = "N")]
-    health_retries: u32,
+    /// Time between two checks, as in 500ms, 30s, 1m30s [default: the package's, or 30s]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    health_interval: Option<Duration>,
+    /// A check that takes longer has failed [default: the package's, or 30s]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    health_timeout: Option<Duration>,
+    /// Failures don't count so soon after the start [default: the package's, or 0s]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    health_start_period: Option<Duration>,
+    /// So many failures in a row make the job unhealthy [default: the package's, or 3]
+    #[arg(long, value_name = "N")]
+    health_retries: Option<u32>,
     /// Don't run the package's own health check
     #[arg(long, conflicts_with = "health_cmd")]
     pub(super) no_healthcheck: bool,
 }
 
 impl Health {
-    pub(super) fn check(&self) -> Option<HealthCheck> {
-        let command = self.health_cmd.as_ref()?;
-        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    /// What the flags say, and where they say nothing, the package.
+    pub(super) fn check(&self, package: Option<&mica_graph::HealthCheck>) -> Option<HealthCheck> {
+        if self.no_healthcheck {
+            return None;
+        }
+        let given = self.health_cmd.as_deref().map(mica_graph::HealthCheck::shell);
+        let check = given.as_ref().or(package)?;
+        // A command given here has its own times, not those of the package's command.
+        let ms = |flag: Option<Duration>, kept: Option<u64>, usual: u64| match flag {
+            Some(time) => u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+            None => kept.unwrap_or(usual),
+        };
         Some(HealthCheck {
-            command: ["/bin/sh", "-c", command].map(str::to_owned).into(),
-            interval_ms: ms(self.health_interval),
-            timeout_ms: ms(self.health_timeout),
-            start_period_ms: ms(self.health_start_period),
-            retries: self.health_retries,
+            command: check.command.clone(),
+            interval_ms: ms(self.health_interval, check.interval_ms, 30_000),
+            timeout_ms: ms(self.health_timeout, check.timeout_ms, 30_000),
+            start_period_ms: ms(self.health_start_period, check.start_period_ms, 0),
+            retries: self.health_retries.or(check.retries).unwrap_or(3),
         })
     }
 }
@@ -272,6 +283,9 @@ pub(super) struct Confinement {
     /// Let a port of the host lead to one of the job
     #[arg(short, long, value_parser = parse_port, value_name = "[[IP:]HOST:]JOB[/udp]")]
     pub(super) publish: Vec<PortForward>,
+    /// Let the host's ports of the same numbers lead to those that the package declares
+    #[arg(short = 'P', long)]
+    pub(super) publish_all: bool,
     /// A line for the job's /etc/hosts
     #[arg(long, value_parser = parse_host, value_name = "NAME:IP")]
     pub(super) add_host: Vec<(String, IpAddr)>,

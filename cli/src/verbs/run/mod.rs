@@ -248,6 +248,7 @@ fn image_source(images: &[PathBuf], wants_entrypoint: bool) -> anyhow::Result<So
         is_root: false,
         process,
         limits: mica_graph::Limits::default(),
+        service: mica_graph::Service::default(),
         labels: std::collections::BTreeMap::new(),
         cache: None,
         trace: None,

@@ -11,18 +11,19 @@ use ipnet::Ipv4Net;
 use mica_agent::{
     Attachment, JobConfig, JobDir, JobLayer, LazySource, NetworkName, StateDir, SubIds, TraceFile,
 };
-use mica_graph::{Manifest, Process};
+use mica_graph::{Manifest, Process, Service};
 use mica_launcher::bridge::Link;
 use mica_launcher::cdi::{self, Registry};
 use mica_launcher::{
-    Capabilities, GeneratedFile, IdMapping, Limits, Mount, Namespace, Namespaces, Network, Root,
-    Seccomp, Spec,
+    Capabilities, GeneratedFile, IdMapping, Limits, Mount, Namespace, Namespaces, Network,
+    PortForward, Protocol, Root, Seccomp, Spec,
 };
 
 use super::flags::{Args, NetworkMode, Shared, Users};
 use super::values::{DeviceFlag, Volume};
 use crate::context::Context;
 use crate::error::Advise as _;
+use crate::signals;
 use crate::verbs::pull;
 
 /// The search path of a job, as docker sets it.
@@ -44,6 +45,8 @@ pub(super) struct Source {
     pub(super) process: Process,
     /// Limits it wants.
     pub(super) limits: mica_graph::Limits,
+    /// Ports, health check and end that it wants.
+    pub(super) service: Service,
     /// Its notes.
     pub(super) labels: BTreeMap<String, String>,
     /// The cache that holds its images.
@@ -64,6 +67,7 @@ impl Source {
             is_root: manifest.has_root(),
             process: manifest.process.clone(),
             limits: manifest.limits.clone(),
+            service: manifest.service.clone(),
             labels: manifest.labels.clone(),
             cache: Some(cache.to_owned()),
             trace: Some(pull::trace_file(cache, manifest, false)),
@@ -107,15 +111,18 @@ pub(super) fn job_config(
             .map(|trace| TraceFile { record: args.storage.record_trace, ..trace }),
         lazy: source.lazy.clone(),
         remove: args.life.rm,
-        stop_signal: args.life.stop_signal,
-        stop_timeout: args.life.stop_timeout,
+        stop_signal: match args.life.stop_signal {
+            Some(signal) => signal,
+            None => stop_signal(&source.service)?,
+        },
+        stop_timeout: args.life.stop_timeout.or(source.service.stop_timeout).unwrap_or(10),
         // The package's own, which the job's may replace.
         labels: source.labels.clone().into_iter().chain(args.life.labels.iter().cloned()).collect(),
         created_ms: mica_agent::now_ms(),
         terminal: args.life.tty,
         open_stdin: args.life.interactive,
         restart: args.life.restart,
-        health: args.health.check(),
+        health: args.health.check(source.service.health.as_ref()),
         network: attachment(args)?,
     })
 }
@@ -177,6 +184,9 @@ pub(super) fn spec(
     spec.user = args.process.user.clone().or(source.process.user.clone());
     confine(&mut spec, args, source)?;
     spec.ids = id_mapping(args, remap)?;
+    if args.confinement.publish_all {
+        publish_all(&mut spec, args, &source.service);
+    }
     spec.files = name_service_files(&hostname, &at, args, spec.namespaces.network);
     spec.hostname = (args.confinement.uts != Some(Shared::Host)).then_some(hostname);
     spec.read_only = args.storage.read_only;
@@ -201,6 +211,28 @@ fn id_mapping(args: &Args, remap: Option<&str>) -> anyhow::Result<IdMapping> {
         (None, Some(_)) if !root => Ok(IdMapping::Auto),
         (Some(Users::Remap(account)), _) => Ok(SubIds::of(account)?),
         (None, Some(account)) => Ok(SubIds::of(account)?),
+    }
+}
+
+fn stop_signal(service: &Service) -> anyhow::Result<i32> {
+    let signal = service.stop_signal.as_deref().unwrap_or("TERM");
+    signals::parse(signal)
+        .map_err(anyhow::Error::msg)
+        .context("cannot use the package's stop signal")
+}
+
+/// Ports that are published already stay as they are.
+fn publish_all(spec: &mut Spec, args: &Args, service: &Service) {
+    for port in &service.ports {
+        let protocol = if port.udp { Protocol::Udp } else { Protocol::Tcp };
+        let published = spec.ports.iter().any(|p| p.job == port.number && p.protocol == protocol);
+        if !published {
+            let (host, job) = (port.number, port.number);
+            spec.ports.push(PortForward { protocol, address: None, host, job });
+        }
+    }
+    if args.confinement.network.is_none() && !spec.ports.is_empty() {
+        spec.namespaces.network = Network::Private;
     }
 }
 

@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, Version};
+use mica_graph::{Blob, Digest, HealthCheck, Layer, Manifest, PackageName, Version};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -226,10 +226,44 @@ fn process(package: &Manifest) -> Value {
     if let Some(user) = &process.user {
         set("User", json!(user));
     }
+    let service = &package.service;
+    if !service.ports.is_empty() {
+        let ports = service.ports.iter().map(|port| (port.to_string(), json!({})));
+        set("ExposedPorts", Value::Object(ports.collect()));
+    }
+    if let Some(check) = &service.health {
+        set("Healthcheck", healthcheck(check));
+    }
+    if let Some(signal) = &service.stop_signal {
+        let upper = signal.to_ascii_uppercase();
+        let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
+        let number = bare.bytes().all(|byte| byte.is_ascii_digit());
+        set("StopSignal", json!(format!("{}{bare}", if number { "" } else { "SIG" })));
+    }
     if !package.labels.is_empty() {
         set("Labels", json!(package.labels));
     }
     config
+}
+
+/// As docker keeps it: times in nanoseconds, what is not set left out.
+fn healthcheck(check: &HealthCheck) -> Value {
+    let command = std::iter::once("CMD").chain(check.command.iter().map(String::as_str));
+    let mut fields = json!({ "Test": command.collect::<Vec<_>>() });
+    let times = [
+        ("Interval", check.interval_ms),
+        ("Timeout", check.timeout_ms),
+        ("StartPeriod", check.start_period_ms),
+    ];
+    for (name, ms) in times {
+        if let Some(ms) = ms {
+            fields[name] = json!(ms.saturating_mul(1_000_000));
+        }
+    }
+    if let Some(retries) = check.retries {
+        fields["Retries"] = json!(retries);
+    }
+    fields
 }
 
 /// Go's word for this machine's processor, which OCI uses.
