@@ -11,6 +11,7 @@ use mica_launcher::Spec;
 use mica_mounter::Verify;
 use serde::{Deserialize, Serialize};
 
+use crate::networks::Attachment;
 use crate::stack::TraceFile;
 
 /// What a job runs on and how.
@@ -20,6 +21,9 @@ pub struct JobConfig {
     pub name: Option<String>,
     /// What was asked for, as people write it: `A@953bc…` or the image file.
     pub source: String,
+    /// The manifest of the package that it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<mica_graph::Digest>,
     /// The stack, topmost first.
     pub layers: Vec<JobLayer>,
     /// The writable layer; `None` mounts the stack read-only.
@@ -60,6 +64,9 @@ pub struct JobConfig {
     /// How to find out whether it works.
     #[serde(default)]
     pub health: Option<HealthCheck>,
+    /// The bridge network it is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Attachment>,
 }
 
 /// One image of a job's stack.

@@ -57,7 +57,7 @@ pub fn in_job<T>(path: &Path, work: impl FnOnce(Option<&Path>) -> T) -> Result<T
         let config = job.config()?;
         namespace::enter()?;
         let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
-        let options = stack::options(config.upper.as_ref());
+        let options = stack::options_of_job(&config);
         let lazy = config.cache.as_deref().zip(config.lazy.as_ref());
         let stack = stack::open(&config.layers, config.verify, lazy)?;
         let mount = mica_mounter::mount(stack, &job.tree(), &options)?;

@@ -15,6 +15,7 @@
 //!     Ok(JobConfig {
 //!         name: Some("greeter".into()),
 //!         source: "A@953bc".into(),
+//!         manifest: None,
 //!         layers: Vec::new(),
 //!         upper: Some(job.private_upper()),
 //!         spec: Spec::new(job.id(), Root::Tree(job.tree()), ["app/A"]),
@@ -31,6 +32,7 @@
 //!         open_stdin: false,
 //!         restart: Default::default(),
 //!         health: None,
+//!         network: None,
 //!     })
 //! })?;
 //! assert_eq!(state.find("greeter")?.id(), job.id());
@@ -56,14 +58,17 @@ mod lines;
 pub mod logs;
 mod mounts;
 mod namespace;
+mod networks;
 mod output;
 mod processes;
 mod reconcile;
+mod removal;
 mod report;
 mod session;
 mod stack;
 mod state;
 mod status;
+mod subids;
 mod supervisor;
 mod sys;
 mod volumes;
@@ -84,12 +89,18 @@ pub use mounts::{
     MountConfig, MountDir, MountInvocation, Mounts, SERVE_MOUNT, ServeMountError, UmountError,
     serve_config, serve_mount, start_mount,
 };
-pub use namespace::NamespaceError;
+pub use namespace::{NamespaceError, see_owners};
+pub use networks::{
+    Attachment, Member, Network, NetworkConfig, NetworkError, NetworkName, Networks, NewNetwork,
+    routed,
+};
 pub use processes::{ProcessInfo, processes};
 pub use reconcile::reconcile;
+pub use removal::{REMOVE_FILES, remove_files};
 pub use report::{MountReport, Report};
 pub use stack::{StackError, TraceFile};
 pub use state::{CreateError, FindError, JobDir, StateDir, now_ms};
 pub use status::{Failure, Health, HealthState, Phase, Status, Timings};
+pub use subids::{NoSubIds, SubIds};
 pub use supervisor::{Invocation, SuperviseError, supervise};
 pub use volumes::{VolumeError, VolumeName, Volumes};

@@ -1,6 +1,7 @@
 //! The supervisor's own namespaces: where the stack is mounted.
 //!
-//! As root a private mount namespace, else a user namespace with one in it. Either way the mount is seen by
+//! As root a private mount namespace, else a user namespace with one in it: the caller is root there, and the caller's
+//! subordinate ids, if there are any, are the ids from 1 on. Either way the mount is seen by
 //! the supervisor and its job only, and is gone with them: nothing can be left behind on the host.
 
 use std::fs;
@@ -10,6 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::thread::UnshareFlags;
 
+use crate::subids::{Helper, Mapped, SubIds};
 use crate::sys;
 
 /// Why the namespaces could not be had.
@@ -49,14 +51,39 @@ pub(crate) fn enter() -> Result<(), NamespaceError> {
 
 fn enter_user_namespace() -> Result<(), NamespaceError> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let helper = SubIds::of_caller().and_then(|ids| ids.helper().ok());
     sys::unshare(UnshareFlags::NEWUSER | UnshareFlags::NEWNS).map_err(NamespaceError::User)?;
+    let granted = helper.is_some();
+    let mapped = helper.map(Helper::map).unwrap_or_default();
+    if granted && mapped != (Mapped { uids: true, gids: true }) {
+        tracing::warn!(
+            "/etc/subuid and /etc/subgid grant further ids, but newuidmap and newgidmap don't map them: is the package uidmap installed?"
+        );
+    }
     // user_namespaces(7): without privilege outside, setgroups(2) is given up before a group is mapped.
     let write = |file: &'static str, text: String| {
         fs::write(file, text).map_err(|source| NamespaceError::Map { file, source })
     };
-    write("/proc/self/setgroups", "deny".to_owned())?;
-    write("/proc/self/uid_map", format!("0 {uid} 1"))?;
-    write("/proc/self/gid_map", format!("0 {gid} 1"))
+    if !mapped.uids {
+        write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+    }
+    if !mapped.gids {
+        write("/proc/self/setgroups", "deny".to_owned())?;
+        write("/proc/self/gid_map", format!("0 {gid} 1"))?;
+    }
+    Ok(())
+}
+
+/// Moves this process, which must have one thread, to where files that belong to the caller's subordinate ids are within
+/// reach, with the owners a job sees. Nothing happens where there are no such ids, or to root.
+///
+/// # Errors
+/// The kernel allows no user namespace.
+pub fn see_owners() -> Result<(), NamespaceError> {
+    if rustix::process::geteuid().is_root() || SubIds::of_caller().is_none() {
+        return Ok(());
+    }
+    enter_user_namespace()
 }
 
 impl NamespaceError {

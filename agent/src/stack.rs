@@ -9,12 +9,14 @@ use std::time::Duration;
 use mica_fetcher::registry::Registry;
 use mica_fetcher::{Cache, CacheError, Lazy, LazyOptions, Lease};
 use mica_graph::{Manifest, PackageRef};
+use mica_launcher::{IdMapping, IdRange};
 use mica_mounter::{
-    ChunkTable, ChunkTableError, MountOptions, OpenError, Stack, StackLayer, Trace, Upper, Verify,
+    ChunkTable, ChunkTableError, MountOptions, OpenError, Owners, Stack, StackLayer, Trace, Upper,
+    Verify,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::config::{JobLayer, LazySource, UpperDirs};
+use crate::config::{JobConfig, JobLayer, LazySource, UpperDirs};
 
 /// An image that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +193,20 @@ pub(crate) fn options(upper: Option<&UpperDirs>) -> MountOptions {
         thrown_away: false,
     });
     MountOptions { upper, ..MountOptions::default() }
+}
+
+/// The same for a job, whose root may be another user outside.
+pub(crate) fn options_of_job(config: &JobConfig) -> MountOptions {
+    let owners = match &config.spec.ids {
+        IdMapping::Ranges { uids, gids } => {
+            let runs = |ranges: &[IdRange]| {
+                ranges.iter().map(|range| [range.inside, range.outside, range.count]).collect()
+            };
+            Some(Owners { uids: runs(uids), gids: runs(gids) })
+        }
+        IdMapping::Auto | IdMapping::Single => None,
+    };
+    MountOptions { owners, ..options(config.upper.as_ref()) }
 }
 
 /// Where the order of first reads of these images is kept.

@@ -10,6 +10,7 @@
 //!           tree/          where the stack is mounted, inside the supervisor's own mount namespace
 //!           upper/ work/   the job's private writable layer
 //! volumes/<name>/data      named volumes
+//! networks/<name>/         bridge networks (see [`crate::Networks`])
 //! events.jsonl             what happened to jobs (see [`crate::events`])
 //! ```
 //!
@@ -25,6 +26,8 @@ use crate::config::{JobConfig, UpperDirs};
 use crate::events::{self, Event};
 use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
 use crate::lines::JsonLines;
+use crate::networks::Networks;
+use crate::removal;
 use crate::status::Status;
 use crate::volumes::Volumes;
 
@@ -142,6 +145,11 @@ impl StateDir {
             Ok::<_, CreateError>(())
         })?;
         events::record(job, &config, "rename", &[]);
+        if let Some(attachment) = &config.network
+            && let Err(error) = self.networks().refresh(&attachment.network)
+        {
+            tracing::warn!(%error, "the other jobs of the network don't know the new name");
+        }
         Ok(())
     }
 
@@ -158,6 +166,16 @@ impl StateDir {
     /// The volumes that jobs can have by name.
     pub fn volumes(&self) -> Volumes<'_> {
         Volumes(self)
+    }
+
+    /// The networks that jobs can be on.
+    pub fn networks(&self) -> Networks<'_> {
+        Networks(self)
+    }
+
+    /// The folder of the job with this id.
+    pub(crate) fn job(&self, id: &str) -> JobDir {
+        JobDir { id: id.to_owned(), path: self.jobs_dir().join(id) }
     }
 
     /// The state directory.
@@ -288,29 +306,7 @@ impl JobDir {
 
     /// Removes the folder; the caller holds the lock.
     pub(crate) fn remove(&self, _lock: &Lock) -> Result<(), FileError> {
-        let mut removed = fs::remove_dir_all(&self.path);
-        if removed.as_ref().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied) {
-            make_dirs_writable(&self.path);
-            removed = fs::remove_dir_all(&self.path);
-        }
-        match removed {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(at("remove", &self.path)(error))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// A job may leave folders in its upper that even their owner can't list or change.
-fn make_dirs_writable(dir: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    // What can't be changed here shows up as the error of the removal that follows.
-    let _ = fs::set_permissions(dir, fs::Permissions::from_mode(0o700));
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            make_dirs_writable(&entry.path());
-        }
+        removal::remove_dir(&self.path)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What became of a job: its `status.json`.
 
+use mica_launcher::bridge::Link;
 use mica_launcher::{Cgroup, Usage};
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +56,9 @@ pub struct Status {
     /// How often it was started again.
     #[serde(default)]
     pub restarts: u32,
+    /// How it is connected with its network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<Link>,
     /// How its last health checks went, if it has any.
     #[serde(default)]
     pub health: Option<Health>,
@@ -79,6 +83,7 @@ impl Status {
             started_ms: None,
             finished_ms: None,
             restarts: 0,
+            link: None,
             health: None,
             timings: Timings::default(),
         }

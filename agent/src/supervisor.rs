@@ -31,11 +31,12 @@ use crate::handover::Handover;
 use crate::health::Monitor;
 use crate::logs::Stream;
 use crate::namespace::{self, NamespaceError};
+use crate::networks::{self, Attached, NetworkError};
 use crate::output::{Output, STARTER, Sink, Sinks};
 use crate::report::{Report, Reporter};
 use crate::session::{Session, Wishes};
 use crate::stack::{self, StackError};
-use crate::state::{JobDir, now_ms};
+use crate::state::{JobDir, StateDir, now_ms};
 use crate::status::{Failure, Phase, Status};
 
 /// Why a job did not start.
@@ -53,6 +54,9 @@ pub enum SuperviseError {
     /// An image cannot be opened.
     #[error(transparent)]
     Stack(#[from] StackError),
+    /// Its network cannot be joined.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The stack cannot be mounted.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -72,6 +76,7 @@ impl SuperviseError {
             Self::Namespace(error) => error,
             Self::Cache(error) => error,
             Self::Stack(error) => error,
+            Self::Network(error) => error,
             Self::Mount(error) => error,
             Self::Launch(error) => error,
             Self::Streams(_) => self,
@@ -186,9 +191,11 @@ impl Supervisor<'_> {
             session.input.pump(typed.map_err(SuperviseError::Streams)?);
         }
         let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
+        let attached = self.attach(&config)?;
         let mount = self.mount(&config)?;
         self.status.timings.mounted_us = Some(self.elapsed_us());
-        let ended = self.run_again_and_again(&config, &mut session, reporter);
+        let ended = self.run_again_and_again(&config, &mut session, reporter, attached.as_ref());
+        drop(attached);
         if let Some(trace) = &config.trace {
             trace.save(mount.trace());
         }
@@ -200,8 +207,19 @@ impl Supervisor<'_> {
         ended
     }
 
+    /// Puts the job on its network, for as long as what is returned lives.
+    fn attach(&mut self, config: &JobConfig) -> Result<Option<Attached>, SuperviseError> {
+        let Some(wanted) = &config.network else { return Ok(None) };
+        let hosts = config.spec.files.iter().find(|file| networks::is_hosts(&file.target));
+        let hosts = hosts.map_or("", |file| file.content.as_str());
+        let state = StateDir::open(self.job.root())?;
+        let attached = state.networks().attach(self.job, wanted, &config.spec.ports, hosts)?;
+        self.status.link = Some(attached.link.clone());
+        Ok(Some(attached))
+    }
+
     fn mount(&self, config: &JobConfig) -> Result<Mount, SuperviseError> {
-        let mut options = stack::options(config.upper.as_ref());
+        let mut options = stack::options_of_job(config);
         if let Some(upper) = &mut options.upper {
             upper.volatile = true;
             upper.thrown_away = config.remove && upper.upper.starts_with(self.job.path());
@@ -239,11 +257,12 @@ impl Supervisor<'_> {
         config: &JobConfig,
         session: &mut Session,
         reporter: &mut Reporter,
+        attached: Option<&Attached>,
     ) -> Result<(), SuperviseError> {
         let mut delay = FIRST_DELAY;
         loop {
             let started = Instant::now();
-            let exit = self.launch(config, session, reporter)?;
+            let exit = self.launch(config, session, reporter, attached)?;
             let code = exit.code();
             self.status.exit_code = Some(code);
             self.status.oom_killed = exit.oom_killed;
@@ -279,11 +298,15 @@ impl Supervisor<'_> {
         config: &JobConfig,
         session: &mut Session,
         reporter: &mut Reporter,
+        attached: Option<&Attached>,
     ) -> Result<Exit, SuperviseError> {
         let Streams { stdio, mut outputs, input } =
             self.streams(config).map_err(SuperviseError::Streams)?;
         let mut spec = config.spec.clone();
         spec.limits = session.limits().clone();
+        if let Some(attached) = attached {
+            attached.connect(&mut spec);
+        }
         let mut job = launch(&spec, stdio)?;
         session.input.lead_to(input);
         if let Some(terminal) = job.program().take_terminal() {
@@ -293,6 +316,8 @@ impl Supervisor<'_> {
             outputs.push((Stream::Stdout, terminal));
         }
         let output = Output::start(self.job, outputs, &session.sinks, self.since)?;
+        let further = attached.and_then(Attached::warning).map(str::to_owned);
+        self.status.warnings = job.warnings().iter().cloned().chain(further).collect();
         self.record_start(config, &job)?;
         reporter.send(&Report::Started(self.status.clone()));
         let monitor = config.health.clone().map(Monitor::new);
@@ -309,7 +334,6 @@ impl Supervisor<'_> {
         self.status.phase = Phase::Running;
         self.status.pid = Some(job.pid().as_raw_nonzero().get());
         self.status.cgroup = Some(job.cgroup().clone());
-        self.status.warnings = job.warnings().to_vec();
         self.status.started_ms = Some(now_ms());
         self.status.finished_ms = None;
         self.status.health = config.health.as_ref().map(|_| crate::status::Health::default());

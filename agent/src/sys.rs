@@ -4,6 +4,7 @@
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
+use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 
 /// Moves the calling thread into new namespaces.
@@ -11,6 +12,21 @@ pub(crate) fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
     debug_assert!(!flags.contains(UnshareFlags::FILES));
     // SAFETY: only CLONE_FILES (which we never pass) could take descriptors away from other owners.
     unsafe { rustix::thread::unshare_unsafe(flags) }
+}
+
+/// Forks a process that does `work` and ends with the code it returns.
+///
+/// Only for a process with one thread.
+pub(crate) fn fork(work: impl FnOnce() -> u8) -> Result<Pid, Errno> {
+    // SAFETY: with one thread, nobody holds a lock in the child's copy, so that it may run any code.
+    match unsafe { libc::fork() } {
+        0 => {
+            let code = work();
+            // SAFETY: no preconditions; destructors and buffers are the parent's.
+            unsafe { libc::_exit(code.into()) }
+        }
+        pid => Pid::from_raw(pid).filter(|_| pid > 0).ok_or(Errno::AGAIN),
+    }
 }
 
 /// Takes over a descriptor that the parent process left open for this one, named by its number on the

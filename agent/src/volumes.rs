@@ -9,6 +9,7 @@ use std::str::FromStr;
 use mica_launcher::Mount;
 
 use crate::files::{FileError, at, create_private_dir};
+use crate::removal;
 use crate::state::StateDir;
 
 /// What a volume may be called, as with docker.
@@ -22,15 +23,19 @@ impl VolumeName {
     }
 }
 
+/// Names of things that users keep, as docker has them.
+pub(crate) fn is_name(text: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    text.len() <= 128
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(good)
+}
+
 impl FromStr for VolumeName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let good = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-        if text.len() > 128
-            || !text.starts_with(|c: char| c.is_ascii_alphanumeric())
-            || !text.chars().all(good)
-        {
+        if !is_name(text) {
             return Err(format!(
                 "`{text}` is not a volume's name (letters, digits, `_`, `.`, `-`); a path begins with / or ./"
             ));
@@ -133,7 +138,7 @@ impl Volumes<'_> {
                 return Err(VolumeError::InUse { name: name.clone(), job });
             }
         }
-        Ok(fs::remove_dir_all(&folder).map_err(at("remove", &folder))?)
+        Ok(removal::remove_dir(&folder)?)
     }
 }
 

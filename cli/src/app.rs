@@ -20,6 +20,7 @@ pub(crate) fn run() -> ExitCode {
     match args.get(1).and_then(|word| word.to_str()) {
         Some(mica_agent::SUPERVISE) => return verbs::run::supervise(&args[2..]),
         Some(verbs::cp::COPY) => return verbs::cp::serve(&args[2..]),
+        Some(mica_agent::REMOVE_FILES) => return verbs::rm::serve(&args[2..]),
         Some(mica_agent::SERVE_MOUNT) => return verbs::mount::serve(&args[2..]),
         _ => {}
     }
@@ -70,6 +71,8 @@ fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Df(args) => verbs::df::run(args, &Context::new()?),
         Verb::Cache(args) => verbs::cache::run(args, &Context::with(args.registry())?),
         Verb::Images(args) => verbs::images::run(args, &Context::with(&args.registry)?),
+        Verb::Key(args) => verbs::key::run(args),
+        Verb::Sign(args) => verbs::sign::run(args, &Context::with(&args.registry)?),
         Verb::Login(args) => verbs::login::run(args),
         Verb::Logout(args) => verbs::login::logout(args),
         Verb::History(args) => verbs::history::run(args, &Context::with(&args.registry)?),
@@ -100,6 +103,7 @@ fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Commit(args) => verbs::commit::run(args, &Context::new()?),
         Verb::Shell(args) => verbs::shell::run(args, &Context::new()?),
         Verb::Volume(args) => verbs::volume::run(args, &Context::new()?),
+        Verb::Network(args) => verbs::network::run(args, &Context::new()?),
         Verb::Rm(args) => verbs::rm::run(args, &Context::new()?),
     }
 }

@@ -32,6 +32,10 @@ pub(crate) enum Verb {
     Pull(verbs::pull::Args),
     /// Publish a package of the cache to a registry
     Push(verbs::push::Args),
+    /// Make keys to sign packages with
+    Key(verbs::key::Args),
+    /// Sign a package that was published before
+    Sign(verbs::sign::Args),
     /// Keep a name and password for a registry
     Login(verbs::login::Args),
     /// Forget what `mica login` kept
@@ -102,6 +106,8 @@ pub(crate) enum Verb {
     Stats(verbs::stats::Args),
     /// Show the processes of a job
     Top(verbs::top::Args),
+    /// Look after bridge networks
+    Network(verbs::network::Args),
     /// Look after named volumes
     Volume(verbs::volume::Args),
     /// Show what happens to jobs

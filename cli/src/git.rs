@@ -15,6 +15,13 @@ pub(crate) struct Commit {
     pub(crate) dirty: bool,
 }
 
+impl Commit {
+    /// The commit, and whether it is not quite that.
+    pub(crate) fn revision(&self) -> String {
+        format!("{}{}", self.hash, if self.dirty { "-dirty" } else { "" })
+    }
+}
+
 /// Asks git for the commit `dir` is at; `None` where there is no git, no repository or no commit.
 pub(crate) fn commit_of(dir: &Path) -> anyhow::Result<Option<Commit>> {
     let Some(hash) = ask(dir, &["rev-parse", "--verify", "--quiet", "HEAD"]) else {
@@ -26,9 +33,9 @@ pub(crate) fn commit_of(dir: &Path) -> anyhow::Result<Option<Commit>> {
 
 /// The version to pack under: the commit; with changes not yet committed, the commit and the digest of what
 /// is packed, because one version never stands for two contents.
-pub(crate) fn version_of(dir: &Path, contents: &Digest) -> anyhow::Result<Version> {
-    let word = match commit_of(dir)? {
-        Some(Commit { hash, dirty: false }) => hash,
+pub(crate) fn version_of(commit: Option<&Commit>, contents: &Digest) -> anyhow::Result<Version> {
+    let word = match commit {
+        Some(Commit { hash, dirty: false }) => hash.clone(),
         Some(Commit { hash, dirty: true }) => format!("{hash}-dirty.{}", &contents.hex()[..8]),
         None => contents.hex()[..40].to_owned(),
     };

@@ -2,9 +2,11 @@
 
 use std::error::Error;
 
-use mica_agent::{NamespaceError, ServeMountError, StackError};
+use mica_agent::{NamespaceError, NetworkError, ServeMountError, StackError};
 use mica_fetcher::registry::RegistryError;
-use mica_fetcher::{CacheError, LoadError, PatchPushError, PullError, PushError, ServeError};
+use mica_fetcher::{
+    CacheError, DistrustError, LoadError, PatchPushError, PullError, PushError, ServeError,
+};
 use mica_launcher::LaunchError;
 use mica_mounter::{MountError, OpenError};
 
@@ -35,9 +37,11 @@ pub(crate) fn for_cause(cause: &(dyn Error + 'static)) -> Option<String> {
         PushError,
         PatchPushError,
         CacheError,
+        DistrustError,
         LoadError,
         ServeError,
         NamespaceError,
+        NetworkError,
         LaunchError,
         MountError,
         OpenError,
@@ -67,9 +71,11 @@ hint!(
     PushError,
     PatchPushError,
     CacheError,
+    DistrustError,
     LoadError,
     ServeError,
-    LaunchError
+    LaunchError,
+    NetworkError
 );
 
 impl Hint for NamespaceError {

@@ -12,6 +12,7 @@ mod places;
 mod registries;
 mod signals;
 mod terminal;
+mod trust;
 mod verbs;
 
 fn main() -> std::process::ExitCode {

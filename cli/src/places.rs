@@ -5,7 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use mica_fetcher::Trust;
 use serde::Deserialize;
+
+use crate::trust;
 
 /// One layer of settings; what is `None` is left to the next.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -21,6 +24,14 @@ struct Settings {
     quota: Option<String>,
     /// Another cache, to be read only.
     shared_cache: Option<PathBuf>,
+    /// The account whose subordinate ids root's jobs have.
+    userns_remap: Option<String>,
+    /// Which packages need signatures. Every file's rules hold, whichever comes first: none can take back what another asks for.
+    #[serde(default)]
+    trust: Vec<trust::Setting>,
+    /// The rules read so far.
+    #[serde(skip)]
+    rules: Trust,
 }
 
 impl Settings {
@@ -33,6 +44,9 @@ impl Settings {
             mirrors: self.mirrors.or(next.mirrors),
             quota: self.quota.or(next.quota),
             shared_cache: self.shared_cache.or(next.shared_cache),
+            userns_remap: self.userns_remap.or(next.userns_remap),
+            trust: Vec::new(),
+            rules: self.rules.and(next.rules),
         }
     }
 
@@ -44,10 +58,12 @@ impl Settings {
             mirrors: word("MICA_MIRRORS")
                 .map(|list| list.split_whitespace().map(str::to_owned).collect()),
             quota: word("MICA_QUOTA"),
+            userns_remap: word("MICA_USERNS_REMAP"),
             shared_cache: var("MICA_SHARED_CACHE").map(PathBuf::from),
             cache: var("MICA_CACHE").map(PathBuf::from),
             state: var("MICA_STATE").map(PathBuf::from),
             runtime: var("MICA_RUNTIME").map(PathBuf::from),
+            ..Self::default()
         }
     }
 
@@ -74,6 +90,8 @@ impl Settings {
             *dir = dir.take().map(|dir| folder.join(dir));
         }
         settings.registry = settings.registry.map(|location| relative_to(folder, location));
+        let rules = std::mem::take(&mut settings.trust);
+        settings.rules = trust::rules(rules, path, folder)?;
         Ok(settings)
     }
 }
@@ -102,6 +120,10 @@ pub(crate) struct Places {
     pub(crate) quota: Option<u64>,
     /// Another cache, to be read only.
     pub(crate) shared_cache: Option<PathBuf>,
+    /// The account whose subordinate ids root's jobs have.
+    pub(crate) userns_remap: Option<String>,
+    /// Which packages need signatures.
+    pub(crate) trust: Trust,
 }
 
 impl Places {
@@ -152,6 +174,8 @@ impl Places {
             mirrors: settings.mirrors.unwrap_or_default(),
             quota: quota.transpose()?,
             shared_cache: settings.shared_cache,
+            userns_remap: settings.userns_remap,
+            trust: settings.rules,
         })
     }
 }

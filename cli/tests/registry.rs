@@ -195,6 +195,122 @@ fn a_plain_file_server_is_a_registry() {
     assert_eq!(pulled.stderr.matches("fetched").count(), 6, "{pulled:?}");
 }
 
+/// Debian's nginx over the registry folder, with a configuration of its own.
+fn nginx(world: &World) -> Served {
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dir = world.dir.path().display();
+    let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("{kind}_temp_path {dir}/nginx-{kind};"))
+        .concat();
+    world.write(
+        "nginx.conf",
+        &format!(
+            "daemon off; master_process off; pid {dir}/nginx.pid; error_log {dir}/nginx.err;\n\
+             events {{}}\nhttp {{ access_log {dir}/nginx.log; {paths}\n\
+             server {{ listen {address}; root {dir}/registry; }} }}\n"
+        ),
+    );
+    let mut command = std::process::Command::new("/usr/sbin/nginx");
+    command.arg("-c").arg(world.path("nginx.conf")).stderr(Stdio::null());
+    let child = command.spawn().expect("this test needs nginx");
+    common::wait_for(|| std::net::TcpStream::connect(address).is_ok());
+    Served { child, url: format!("http://{address}") }
+}
+
+#[test]
+fn nginx_serves_a_registry_with_ranges() {
+    let world = World::new(User::Me);
+    let noise = |seed: u64| -> Vec<u8> {
+        let mut state = seed;
+        let step = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        };
+        std::iter::repeat_with(step).take(4 << 20).collect()
+    };
+    world.write("data/note.txt", "one\n");
+    std::fs::write(world.path("data/model.bin"), noise(1)).unwrap();
+    world.write(
+        "graph.json",
+        r#"{"modules": [{"label": "//:m", "outputs": [{"path": "", "source": "data"}]}]}"#,
+    );
+    let pack = |version| {
+        world.ok(&["pack", "--graph", "graph.json", "--target", "//:m", "--version", version])
+    };
+    pack("v1");
+    let served = nginx(&world);
+    world.ok(&["pull", "m@v1", "--registry", &served.url]);
+    world.write("data/note.txt", "two\n");
+    pack("v2");
+    // Only the changed chunks, by ranges.
+    let pulled = world.ok(&["pull", "m@v2", "--registry", &served.url]).stderr;
+    assert!(pulled.contains("KiB of     4.0 MiB"), "{pulled}");
+    let log = std::fs::read_to_string(world.path("nginx.log")).unwrap();
+    assert!(log.contains("\" 206 "), "{log}");
+
+    // A fetch that was cut off goes on where it was: the first megabyte is here, the rest comes by one range.
+    let reference = world.ok(&["inspect", "m@v2"]).stdout;
+    let digest = reference.split("\"layers\"").nth(1).unwrap().split("blake3:").nth(1).unwrap();
+    let image = std::fs::read(world.path("cache/blobs").join(&digest[..64])).unwrap();
+    let args = ["pull", "m@v2", "--registry", &served.url];
+    let there =
+        |args: &[&str]| world.mica(args).env("MICA_CACHE", world.path("other")).output().unwrap();
+    assert!(there(&["images"]).status.success());
+    std::fs::write(
+        world.path("other/incoming").join(format!("{}.part", &digest[..64])),
+        &image[..1 << 20],
+    )
+    .unwrap();
+    let resumed = there(&args);
+    let said = String::from_utf8_lossy(&resumed.stderr).into_owned();
+    assert!(resumed.status.success() && said.contains("resumed     3.0 MiB"), "{said}");
+    assert!(there(&["cache", "verify"]).status.success());
+}
+
+#[test]
+fn a_credential_helper_is_asked() {
+    let world = World::new(User::Me);
+    world.write("token", "s3cret\n");
+    let served = Served::new(&world, &["--token-file", "token"]);
+    let host = served.url.strip_prefix("http://").unwrap();
+    world.write(
+        "bin/docker-credential-test",
+        "#!/bin/sh\n[ \"$1\" = get ] || exit 1\nread -r host\necho \"$host\" >>asked\n\
+         echo '{\"ServerURL\":\"x\",\"Username\":\"robot\",\"Secret\":\"s3cret\"}'\n",
+    );
+    let helper = world.path("bin/docker-credential-test");
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
+    world.write("data/note.txt", "one\n");
+    world.write(
+        "graph.json",
+        r#"{"modules": [{"label": "//:m", "outputs": [{"path": "", "source": "data"}]}]}"#,
+    );
+    let args = ["pack", "--graph", "graph.json", "--target", "//:m", "--version", "v1"];
+    let pack = |config: &str| {
+        world.write("home/.docker/config.json", config);
+        let path = std::env::var("PATH").unwrap_or_default();
+        let path = format!("{}:{path}", world.path("bin").display());
+        world.mica(&args).args(["--registry", &served.url]).env("PATH", path).output().unwrap()
+    };
+    // One that is not installed, or knows nothing, is as good as none.
+    let refused = pack(&format!(r#"{{"credHelpers": {{"{host}": "nowhere"}}}}"#));
+    assert!(
+        !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("token")
+    );
+    for config in [
+        format!(r#"{{"credHelpers": {{"{host}": "test"}}}}"#),
+        r#"{"credsStore": "test"}"#.to_owned(),
+    ] {
+        let packed = pack(&config);
+        assert!(packed.status.success(), "{}", String::from_utf8_lossy(&packed.stderr));
+    }
+    let asked = std::fs::read_to_string(world.path("asked")).unwrap();
+    assert!(asked.lines().count() >= 2 && asked.lines().all(|line| line == host), "{asked}");
+}
+
 #[test]
 fn unknown_and_ambiguous_versions_are_explained() {
     let world = World::new(User::Me);

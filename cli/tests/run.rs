@@ -6,7 +6,7 @@ mod common;
 use std::io::Write;
 use std::process::Stdio;
 
-use common::{USERS, World, need_fuse, wait_for};
+use common::{USERS, User, World, need_fuse, wait_for};
 
 /// A world with an image `app.xar` that holds `hello.txt` and the script `bin/say`.
 fn world_with_image(user: common::User) -> World {
@@ -352,6 +352,43 @@ fn limits_are_enforced_or_refused() {
             args.extend(&limited[1..]);
             let ran = world.ok(&args);
             assert!(ran.stderr.contains("warning:") && ran.stdout == "ran\n", "{ran:?}");
+        }
+    }
+}
+
+#[test]
+fn each_namespace_is_shared_or_private_as_asked() {
+    need_fuse();
+    for user in USERS {
+        let world = World::new(user);
+        world.write("tree/hello.txt", "hello\n");
+        world.hand_over();
+        world.ok(&["image", "pack", "tree", "-o", "app.xar"]);
+        // By the flag, its value and the namespace's file.
+        for (flag, ns) in [
+            ("--pid", "pid"),
+            ("--ipc", "ipc"),
+            ("--uts", "uts"),
+            ("--userns", "user"),
+            ("--cgroupns", "cgroup"),
+            ("--timens", "time"),
+            ("--network", "net"),
+        ] {
+            let file = format!("/proc/self/ns/{ns}");
+            let host = std::fs::read_link(&file).unwrap();
+            let inside = |value| {
+                let run =
+                    ["run", "--rm", flag, value, "--image", "app.xar", "--", "readlink", &file];
+                world.ok(&run).stdout.trim().to_owned()
+            };
+            // An ordinary user's supervisor has users of its own.
+            if ns != "user" || user == User::Me {
+                assert_eq!(inside("host"), host.to_string_lossy(), "{flag} as {user:?}");
+            }
+            assert_ne!(
+                inside(if ns == "net" { "none" } else { "private" }),
+                host.to_string_lossy()
+            );
         }
     }
 }

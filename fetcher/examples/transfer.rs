@@ -79,6 +79,7 @@ fn push(registry: &str, reference: &str, files: &[&str]) -> Done {
         process: Default::default(),
         labels: Default::default(),
         limits: Default::default(),
+        service: Default::default(),
     };
     let registry = open_writable(registry, &OpenOptions::default())?;
     let file = |digest: &Digest| paths.get(digest).cloned();

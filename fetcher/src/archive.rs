@@ -18,6 +18,7 @@ use crate::pull::with_room;
 use crate::registry::oci::facts;
 use crate::registry::oci::form::{self, Descriptor, Facts, OciIndex, OciManifest};
 use crate::registry::{ParseIndexError, RegistryError};
+use crate::trust::Signatures;
 
 /// What was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,6 +141,10 @@ pub fn save(
             descriptor.annotations.extend([name]);
             documents.push(companion);
         }
+        let signatures = cache.signatures(&manifest.digest())?;
+        if !signatures.is_empty() {
+            descriptor.annotations.insert(form::SIGNATURES.to_owned(), signatures.to_text());
+        }
         let name = format!("{}:{}", manifest.name, manifest.version);
         descriptor.annotations.insert(REF_NAME.to_owned(), name);
         index.push(descriptor);
@@ -251,11 +256,12 @@ pub fn load(cache: &Cache, archive: &mut File) -> Result<Vec<Manifest>, LoadErro
         }
     }
     take_in(cache, archive, &wanted)?;
-    for Package { manifest, .. } in &packages {
+    for Package { manifest, signatures, .. } in &packages {
         if let Err(CacheError::Missing { what }) = cache.stack(manifest) {
             let (name, selector) = (manifest.name.clone(), Some(manifest.version.clone()));
             return Err(LoadError::Incomplete { package: PackageRef { name, selector }, what });
         }
+        with_room(cache, || cache.add_signatures(&manifest.digest(), signatures))?;
         with_room(cache, || cache.record(manifest, &[]))?;
     }
     Ok(packages.into_iter().map(|package| package.manifest).collect())
@@ -267,6 +273,7 @@ struct Documents(HashMap<String, Vec<u8>>);
 /// A package in an archive, and what its blobs are called there.
 struct Package {
     manifest: Manifest,
+    signatures: Signatures,
     facts: Vec<(Digest, Facts)>,
 }
 
@@ -327,7 +334,11 @@ impl Documents {
             if let Some(companion) = descriptor.annotations.get(COMPANION) {
                 facts.extend(self.parse::<OciManifest>(companion)?.facts());
             }
-            packages.push(Package { manifest, facts });
+            let text = descriptor.annotations.get(form::SIGNATURES);
+            let signatures = text.map(|text| Signatures::parse(text.as_bytes())).transpose();
+            let signatures = signatures.map_err(|e| bad("index.json", e.into()))?;
+            let signatures = signatures.unwrap_or_default();
+            packages.push(Package { manifest, signatures, facts });
         }
         if packages.is_empty() { Err(LoadError::NoPackage) } else { Ok(packages) }
     }

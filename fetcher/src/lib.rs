@@ -36,6 +36,7 @@
 //!     process: Default::default(),
 //!     labels: Default::default(),
 //!     limits: Default::default(),
+//!     service: Default::default(),
 //! };
 //!
 //! // Publish it; then equal inputs need no packing.
@@ -55,11 +56,13 @@
 //! # }
 //! ```
 
+mod admit;
 mod archive;
 mod cache;
 mod delta;
 mod explain;
 mod file;
+mod heal;
 mod history;
 mod lazy;
 mod parallel;
@@ -71,15 +74,17 @@ pub mod registry;
 mod retry;
 mod server;
 mod tar;
+mod trust;
 
 pub use archive::{LoadError, SaveError, Saved, load, save};
 pub use cache::{
-    Cache, CacheError, CachedPackage, Damage, DiskUse, Lease, LookupError, PruneOptions, Pruned,
-    Verified,
+    Cache, CacheError, CachedPackage, Damage, DiskUse, DistrustError, Lease, LookupError,
+    PruneOptions, Pruned, Verified,
 };
 pub use delta::SMALLEST as SMALLEST_DELTA;
 pub use explain::{Costs, Explained, Way, explain};
 pub use file::FileError;
+pub use heal::heal;
 pub use history::{HistoryEntry, history};
 pub use lazy::{Lazy, LazyError, LazyImage, LazyOptions, open_lazy};
 pub use patch::{
@@ -87,8 +92,12 @@ pub use patch::{
     push_patches,
 };
 pub use progress::{Event, Progress};
-pub use pull::{Outcome, PullError, PullOptions, Pulled, heal, pull};
+pub use pull::{Outcome, PullError, PullOptions, Pulled, pull};
 pub use push::{PushError, PushOptions, Pushed, push};
 pub use retry::Retry;
 pub use server::{ServeError, ServeOptions, Server, Writers, listen, serve, serve_until_signal};
 pub use tar::{TarError, write_tar};
+pub use trust::{
+    BadSignatures, KeyError, PublicKey, SecretKey, Signature, Signatures, Trust, TrustError,
+    TrustRule,
+};

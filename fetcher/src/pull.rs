@@ -14,13 +14,15 @@ use std::time::{Duration, Instant};
 
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef};
 
-use crate::cache::{Cache, CacheError, Damage, Part, Reserved, Verified};
+use crate::admit;
+use crate::cache::{Cache, CacheError, Part, Reserved};
 use crate::delta::{self, Recipe, Step};
 use crate::parallel;
 use crate::patch;
 use crate::progress::{Event, Progress};
 use crate::registry::{Registry, RegistryError};
 use crate::retry::Retry;
+use crate::trust::{Trust, TrustError};
 
 pub use outcome::{Outcome, Pulled};
 
@@ -33,13 +35,16 @@ pub struct PullOptions {
     pub retry: Retry,
     /// Of images with a chunk table, fetch only that: they are to be used by [`open_lazy`](crate::open_lazy).
     pub lazy: bool,
+    /// Which packages need signatures.
+    pub trust: Trust,
     /// How long to wait for another process that fetches the same image and gets nowhere.
     pub stall: Duration,
 }
 
 impl Default for PullOptions {
     fn default() -> Self {
-        Self { parallel: 4, retry: Retry::default(), lazy: false, stall: Duration::from_secs(180) }
+        let (retry, stall) = (Retry::default(), Duration::from_secs(180));
+        Self { parallel: 4, retry, lazy: false, trust: Trust::default(), stall }
     }
 }
 
@@ -61,6 +66,9 @@ pub enum PullError {
         #[source]
         source: Box<PullError>,
     },
+    /// The policy does not let the package be used. Nothing of it was fetched.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// No room, and nothing left to remove.
     #[error("no room for {needed} more bytes in {}", path.display())]
     Full {
@@ -92,6 +100,7 @@ impl PullError {
             Self::Registry(error) => error.hint(),
             Self::Cache(error) => error.hint().map(str::to_owned),
             Self::Blob { source, .. } => source.hint(),
+            Self::Trust(error) => Some(error.hint()),
             Self::Full { .. } => Some("`mica prune` frees what no job uses".to_owned()),
             Self::Stalled { .. } => Some("end that process, or wait for it".to_owned()),
             Self::GivenUp => None,
@@ -117,41 +126,28 @@ pub fn pull(
     progress: &dyn Progress,
 ) -> Result<Pulled, PullError> {
     let resolved = registry.resolve(package)?;
-    let manifest = match cache.manifest(&resolved.manifest.digest) {
-        Ok(Some(manifest)) => manifest,
-        _ => registry.manifest(&resolved)?,
-    };
+    let cached = cache.manifest(&resolved.manifest.digest).ok().flatten();
+    let is_known = cached.is_some();
+    let manifest = cached.map_or_else(|| registry.manifest(&resolved), Ok)?;
+    let signatures = admit::signatures(registry, &manifest, is_known, cache, &options.trust)?;
     // From here on nothing that this package needs is removed.
     let lease = with_room(cache, || cache.lease_package(&manifest))?;
     let layers = fetch_layers(registry, &manifest, cache, options, progress)?;
     let tags: Vec<_> = resolved.tag.iter().cloned().collect();
+    with_room(cache, || cache.add_signatures(&manifest.digest(), &signatures))?;
     with_room(cache, || cache.record(&manifest, &tags))?;
     Ok(Pulled { resolved, manifest, layers, lease })
 }
 
-/// Fetches again what a [`Cache::verify`] with `repair` took out. Blobs that no manifest knows stay out.
-pub fn heal(
+/// Brings in one blob that no package is pulled for.
+pub(crate) fn fetch_blob(
     registry: &dyn Registry,
     cache: &Cache,
-    verified: &Verified,
+    blob: &Blob,
     options: &PullOptions,
 ) -> Result<(), PullError> {
-    for damage in &verified.damage {
-        let blob = match damage {
-            Damage::Manifest { of: Some((name, entry)), .. }
-            | Damage::NoManifest { of: (name, entry), .. } => {
-                let exact =
-                    PackageRef { name: name.clone(), selector: Some(entry.version.clone()) };
-                pull(registry, &exact, cache, options, &())?;
-                continue;
-            }
-            Damage::Blob { blob: Some(blob), .. } => blob,
-            _ => continue,
-        };
-        let _lease = cache.lease(&[blob.digest])?;
-        fetch(registry, cache, options, blob)?;
-    }
-    Ok(())
+    let _lease = cache.lease(&[blob.digest])?;
+    fetch(registry, cache, options, blob)
 }
 
 /// Brings one image into the cache, whole. The caller has a lease.

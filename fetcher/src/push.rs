@@ -8,19 +8,22 @@ use mica_graph::{Blob, Digest, Layer, Manifest, Version};
 use crate::parallel;
 use crate::progress::{Event, Progress};
 use crate::registry::{AddError, Content, Publication, Published, RegistryError, WriteRegistry};
+use crate::trust::Signatures;
 
 /// How to push.
 #[derive(Clone, Debug)]
 pub struct PushOptions {
     /// Tags to move to the new version, besides `latest`.
     pub tags: Vec<Version>,
+    /// Signatures of the manifest, put beside it.
+    pub signatures: Signatures,
     /// Images sent at a time.
     pub parallel: usize,
 }
 
 impl Default for PushOptions {
     fn default() -> Self {
-        Self { tags: Vec::new(), parallel: 4 }
+        Self { tags: Vec::new(), signatures: Signatures::default(), parallel: 4 }
     }
 }
 
@@ -103,6 +106,10 @@ pub fn push(
         pushed.bytes += if pushed.sent[*i] { manifest.layers[*i].size } else { 0 };
     }
     registry.put_blob(&blob, Content::Bytes(&json))?;
+    // First: nobody then sees the version without them.
+    if !options.signatures.is_empty() {
+        registry.add_signatures(&blob.digest, &options.signatures)?;
+    }
     pushed.published = registry.publish(&Publication {
         name: manifest.name.clone(),
         version: manifest.version.clone(),

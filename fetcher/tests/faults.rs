@@ -145,8 +145,8 @@ fn refusals_are_not_tried_again() {
     let answer = "HTTP/1.1 403 No\r\ncontent-length: 0\r\n\r\n".to_owned();
     let faulty = Faulty::new(&vec![Fault::Answer(answer); 5]);
     assert!(faulty.error().contains("refuses to read: 403"));
-    // Index, manifest, image.
-    assert_eq!(faulty.proxy.count(), 3);
+    // Index, manifest, its signatures, image.
+    assert_eq!(faulty.proxy.count(), 4);
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn one_request_for_each_layer() {
             .unwrap()
     };
     assert_eq!(pull().fetched_layers(), 60);
-    assert_eq!(proxy.count(), 62);
+    assert_eq!(proxy.count(), 63, "index, manifest and signatures once");
     assert_eq!(pull().fetched_layers(), 0);
-    assert_eq!(proxy.count(), 63, "what is cached costs one look at the index");
+    assert_eq!(proxy.count(), 64, "what is cached costs one look at the index");
 }

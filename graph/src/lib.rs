@@ -26,9 +26,11 @@ mod digest;
 mod label;
 mod manifest;
 mod reference;
+mod service;
 
 pub use build::{BuildGraph, Module, Output, Plan};
 pub use digest::{Digest, ParseDigestError};
 pub use label::{Label, ParseLabelError};
 pub use manifest::{Blob, Layer, Limits, Manifest, ParseManifestError, Process};
 pub use reference::{PackageName, PackageRef, ParseReferenceError, Version};
+pub use service::{HealthCheck, ParsePortError, Port, Service};

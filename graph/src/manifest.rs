@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Label, PackageName, Version};
+use crate::{Digest, Label, PackageName, Service, Version};
 
 /// A package at a version: its layers in overlay order and how to start it.
 ///
@@ -31,6 +31,9 @@ pub struct Manifest {
     /// Limits the job gets when `mica run` is not told otherwise.
     #[serde(default, skip_serializing_if = "Limits::is_empty")]
     pub limits: Limits,
+    /// What a job of it has when `mica run` is not told otherwise.
+    #[serde(default, skip_serializing_if = "Service::is_empty")]
+    pub service: Service,
 }
 
 /// One layer of a stack.

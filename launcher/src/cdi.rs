@@ -295,7 +295,7 @@ impl EditMount {
             }
         }
         let (source, target) = (self.host_path.clone(), self.container_path.clone());
-        Ok(Mount::Bind { source, target, read_only, recursive, follow })
+        Ok(Mount::Bind { source, target, read_only, recursive, follow, ids: None })
     }
 }
 

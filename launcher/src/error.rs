@@ -39,6 +39,22 @@ pub enum LaunchError {
     /// The job's private network could not be made.
     #[error("cannot make the job's private network")]
     Network(#[source] io::Error),
+    /// A volume's files can't be shown with other owners.
+    #[error("cannot map the owners of files in the volume {}", .path.display())]
+    MapVolume {
+        /// The volume.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// The job could not be connected with a bridge.
+    #[error("cannot connect the job with the bridge {bridge}")]
+    Link {
+        /// The bridge.
+        bridge: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
     /// This binary could not be started again as the job's init.
     #[error("cannot start the job's init")]
     Init(#[source] io::Error),
@@ -86,6 +102,14 @@ impl LaunchError {
             Self::Network(source) if source.kind() == io::ErrorKind::NotFound => {
                 "install the package passt, which has the program pasta"
             }
+            Self::MapVolume { source, .. } => match errno(source) {
+                Some(libc::EINVAL) => {
+                    "its file system, or one mounted in it, cannot be mounted so (FUSE and network file systems mostly can't), \
+                     or is mounted so already"
+                }
+                Some(libc::EPERM) => "only root may, and not on every file system",
+                _ => return None,
+            },
             Self::Network(_) => "share the host's network, or run without one",
             Self::Namespaces(source) => match errno(source) {
                 Some(libc::ENOSPC | libc::EUSERS) => {
@@ -105,6 +129,12 @@ impl LaunchError {
             {
                 "parts of the host's /proc are hidden here, as in most containers, so the kernel grants no fresh one: \
                  share the process namespace, or run the outer container with an unmasked /proc"
+            }
+            Self::Setup { what, source }
+                if errno(source) == Some(libc::EINVAL) && what.starts_with("become ") =>
+            {
+                "the job's user namespace doesn't have this id: an ordinary user has more than one where /etc/subuid and \
+                 /etc/subgid grant them and the package uidmap is installed"
             }
             Self::Setup { source, .. } if errno(source) == Some(libc::EROFS) => {
                 "the tree lacks this mount point and cannot be written: add the directory to a layer, or use a writable upper"

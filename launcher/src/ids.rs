@@ -14,9 +14,27 @@ pub struct IdMaps {
 }
 
 impl IdMaps {
+    /// A user of the job's, as the launcher knows it.
+    pub(crate) fn outside(&self, uid: u32) -> Option<u32> {
+        let range = self.uids.iter().find(|r| uid >= r.inside && uid - r.inside < r.count)?;
+        range.outside.checked_add(uid - range.inside)
+    }
+
     /// Can the job use this user and group?
     pub(crate) fn covers(&self, uid: u32, gid: u32) -> bool {
         contains(&self.uids, uid) && contains(&self.gids, gid)
+    }
+}
+
+impl IdMaps {
+    /// What is inside comes outside: the kernel looks up the owner of a file among the ids of a mapped mount's namespace.
+    pub(crate) fn turned(self) -> Self {
+        let turn = |ranges: Vec<IdRange>| {
+            let turn =
+                |r: IdRange| IdRange { inside: r.outside, outside: r.inside, count: r.count };
+            ranges.into_iter().map(turn).collect()
+        };
+        Self { uids: turn(self.uids), gids: turn(self.gids), ..self }
     }
 }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::{Cgroup, Usage};
 use crate::error::LaunchError;
 use crate::facts::read_in;
+use crate::ids::IdMaps;
 use crate::launch::{Stdio, early_error};
 use crate::process::{ExecSpec, Process};
 use crate::spec::Root;
@@ -188,6 +189,8 @@ pub struct Job {
     cgroup: Cgroup,
     process: Process,
     root: Root,
+    /// The maps of its user namespace.
+    ids: Option<IdMaps>,
     /// The helper that makes its private network; ends with it.
     network: Option<Box<Job>>,
     warnings: Vec<String>,
@@ -217,6 +220,7 @@ impl Job {
             cgroup,
             process: start.process,
             root,
+            ids: start.ids,
             network: None,
             own_pids: start.own_pids,
             warnings: Vec::new(),
@@ -225,10 +229,13 @@ impl Job {
         }
     }
 
-    /// Lets the child go on, and waits until the job's program runs.
-    pub(crate) fn release(&mut self) -> Result<(), LaunchError> {
+    /// Lets the child go on with the mounts that were made for it, and waits until the job's program runs.
+    pub(crate) fn release(&mut self, mounts: &[OwnedFd]) -> Result<(), LaunchError> {
         // A child that has died by now has said why.
         rustix::net::send(&self.control, b"g", SendFlags::NOSIGNAL).ok();
+        for mount in mounts {
+            wire::send(&self.control, &Command::Mount, &[mount.as_fd()]).ok();
+        }
         self.program.started(&self.cgroup)?;
         self.warnings.append(&mut self.program.warnings);
         Ok(())
@@ -340,6 +347,7 @@ impl Job {
         };
         let (passwd, group) = (read_in(tree, "etc/passwd")?, read_in(tree, "etc/group")?);
         let process = self.process.further(spec, &passwd, &group)?;
+        stdio.give_pipes(process.uid, self.ids.as_ref());
         let talk = LaunchError::Talk;
         let memory = wire::to_memory("mica-exec", &process).map_err(talk)?;
         let (report, report_of_init) = wire::report_pair().map_err(talk)?;

@@ -18,30 +18,34 @@
 //!
 //! The thread that serves the job's root must not be the one that calls [`launch`]: the init reads from that root.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
-use rustix::process::Pid;
+use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::process::{Pid, Uid};
 use rustix::thread::CapabilitySet;
 
+use crate::bridge::{INNER, Link};
 use crate::cgroup::{Cgroup, LimitError};
 use crate::error::LaunchError;
 use crate::facts::HostFacts;
 use crate::ids::{self, IdMaps};
 use crate::init;
 use crate::job::{Job, Program};
+use crate::links::Links;
 use crate::network;
 use crate::plan::{Plan, plan};
 use crate::process::Process;
 use crate::spec::{Namespace, Namespaces, Network, Root, Spec};
 use crate::sys::{self, ChildPlan, EarlyStage, Executable};
+use crate::volumes;
 use crate::wire::{self, INIT_NAME, Start, Streams};
 
 /// The standard streams of a program.
@@ -100,6 +104,19 @@ impl Stdio {
             },
             terminal => terminal,
         })
+    }
+
+    /// A program may open its own streams anew (`/dev/stdout`), for which a pipe has to be its user's. Of files and
+    /// terminals others may have a say; and where a user can't be given anything, all is as it was.
+    pub(crate) fn give_pipes(&self, uid: u32, ids: Option<&IdMaps>) {
+        let Some(outside) = ids.map_or(Some(uid), |ids| ids.outside(uid)) else { return };
+        for stream in self.parts().1 {
+            let is_pipe = rustix::fs::fstat(stream)
+                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+            if is_pipe {
+                rustix::fs::fchown(stream, Some(Uid::from_raw(outside)), None).ok();
+            }
+        }
     }
 
     pub(crate) fn parts(&self) -> (Streams, Vec<BorrowedFd<'_>>) {
@@ -176,35 +193,55 @@ fn limit_warning(error: &LimitError) -> String {
 
 fn start(spec: &Spec, plan: Plan, stdio: Stdio, cgroup: Cgroup) -> Result<Job, LaunchError> {
     let own_users = plan.ids.is_some();
+    let (steps, all) = (plan.steps.clone(), plan.hands_over);
     let mut job = clone_job(&spec.namespaces, &spec.root, plan, stdio, cgroup)?;
     if spec.namespaces.network == Network::Private {
         let helper = connect(network::program(job.pid(), own_users, &spec.ports))?;
         job.connect(helper);
     }
-    job.release()?;
+    if let Some(link) = &spec.link {
+        let Link { name, bridge, address, .. } = link;
+        Links::new()
+            .and_then(|mut links| links.add_pair(name, bridge, INNER, address.addr(), job.pid()))
+            .map_err(|source| LaunchError::Link { bridge: bridge.clone(), source })?;
+    }
+    let mounts = volumes::open(&steps, all, job.pid(), |ids| {
+        // A process that only waits.
+        let namespaces = Namespaces { user: Namespace::New, ..SHARED };
+        let process = network::program(job.pid(), false, &[]);
+        let plan = Plan { steps: Vec::new(), hands_over: false, ids: Some(ids), process };
+        let root = Root::Tree("/".into());
+        let stdio = Stdio::null().map_err(LaunchError::Talk)?;
+        let helper = clone_job(&namespaces, &root, plan, stdio, Cgroup::default())?;
+        Ok((helper.pid(), helper))
+    })?;
+    job.release(&mounts)?;
     Ok(job)
 }
 
+/// All of the launcher's own.
+const SHARED: Namespaces = Namespaces {
+    user: Namespace::Host,
+    pid: Namespace::Host,
+    ipc: Namespace::Host,
+    uts: Namespace::Host,
+    cgroup: Namespace::Host,
+    time: Namespace::Host,
+    network: Network::Host,
+};
+
 /// Starts the helper that makes a private network, and waits until it works.
 fn connect(program: Process) -> Result<Job, LaunchError> {
-    let host = Namespace::Host;
     // Without the right to a process namespace its init has to end it.
     let may = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN));
-    let namespaces = Namespaces {
-        user: host,
-        pid: if may { Namespace::New } else { host },
-        ipc: host,
-        uts: host,
-        cgroup: host,
-        time: host,
-        network: Network::Host,
-    };
-    let plan = Plan { steps: Vec::new(), ids: None, process: program };
+    let pid = if may { Namespace::New } else { Namespace::Host };
+    let namespaces = Namespaces { pid, ..SHARED };
+    let plan = Plan { steps: Vec::new(), hands_over: false, ids: None, process: program };
     let (stdio, words) = network::streams().map_err(LaunchError::Talk)?;
     let mut helper =
         clone_job(&namespaces, &Root::Tree("/".into()), plan, stdio, Cgroup::default())?;
-    helper.release().map_err(|error| match error {
+    helper.release(&[]).map_err(|error| match error {
         LaunchError::Exec { source, .. } => LaunchError::Network(source),
         other => other,
     })?;
@@ -222,6 +259,7 @@ fn clone_job(
 ) -> Result<Job, LaunchError> {
     let talk = LaunchError::Talk;
     let stdio = stdio.above_two().map_err(talk)?;
+    stdio.give_pipes(plan.process.uid, plan.ids.as_ref());
     let (streams, descriptors) = stdio.parts();
     let own_pids = namespaces.pid == Namespace::New;
     let start = Start {
@@ -229,6 +267,8 @@ fn clone_job(
         process: plan.process,
         stdio: streams,
         own_pids,
+        handed_over: plan.hands_over,
+        ids: plan.ids.clone(),
         // The kernel means the thread, not the process: where another thread than the first calls, the control socket
         // alone has to tell the init that we are gone. So it has to where the init must live on to kill what it started.
         die_with_parent: own_pids && rustix::thread::gettid() == rustix::process::getpid(),
@@ -238,7 +278,7 @@ fn clone_job(
     let (report, report_of_init) = wire::report_pair().map_err(talk)?;
     // A helper without surroundings of its own is no job.
     let for_job = !start.steps.is_empty();
-    let executable = OwnExecutable::open(for_job).map_err(LaunchError::Init)?;
+    let executable = OwnExecutable::open(for_job, start.handed_over).map_err(LaunchError::Init)?;
     let keep: Vec<i32> = [memory.as_fd(), control_of_init.as_fd(), report_of_init.as_fd()]
         .iter()
         .chain(&descriptors)
@@ -317,9 +357,18 @@ enum OwnExecutable {
 
 impl OwnExecutable {
     /// Out of reach of a job, or as it is where there is none.
-    fn open(for_job: bool) -> io::Result<Self> {
+    fn open(for_job: bool, hands_over: bool) -> io::Result<Self> {
         if for_job {
-            return own_executable();
+            return match own_executable()? {
+                // Whoever the child becomes may not get there.
+                Self::Path(path) if hands_over => {
+                    let path = Path::new(OsStr::from_bytes(path.as_bytes()));
+                    let mount = volumes::clone(path, false)?;
+                    sys::mount_setattr(mount.as_fd(), false, sys::MOUNT_ATTR_RDONLY, 0)?;
+                    Ok(Self::Plain(mount))
+                }
+                executable => Ok(executable),
+            };
         }
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         Ok(Self::Plain(rustix::fs::open("/proc/self/exe", flags, Mode::empty())?))

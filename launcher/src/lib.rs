@@ -11,7 +11,8 @@
 //!
 //! Needs Linux 5.12 (recursive `mount_setattr`); `cgroup.kill` needs 5.14 and has a fallback.
 //!
-//! As root the job gets a user namespace with all ids unchanged; as an ordinary user one with its own id alone.
+//! As root the job gets a user namespace with all ids unchanged, or with those of [`IdMapping::Ranges`]; as an ordinary user
+//! one with its own id alone, or with all that its launcher's namespace has.
 //!
 //! For whoever supervises jobs:
 //! - `main` calls [`init_main`] before anything else.
@@ -42,15 +43,18 @@
 //! }
 //! ```
 
+pub mod bridge;
 mod caps;
 pub mod cdi;
 pub mod cgroup;
 mod error;
 mod facts;
+mod firewall;
 mod ids;
 mod init;
 mod job;
 mod launch;
+mod links;
 pub mod message;
 mod network;
 mod os;
@@ -61,6 +65,7 @@ mod seccomp;
 mod spec;
 mod step;
 mod sys;
+mod volumes;
 mod wire;
 
 pub use caps::{CapabilitySet, UnknownCapability};

@@ -12,7 +12,7 @@ use crate::ids::{IdMaps, UserError};
 use crate::process::Process;
 use crate::rlimits::UnknownResource;
 use crate::seccomp::ProfileError;
-use crate::spec::{Mount, Namespace, Network, Root, Spec};
+use crate::spec::{IdMapping, Mount, Namespace, Network, Root, Spec};
 use crate::step::{Flags, Step};
 
 /// What a launch will do.
@@ -20,6 +20,8 @@ use crate::step::{Flags, Step};
 pub struct Plan {
     /// Carried out in the job's namespaces before its program starts.
     pub steps: Vec<Step>,
+    /// The launcher opens all that is to be mounted, as the init may not.
+    pub hands_over: bool,
     /// The maps of the job's user namespace, if it gets one.
     pub ids: Option<IdMaps>,
     /// The program and the rights it starts with.
@@ -67,9 +69,15 @@ pub enum PlanError {
     /// A seccomp profile that can't be used.
     #[error("cannot use the seccomp profile")]
     Profile(#[from] ProfileError),
-    /// Ports can only be published from a private network.
-    #[error("ports can be published only from a private network")]
+    /// Ports can only be published from a network of the job's own that leads somewhere.
+    #[error("ports can be published only from a private or a bridge network")]
     Ports,
+    /// A volume with the ids of a user namespace that the job doesn't have.
+    #[error("the job shares the host's users, so there are no ids to map for the volume {}", .0.display())]
+    VolumeIds(PathBuf),
+    /// A bridge network without a bridge, or the other way round.
+    #[error("a job on a bridge network, and no other, needs a link to the bridge")]
+    Link,
     /// A limit without a sensible value.
     #[error("{value} is no sensible limit for {what}")]
     Limit {
@@ -113,7 +121,7 @@ pub fn plan(spec: &Spec, facts: &HostFacts) -> Result<Plan, PlanError> {
         steps.push(Step::ReadOnlyRoot);
     }
     steps.push(Step::Pivot);
-    Ok(Plan { steps, ids, process })
+    Ok(Plan { steps, hands_over: hands_over(spec), ids, process })
 }
 
 const TTY_GROUP: u32 = 5;
@@ -152,8 +160,19 @@ fn check(spec: &Spec) -> Result<(), PlanError> {
             return Err(PlanError::TreeAt(at.clone()));
         }
     }
-    if !spec.ports.is_empty() && spec.namespaces.network != Network::Private {
+    let network = spec.namespaces.network;
+    if !spec.ports.is_empty() && matches!(network, Network::Host | Network::None) {
         return Err(PlanError::Ports);
+    }
+    if spec.link.is_some() != (network == Network::Bridge) {
+        return Err(PlanError::Link);
+    }
+    for mount in &spec.mounts {
+        if let Mount::Bind { source, ids: Some(IdMapping::Auto | IdMapping::Single), .. } = mount
+            && spec.namespaces.user == Namespace::Host
+        {
+            return Err(PlanError::VolumeIds(source.clone()));
+        }
     }
     let limits = &spec.limits;
     let zero = |what, value: Option<u64>| match value {
@@ -186,8 +205,11 @@ fn surroundings(spec: &Spec, steps: &mut Vec<Step>) {
     if let (Some(name), Namespace::New) = (&spec.hostname, spec.namespaces.uts) {
         steps.push(Step::Hostname(name.clone()));
     }
-    if spec.namespaces.network == Network::None {
+    if matches!(spec.namespaces.network, Network::None | Network::Bridge) {
         steps.push(Step::Loopback);
+    }
+    if let Some(link) = &spec.link {
+        steps.push(Step::Address { address: link.address, gateway: link.gateway });
     }
     steps.push(Step::PrivateMounts);
 }
@@ -195,15 +217,16 @@ fn surroundings(spec: &Spec, steps: &mut Vec<Step>) {
 fn root(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
     match &spec.root {
         Root::Tree(tree) if facts.root_entries.is_empty() => {
-            steps.push(Step::Root { tree: tree.clone(), no_devices: !spec.privileged });
+            let (tree, at) = (tree.clone(), staging(spec, tree));
+            steps.push(Step::Root { tree, at, no_devices: !spec.privileged });
         }
         Root::Tree(tree) => {
-            steps.push(Step::EmptyRoot { at: tree.clone() });
+            steps.push(Step::EmptyRoot { at: staging(spec, tree) });
             let flags = Flags { no_devices: !spec.privileged, ..Flags::default() };
             entries(facts, tree, flags, |name| KERNEL.iter().any(|own| name == *own), steps);
         }
         Root::Host { tree, at } => {
-            steps.push(Step::EmptyRoot { at: tree.clone() });
+            steps.push(Step::EmptyRoot { at: staging(spec, tree) });
             let covered = at.components().nth(1).map(Component::as_os_str);
             let fresh =
                 |name: &OsStr| FRESH.iter().any(|fresh| name == *fresh) || Some(name) == covered;
@@ -216,6 +239,7 @@ fn root(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
                 flags: Flags::DATA.read_only(spec.read_only),
                 recursive: true,
                 follow: false,
+                ids: None,
             });
             if let Some((target, content)) = &facts.resolv_conf {
                 steps.push(Step::File {
@@ -226,6 +250,19 @@ fn root(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
             }
         }
     }
+}
+
+/// Where the new root is attached until it becomes `/`: over the tree itself, unless it may be out of the init's reach.
+fn staging(spec: &Spec, tree: &Path) -> PathBuf {
+    match hands_over(spec) {
+        true => "/tmp".into(),
+        false => tree.to_owned(),
+    }
+}
+
+/// Must the launcher itself open what is mounted? The init of a job with ids of its own is nobody outside.
+fn hands_over(spec: &Spec) -> bool {
+    spec.namespaces.user == Namespace::New && matches!(spec.ids, IdMapping::Ranges { .. })
 }
 
 /// Entries of the host's root that a job gets afresh, or not at all.
@@ -266,6 +303,7 @@ fn entries(
                 flags,
                 recursive: true,
                 follow: false,
+                ids: None,
             },
         });
     }
@@ -289,7 +327,14 @@ fn kernel(kind: &str, target: &str, flags: Flags, options: &[(&str, &str)]) -> S
 
 /// The same path of the host.
 fn host(path: &str, flags: Flags) -> Step {
-    Step::Bind { source: path.into(), target: path.into(), flags, recursive: true, follow: false }
+    Step::Bind {
+        source: path.into(),
+        target: path.into(),
+        flags,
+        recursive: true,
+        follow: false,
+        ids: None,
+    }
 }
 
 fn kernel_filesystems(spec: &Spec, facts: &HostFacts, tty_group: bool, steps: &mut Vec<Step>) {
@@ -374,13 +419,14 @@ fn cgroup_filesystems(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
 fn requested(spec: &Spec, steps: &mut Vec<Step>) {
     for mount in &spec.mounts {
         steps.push(match mount {
-            Mount::Bind { source, target, read_only, recursive, follow } => Step::Bind {
+            Mount::Bind { source, target, read_only, recursive, follow, ids } => Step::Bind {
                 source: source.clone(),
                 target: target.clone(),
                 flags: Flags { no_devices: !spec.privileged, no_suid: true, ..Flags::default() }
                     .read_only(*read_only),
                 recursive: *recursive,
                 follow: *follow,
+                ids: ids.clone(),
             },
             Mount::Tmpfs { target, size, mode, read_only, exec } => tmpfs(
                 target,
@@ -398,6 +444,7 @@ fn requested(spec: &Spec, steps: &mut Vec<Step>) {
                 .read_only(!device.writable),
             recursive: true,
             follow: false,
+            ids: None,
         });
     }
     for file in &spec.files {

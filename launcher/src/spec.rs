@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bridge::Link;
 use crate::cdi::Hook;
 use crate::os;
 
@@ -42,9 +43,13 @@ pub struct Spec {
     /// Which namespaces are the job's own.
     #[serde(default)]
     pub namespaces: Namespaces,
-    /// Ports of the host that lead into the job; for a private network.
+    /// Ports of the host that lead into the job; for a private network. Those of a job on a bridge are the business of
+    /// whoever makes the bridge.
     #[serde(default)]
     pub ports: Vec<PortForward>,
+    /// How the job is connected; for [`Network::Bridge`].
+    #[serde(default)]
+    pub link: Option<Link>,
     /// How users of the job map to users outside.
     #[serde(default)]
     pub ids: IdMapping,
@@ -130,6 +135,7 @@ impl Spec {
             hostname: None,
             namespaces: Namespaces::default(),
             ports: Vec::new(),
+            link: None,
             ids: IdMapping::default(),
             mounts: Vec::new(),
             files: Vec::new(),
@@ -225,6 +231,8 @@ pub enum Network {
     /// A network of its own, connected to the launcher's by `pasta`: outgoing connections work, incoming ones reach the
     /// [`Spec::ports`]. Needs no root. Name servers are found at [`crate::PRIVATE_DNS`].
     Private,
+    /// A network of its own, connected by [`Spec::link`] to a bridge of the host's. Needs root.
+    Bridge,
 }
 
 /// A port of the host that leads to a port of a job with a private network.
@@ -303,6 +311,11 @@ pub enum Mount {
         /// Whether mounts made later on the host's side appear in the job (`rslave`). Never the other way round.
         #[serde(default)]
         follow: bool,
+        /// Show its files with other owners than they have: those of the job's own user namespace for
+        /// [`IdMapping::Auto`], so that its root is root on the volume; otherwise by the ranges, of which `outside` are the
+        /// ids on the file system and `inside` those that the job sees. Needs root and a file system that can be mounted so.
+        #[serde(default)]
+        ids: Option<IdMapping>,
     },
     /// A file system in memory.
     Tmpfs {

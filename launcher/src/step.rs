@@ -1,12 +1,15 @@
 //! The steps by which a job's surroundings are built, as data: printed by a dry run, compared by tests, carried out by the init.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::cdi::Hook;
 use crate::os;
+use crate::spec::IdMapping;
 
 /// One step of the init, in the namespaces of the job. Targets are paths in the job's root, and links in them never lead out of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +21,13 @@ pub enum Step {
     Hostname(String),
     /// Bring the loopback interface up.
     Loopback,
+    /// Give the interface that leads to the bridge its address, and bring it up.
+    Address {
+        /// With the length of the network's prefix.
+        address: Ipv4Net,
+        /// Where everything else is found.
+        gateway: Option<Ipv4Addr>,
+    },
     /// Stop mounts from travelling between the job and the host.
     PrivateMounts,
     /// Take this directory as the new root.
@@ -25,6 +35,9 @@ pub enum Step {
         /// The directory.
         #[serde(with = "os")]
         tree: PathBuf,
+        /// Where it is attached meanwhile.
+        #[serde(with = "os")]
+        at: PathBuf,
         /// Device nodes in it have no effect.
         no_devices: bool,
     },
@@ -57,6 +70,9 @@ pub enum Step {
         recursive: bool,
         /// Mounts made later on the host appear in the job.
         follow: bool,
+        /// Its files have other owners in the job; the launcher hands over such a mount.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        ids: Option<IdMapping>,
     },
     /// Mount a file system of the kernel's.
     Filesystem {
@@ -166,6 +182,7 @@ impl fmt::Display for Step {
             Self::CgroupNamespace => write!(f, "make a cgroup namespace"),
             Self::Hostname(name) => write!(f, "set the host name {name}"),
             Self::Loopback => write!(f, "bring the loopback interface up"),
+            Self::Address { address, .. } => write!(f, "take the address {address}"),
             Self::PrivateMounts => write!(f, "make mounts private"),
             Self::Root { tree, .. } => write!(f, "take {} as the root", tree.display()),
             Self::EmptyRoot { at } => write!(f, "put a root together at {}", at.display()),

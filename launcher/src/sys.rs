@@ -394,6 +394,7 @@ pub(crate) const MOUNT_ATTR_RDONLY: u64 = 0x1;
 pub(crate) const MOUNT_ATTR_NOSUID: u64 = 0x2;
 pub(crate) const MOUNT_ATTR_NODEV: u64 = 0x4;
 pub(crate) const MOUNT_ATTR_NOEXEC: u64 = 0x8;
+const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
 
 #[repr(C)]
 struct MountAttr {
@@ -434,11 +435,14 @@ pub(crate) fn mount_setattr(
     propagation: u64,
 ) -> io::Result<()> {
     let at = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
-    if mount_setattr_raw(fd.as_raw_fd(), at, set, 0, propagation, -1) == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    check(mount_setattr_raw(fd.as_raw_fd(), at, set, 0, propagation, -1) as libc::c_int)
+}
+
+/// Lets the mount at `fd`, and those below it, show the owners of files as a user namespace maps them.
+pub(crate) fn map_mount(fd: BorrowedFd<'_>, users: BorrowedFd<'_>) -> io::Result<()> {
+    let at = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    let (fd, users) = (fd.as_raw_fd(), users.as_raw_fd());
+    check(mount_setattr_raw(fd, at, MOUNT_ATTR_IDMAP, 0, 0, users) as libc::c_int)
 }
 
 /// Installs a filter of system calls for this process and all that it starts.

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::IdMaps;
 pub(crate) use crate::message::{
     Message, from_memory, pair, receive, report_pair, send, to_memory,
 };
@@ -24,6 +25,11 @@ pub(crate) struct Start {
     pub(crate) stdio: Streams,
     /// The job has its own process namespace, so its end is the end of all its processes.
     pub(crate) own_pids: bool,
+    /// The launcher hands over all that is to be mounted, not just what takes its rights.
+    pub(crate) handed_over: bool,
+    /// The maps of the job's user namespace, for the launcher's own use.
+    #[serde(skip)]
+    pub(crate) ids: Option<IdMaps>,
     /// Kill the init when the thread that started it ends.
     pub(crate) die_with_parent: bool,
 }
@@ -40,6 +46,8 @@ pub(crate) enum Streams {
 /// From the launcher to the init.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Command {
+    /// Here is a mount for the next step that needs one; before anything else.
+    Mount,
     /// Start a further program. Descriptors: the [`Process`] in a memory file, its report socket, three streams if given.
     Exec(Streams),
     /// Send a signal to the job's own program.

@@ -50,6 +50,7 @@ fn a_tree_as_the_root() {
         read_only: true,
         recursive: true,
         follow: false,
+        ids: None,
     });
     let words = words(&spec, &root_facts());
     let expected = "\

@@ -7,6 +7,7 @@
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mica_mounter::{ChunkTable, MountOptions, Stack, StackLayer, Trace, Upper, Verify, mount};
 
@@ -32,6 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             "--verify" => verify = value.parse()?,
             "--passthrough" => options.passthrough = value.parse()?,
+            "--complete-after" => options.complete_after = Duration::from_millis(value.parse()?),
             "--cache" => options.block_cache_bytes = value.parse()?,
             _ => return Err(format!("unknown flag {flag}").into()),
         }

@@ -27,6 +27,8 @@ struct Inner {
     queue: VecDeque<BlockKey>,
     bytes: usize,
     spare: Vec<Vec<u8>>,
+    /// Threads that wait for another's decoding: mostly none, and waking nobody costs a system call too.
+    waiting: usize,
 }
 
 enum Slot {
@@ -71,7 +73,9 @@ impl BlockCache {
                     return Ok(Arc::clone(data));
                 }
                 Some(Slot::Pending) => {
+                    inner.waiting += 1;
                     inner = self.decoded.wait(inner).unwrap_or_else(PoisonError::into_inner);
+                    inner.waiting -= 1;
                 }
                 None => break,
             }
@@ -123,8 +127,11 @@ impl Drop for Pending<'_> {
         if matches!(inner.slots.get(&self.key), Some(Slot::Pending)) {
             inner.slots.remove(&self.key);
         }
+        let waited_for = inner.waiting > 0;
         drop(inner);
-        self.cache.decoded.notify_all();
+        if waited_for {
+            self.cache.decoded.notify_all();
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 use rustix::thread::CapabilitySet;
 
 use crate::kind::Kind;
+use crate::options::Owners;
 
 /// The ids that are mapped, and the one shown in place of others.
 #[derive(Debug, Clone)]
@@ -17,7 +18,8 @@ pub(crate) struct Ids {
 
 #[derive(Debug, Clone)]
 struct Ranges {
-    mapped: Vec<(u32, u32)>,
+    /// First id in the layers, first id shown, how many.
+    mapped: Vec<[u32; 3]>,
     fallback: u32,
 }
 
@@ -33,16 +35,21 @@ impl Ranges {
                 else {
                     return None;
                 };
-                Some((first, count))
+                Some([first, first, count])
             })
             .collect();
         Ranges { mapped, fallback }
     }
 
     fn show(&self, id: u32) -> u32 {
-        let known = self.mapped.is_empty()
-            || self.mapped.iter().any(|&(first, count)| id >= first && id - first < count);
-        if known { id } else { self.fallback }
+        if self.mapped.is_empty() {
+            return id;
+        }
+        let within = |&&[first, _, count]: &&[u32; 3]| id >= first && id - first < count;
+        self.mapped
+            .iter()
+            .find(within)
+            .map_or(self.fallback, |[first, shown, _]| shown + (id - first))
     }
 }
 
@@ -51,9 +58,25 @@ impl Ids {
         Ids { uids: Ranges::parse(uid_map, uid), gids: Ranges::parse(gid_map, gid) }
     }
 
+    /// As asked for, or else by the namespace this process is in.
+    pub(crate) fn of(owners: Option<&Owners>) -> Ids {
+        let Some(Owners { uids, gids }) = owners else { return Ids::of_this_process() };
+        let ranges = |mapped: &[[u32; 3]]| {
+            // The kernel refuses a map that runs over, so this one can't be anybody's.
+            let mapped: Vec<_> = mapped
+                .iter()
+                .copied()
+                .filter(|[_, shown, count]| shown.checked_add(*count).is_some())
+                .collect();
+            let fallback = mapped.first().map_or(0, |[_, shown, _]| *shown);
+            Ranges { mapped, fallback }
+        };
+        Ids { uids: ranges(uids), gids: ranges(gids) }
+    }
+
     /// The namespace this process is in.
     #[allow(clippy::disallowed_methods)]
-    pub(crate) fn of_this_process() -> Ids {
+    fn of_this_process() -> Ids {
         let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
         let (uid, gid) = (uid.as_raw(), gid.as_raw());
         let may_chown = rustix::thread::capabilities(None)
@@ -130,6 +153,14 @@ mod tests {
         assert_eq!((ids.uid(0), ids.uid(33), ids.uid(70000)), (0, 33, 0));
         assert_eq!((ids.gid(0), ids.gid(33)), (0, 0));
         assert_eq!(Ids::new("", "", 5, 5).uid(33), 33);
+    }
+
+    #[test]
+    fn owners_are_shifted_for_jobs_whose_root_is_another() {
+        let uids = vec![[0, 100_000, 1000], [1000, 300_000, 10]];
+        let ids = Ids::of(Some(&Owners { uids, gids: vec![[0, 5, 1]] }));
+        assert_eq!([0, 33, 1001, 5000].map(|id| ids.uid(id)), [100_000, 100_033, 300_001, 100_000]);
+        assert_eq!((ids.gid(0), ids.gid(7)), (5, 5));
     }
 
     #[test]

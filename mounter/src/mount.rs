@@ -78,14 +78,19 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
     let id = mount_id(&path).map_err(|errno| failed(errno.into()));
     let (alive, ended): (Sender<()>, _) = channel();
     let served = Arc::clone(&shared);
-    let complete = options.upper.as_ref().is_some_and(|upper| !upper.thrown_away);
+    let kept = options.upper.as_ref().is_some_and(|upper| !upper.thrown_away);
+    let completer = if kept { complete(&shared, options.complete_after) } else { None };
     let serving = std::thread::Builder::new()
         .name("mica-mount".to_owned())
         .spawn(move || {
             let result = session.run();
             drop(alive);
             served.tree.lower.end();
-            if complete {
+            served.tree.end_background();
+            if completer.is_some_and(|completer| completer.join().is_err()) {
+                tracing::error!("bug: completing files in the background panicked");
+            }
+            if kept {
                 served.tree.complete_all();
             }
             result
@@ -94,6 +99,7 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
     let (id, serving) = match (id, serving) {
         (Ok(id), Ok(serving)) => (id, serving),
         (Err(error), _) | (_, Err(error)) => {
+            shared.tree.end_background();
             take_down(&path, helper, true).ok();
             return Err(error);
         }
@@ -112,8 +118,12 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
 }
 
 fn tree(stack: Stack, options: &MountOptions) -> Result<Tree, MountError> {
-    let lower =
-        Lower::new(stack, Ids::of_this_process(), options.block_cache_bytes, options.record_trace);
+    let lower = Lower::new(
+        stack,
+        Ids::of(options.owners.as_ref()),
+        options.block_cache_bytes,
+        options.record_trace,
+    );
     let Some(upper) = &options.upper else { return Ok(Tree::new(lower, None)?) };
     let marks = match options.marks {
         Marks::Auto => None,
@@ -239,6 +249,19 @@ pub fn detach_dead(mountpoint: &Path) -> io::Result<bool> {
             Ok(true)
         }
         _ => Ok(false),
+    }
+}
+
+/// Starts to complete in the background what is copied up in part, until the mount ends.
+fn complete(shared: &Arc<Shared>, delay: Duration) -> Option<JoinHandle<()>> {
+    let shared = Arc::clone(shared);
+    let work = move || shared.tree.complete_in_background(delay);
+    match std::thread::Builder::new().name("mica-complete".to_owned()).spawn(work) {
+        Ok(thread) => Some(thread),
+        Err(error) => {
+            tracing::warn!(%error, "no thread to complete files: they are when the mount ends");
+            None
+        }
     }
 }
 

@@ -42,6 +42,16 @@ pub enum Marks {
     User,
 }
 
+/// Whom the files of the layers belong to for jobs whose root is another user outside: runs of `[first id in the layers, first
+/// id shown, how many]`. Those of no run are shown as the root's. Files of the upper belong to those whom the map shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owners {
+    /// Users.
+    pub uids: Vec<[u32; 3]>,
+    /// Groups.
+    pub gids: Vec<[u32; 3]>,
+}
+
 /// How to mount a stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountOptions {
@@ -58,6 +68,8 @@ pub struct MountOptions {
     pub suid: bool,
     /// Let device nodes of the mount be opened.
     pub dev: bool,
+    /// Show the layers' files as belonging to others.
+    pub owners: Option<Owners>,
     /// Unmount when nothing was asked for so long and nothing is in use.
     pub idle_timeout: Option<Duration>,
     /// Threads that answer requests; at least 1. More than a few lose more than they win.
@@ -68,6 +80,8 @@ pub struct MountOptions {
     /// Let the kernel read and write the upper's files by itself, where it does: only root may ask it to. Not together
     /// with `suid`: a file that is made set-user-id while it is open would keep that when it is written.
     pub passthrough: bool,
+    /// How long after a file was copied up in part the rest follows in the background, unless the upper is thrown away.
+    pub complete_after: Duration,
     /// Note which blocks are read in which order: see [`crate::Mount::trace`].
     pub record_trace: bool,
     /// Blocks to decode before they are asked for: what an earlier mount of these images noted.
@@ -85,10 +99,12 @@ impl Default for MountOptions {
             allow_other: None,
             suid: false,
             dev: false,
+            owners: None,
             idle_timeout: None,
             threads: 2,
             readahead_kib: None,
             passthrough: true,
+            complete_after: Duration::from_secs(5),
             record_trace: false,
             trace: None,
             name: "mica".to_owned(),

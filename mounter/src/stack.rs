@@ -8,6 +8,7 @@ use mica_squashfs::chunks::ChunkTable;
 use mica_squashfs::read::OpenFault;
 use mica_squashfs::{Image, OpenError, OpenOptions, Source};
 
+use crate::readahead::ImageFile;
 use crate::verify::{Verified, Verify};
 
 /// One image of a stack, and what messages call it.
@@ -22,8 +23,8 @@ pub struct StackLayer {
 impl StackLayer {
     /// Opens an image file, plain squashfs or XAR, as a layer.
     pub fn open(name: impl Into<String>, image: &Path) -> Result<StackLayer, OpenError> {
-        let image = Arc::new(Image::open(image, &OpenOptions::default())?);
-        Ok(StackLayer { name: name.into(), image })
+        let opened = open_source(image, Box::new(open_file(image)?))?;
+        Ok(StackLayer { name: name.into(), image: Arc::new(opened) })
     }
 
     /// Opens an image whose bytes come from anywhere, such as one that is still being fetched.
@@ -46,14 +47,25 @@ impl StackLayer {
         if verify == Verify::Never {
             return StackLayer::open(name, image);
         }
-        let named = |fault| OpenError { name: image.display().to_string(), fault };
-        #[allow(clippy::disallowed_methods)] // the error names it
-        let file = File::open(image).map_err(|error| named(OpenFault::Io(error)))?;
-        let source = Verified::new(file, table, verify == Verify::Always);
-        let opened = Image::from_source(Box::new(source), &OpenOptions::default());
-        let opened = opened.map_err(|error| named(error.fault))?;
+        let source = Verified::new(open_file(image)?, table, verify == Verify::Always);
+        let opened = open_source(image, Box::new(source))?;
         Ok(StackLayer { name: name.into(), image: Arc::new(opened) })
     }
+}
+
+fn named(image: &Path, fault: OpenFault) -> OpenError {
+    OpenError { name: image.display().to_string(), fault }
+}
+
+fn open_file(image: &Path) -> Result<ImageFile, OpenError> {
+    #[allow(clippy::disallowed_methods)] // the error names it
+    let file = File::open(image).map_err(|error| named(image, OpenFault::Io(error)))?;
+    Ok(ImageFile::new(file))
+}
+
+fn open_source(image: &Path, source: Box<dyn Source>) -> Result<Image, OpenError> {
+    let opened = Image::from_source(source, &OpenOptions::default());
+    opened.map_err(|error| named(image, error.fault))
 }
 
 /// Images in overlay order.

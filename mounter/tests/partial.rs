@@ -7,8 +7,9 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use mica_mounter::Upper;
+use mica_mounter::{MountOptions, Upper};
 use mica_squashfs::Image;
 use proptest::prelude::*;
 use rustix::fs::FallocateFlags;
@@ -47,6 +48,49 @@ fn marks(path: &Path) -> usize {
 fn crashing(scratch: &mut Scratch, image: &Arc<Image>) {
     let upper = Upper { thrown_away: true, ..Upper::new(scratch.upper()) };
     scratch.mount_upper(stack([Arc::clone(image)]), Some(upper));
+}
+
+/// A mount that completes files at once, beside those who use them.
+fn hurrying(scratch: &mut Scratch, image: &Arc<Image>) {
+    let options = MountOptions {
+        upper: Some(Upper::new(scratch.upper())),
+        complete_after: Duration::ZERO,
+        ..MountOptions::default()
+    };
+    scratch.mount_with(stack([Arc::clone(image)]), &options);
+}
+
+#[test]
+fn the_rest_follows_in_the_background_and_nobody_sees_it_come() {
+    let image = image();
+    let mut scratch = Scratch::new(stack([Arc::clone(&image)]), false);
+    scratch.unmount();
+    hurrying(&mut scratch, &image);
+    let path = scratch.path("d/big");
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_at(b"x", 5).unwrap();
+    let seen = || {
+        let flags = rustix::fs::AtFlags::STATX_FORCE_SYNC;
+        let stat =
+            rustix::fs::statx(rustix::fs::CWD, &path, flags, rustix::fs::StatxFlags::BASIC_STATS);
+        let stat = stat.unwrap();
+        (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec, stat.stx_mode)
+    };
+    let (before, copy) = (seen(), scratch.upper().join("d/big"));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while marks(&copy) > 0 {
+        assert_eq!(seen(), before);
+        assert!(Instant::now() < deadline, "it is not completed");
+    }
+    assert_eq!(seen(), before);
+    let mut want = content();
+    want[5] = b'x';
+    assert_eq!(fs::read(&copy).unwrap(), want);
+    assert_eq!(fs::read(&path).unwrap(), want);
+    file.write_at(b"yz", 600_000).unwrap();
+    want[600_000..600_002].copy_from_slice(b"yz");
+    assert_eq!(fs::read(&copy).unwrap(), want);
+    scratch.unmount();
 }
 
 #[test]
@@ -163,6 +207,7 @@ enum Op {
     Copy(u64, u64),
     Crash,
     Remount,
+    Hurry,
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -179,6 +224,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => (at.clone(), at).prop_map(|(from, to)| Op::Copy(from, to)),
         2 => Just(Op::Crash),
         1 => Just(Op::Remount),
+        2 => Just(Op::Hurry),
     ];
     prop::collection::vec(op, 1..12)
 }
@@ -211,7 +257,7 @@ fn run(path: &Path, op: &Op) -> Result<Vec<u8>, rustix::io::Errno> {
             let (from, to) = (Some(&mut from), Some(&mut to));
             rustix::fs::copy_file_range(&file, from, &file, to, 20_000)?;
         }
-        Op::Crash | Op::Remount => {}
+        Op::Crash | Op::Remount | Op::Hurry => {}
     }
     Ok(out)
 }
@@ -232,9 +278,10 @@ proptest! {
         scratch.unmount();
         crashing(&mut scratch, &image);
         for op in &ops {
-            if matches!(op, Op::Crash | Op::Remount) {
+            if matches!(op, Op::Crash | Op::Remount | Op::Hurry) {
                 scratch.unmount();
                 match op {
+                    Op::Hurry => hurrying(&mut scratch, &image),
                     Op::Crash => crashing(&mut scratch, &image),
                     _ => scratch.mount(stack([Arc::clone(&image)]), true),
                 }

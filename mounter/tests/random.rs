@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use mica_mounter::{Marks, MountOptions, Upper};
 use proptest::prelude::*;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, XattrFlags};
 use rustix::io::Errno;
@@ -188,7 +189,7 @@ fn plain(root: &Path) {
 }
 
 /// The tree as the kernel's overlayfs shows the upper over the same layers.
-fn by_the_kernel(scratch: &Scratch, layers: &[Vec<u8>]) -> BTreeMap<String, String> {
+fn by_the_kernel(scratch: &Scratch, layers: &[Vec<u8>], form: &str) -> BTreeMap<String, String> {
     let mut lower = Vec::new();
     for (index, bytes) in layers.iter().enumerate() {
         let (image, dir) = (
@@ -204,7 +205,7 @@ fn by_the_kernel(scratch: &Scratch, layers: &[Vec<u8>]) -> BTreeMap<String, Stri
         lower.push(dir.to_str().unwrap().to_owned());
     }
     let options = format!(
-        "lowerdir={},upperdir={},workdir={}.work,redirect_dir=on,index=off",
+        "lowerdir={},upperdir={},workdir={}.work,index=off,{form}",
         lower.join(":"),
         scratch.upper().display(),
         scratch.upper().display()
@@ -224,6 +225,35 @@ fn run_tool(program: &str, args: &[&str]) {
         output.status.success(),
         "this test needs root, squashfs and overlayfs: {program} {args:?}: {text}"
     );
+}
+
+/// In the form that users other than root have, whose marks the kernel reads with `userxattr`; it follows no renamed
+/// directories then.
+#[test]
+fn the_kernel_takes_over_an_upper_with_marks_of_users() {
+    let base = Layer::new()
+        .file("big", vec![1; 1 << 20])
+        .file("d/a", "a")
+        .file("d/s/b", "b")
+        .file("e/f", "f")
+        .file("gone/deep/x", "x");
+    let bytes = [Layer::new().file("d/top", "top").bytes(), base.bytes()];
+    let stacked = || stack(bytes.iter().map(|bytes| image(bytes.clone())));
+    let mut scratch = Scratch::new(stacked(), false);
+    scratch.unmount();
+    let (upper, marks) = (Some(Upper::new(scratch.upper())), Marks::User);
+    scratch.mount_with(stacked(), &MountOptions { upper, marks, ..MountOptions::default() });
+    let append = OFlags::WRONLY | OFlags::APPEND;
+    write(scratch.path("big"), append, b"more").unwrap();
+    fs::remove_file(scratch.path("d/a")).unwrap();
+    fs::rename(scratch.path("d/s/b"), scratch.path("moved")).unwrap();
+    fs::remove_dir_all(scratch.path("gone")).unwrap();
+    fs::remove_dir_all(scratch.path("e")).unwrap();
+    fs::create_dir(scratch.path("e")).unwrap();
+    fs::write(scratch.path("e/new"), "new").unwrap();
+    let want = tree(&scratch.root());
+    scratch.unmount();
+    assert_eq!(by_the_kernel(&scratch, &bytes, "userxattr"), want);
 }
 
 proptest! {
@@ -246,6 +276,6 @@ proptest! {
         scratch.mount(stacked(), true);
         prop_assert_eq!(&tree(&scratch.root()), &want, "after a remount");
         scratch.unmount();
-        prop_assert_eq!(&by_the_kernel(&scratch, &bytes), &want, "by the kernel's overlayfs");
+        prop_assert_eq!(&by_the_kernel(&scratch, &bytes, "redirect_dir=on"), &want, "by the kernel's overlayfs");
     }
 }

@@ -1,5 +1,6 @@
 //! Packs a directory:
-//! `cargo run --release -p mica-packer --example pack -- DIR IMAGE [--level N] [--jobs N] [--index] [--previous FILE]`.
+//! `cargo run --release -p mica-packer --example pack -- DIR IMAGE [--level N] [--jobs N] [--index] [--previous FILE]
+//! [--scan-cache FILE] [--no-sync]`.
 #![allow(clippy::print_stdout)]
 
 use std::path::Path;
@@ -9,9 +10,7 @@ use mica_packer::{PackOptions, pack_dir};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args_os().skip(1);
     let (Some(dir), Some(image)) = (args.next(), args.next()) else {
-        return Err(
-            "usage: pack DIR IMAGE [--level N] [--jobs N] [--index] [--previous FILE]".into()
-        );
+        return Err("usage: pack DIR IMAGE [FLAG]…".into());
     };
     let mut options = PackOptions::default();
     while let Some(flag) = args.next() {
@@ -21,6 +20,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             Some("--jobs") => options.jobs = Some(value()?.to_string_lossy().parse()?),
             Some("--index") => options.index = true,
             Some("--previous") => options.previous = Some(value()?.into()),
+            Some("--scan-cache") => options.scan_cache = Some(value()?.into()),
+            Some("--no-sync") => options.durable = false,
             _ => return Err(format!("unknown flag {}", flag.display()).into()),
         }
     }

@@ -5,6 +5,8 @@
 //! at the end, when header and superblock have been filled in.
 
 use std::io::{self, Seek, SeekFrom, Write};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
 
 use blake3::Hasher;
 use blake3::hazmat::{
@@ -86,24 +88,54 @@ fn merged(groups: &[ChainingValue]) -> ChainingValue {
     merge_subtrees_non_root(&merged(left), &merged(right), Mode::Hash)
 }
 
-/// Passes writes on and hashes them: the whole file, and what follows `offset`.
+/// Bytes that are written and hashed at a time: a multiple of [`GROUP`], so that pieces of any
+/// length are hashed as fast as long ones.
+const STEP: usize = 8 * GROUP as usize;
+/// Steps that may wait to be hashed.
+const AHEAD: usize = 4;
+
+/// Passes writes on and hashes them on a thread of its own: the whole file, and what follows
+/// `offset`.
 ///
 /// Writes go forward, but for those that replace bytes near the start of the file.
 pub(crate) struct HashingWriter<'f, W> {
     out: &'f mut W,
-    position: u64,
     offset: u64,
-    whole: LateHead,
-    payload: LateHead,
+    /// Where the next write goes.
+    position: u64,
+    /// Where all that was written ends, the open step included.
+    end: u64,
+    /// What is not passed on yet.
+    step: Vec<u8>,
+    steps: SyncSender<Vec<u8>>,
+    /// Steps that were hashed come back as buffers.
+    spare: Receiver<Vec<u8>>,
+    hashing: JoinHandle<(LateHead, LateHead)>,
+    /// What was replaced: position and bytes.
+    replaced: Vec<(u64, Vec<u8>)>,
 }
 
 impl<'f, W: Write + Seek> HashingWriter<'f, W> {
     /// Leaves the first `offset` bytes of `out` to be filled in by [`HashingWriter::finish`].
     pub(crate) fn new(out: &'f mut W, offset: u64) -> io::Result<Self> {
-        let mut whole = LateHead::new();
-        whole.update(&vec![0; offset as usize]);
         out.seek(SeekFrom::Start(offset))?;
-        Ok(Self { out, position: offset, offset, whole, payload: LateHead::new() })
+        let (steps, incoming) = sync_channel::<Vec<u8>>(AHEAD);
+        let (outgoing, spare) = sync_channel(AHEAD + 2);
+        let hash = move || {
+            let (mut whole, mut payload) = (LateHead::new(), LateHead::new());
+            whole.update(&vec![0; offset as usize]);
+            for step in incoming {
+                whole.update(&step);
+                payload.update(&step);
+                // No error: whoever wrote may have ended.
+                drop(outgoing.try_send(step));
+            }
+            (whole, payload)
+        };
+        let hashing = std::thread::Builder::new().name("hash".to_owned()).spawn(hash)?;
+        let (position, end, replaced) = (offset, offset, Vec::new());
+        let step = Vec::with_capacity(STEP);
+        Ok(Self { out, offset, position, end, step, steps, spare, hashing, replaced })
     }
 
     /// Writes the first bytes, which `header` makes of the digest of the rest; returns the digest
@@ -112,38 +144,68 @@ impl<'f, W: Write + Seek> HashingWriter<'f, W> {
         mut self,
         header: impl FnOnce(&Digest) -> Result<Vec<u8>, E>,
     ) -> Result<Digest, E> {
+        self.pass_on()?;
+        drop(self.steps);
+        let broke_off = |_| io::Error::other("the hashing thread broke off");
+        let (mut whole, mut payload) = self.hashing.join().map_err(broke_off)?;
+        for (at, bytes) in &self.replaced {
+            whole.replace(*at as usize, bytes)?;
+            payload.replace((at - self.offset) as usize, bytes)?;
+        }
         if self.offset > 0 {
-            let header = header(&self.payload.finish())?;
+            let header = header(&payload.finish())?;
             self.out.seek(SeekFrom::Start(0))?;
             self.out.write_all(&header)?;
-            self.whole.replace(0, &header)?;
+            whole.replace(0, &header)?;
         }
-        Ok(self.whole.finish())
+        Ok(whole.finish())
+    }
+}
+
+impl<W: Write> HashingWriter<'_, W> {
+    /// Writes the open step and has it hashed.
+    fn pass_on(&mut self) -> io::Result<()> {
+        if self.step.is_empty() {
+            return Ok(());
+        }
+        self.out.write_all(&self.step)?;
+        let mut next = self.spare.try_recv().unwrap_or_else(|_| Vec::with_capacity(STEP));
+        next.clear();
+        let step = std::mem::replace(&mut self.step, next);
+        // A thread that is gone panicked, which `finish` reports.
+        drop(self.steps.send(step));
+        Ok(())
     }
 }
 
 impl<W: Write> Write for HashingWriter<'_, W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        let bytes = &bytes[..written];
-        if self.position == self.whole.length {
-            self.whole.update(bytes);
-            self.payload.update(bytes);
+        let written = if self.position == self.end {
+            let written = bytes.len().min(STEP - self.step.len());
+            self.step.extend_from_slice(&bytes[..written]);
+            if self.step.len() == STEP {
+                self.pass_on()?;
+            }
+            self.end += written as u64;
+            written
         } else {
-            self.whole.replace(self.position as usize, bytes)?;
-            self.payload.replace((self.position - self.offset) as usize, bytes)?;
-        }
+            let written = self.out.write(bytes)?;
+            self.replaced.push((self.position, bytes[..written].to_vec()));
+            written
+        };
         self.position += written as u64;
         Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.pass_on()?;
         self.out.flush()
     }
 }
 
-impl<W: Seek> Seek for HashingWriter<'_, W> {
+impl<W: Write + Seek> Seek for HashingWriter<'_, W> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.pass_on()?;
         self.position = self.out.seek(to)?;
         Ok(self.position)
     }
@@ -155,7 +217,9 @@ mod tests {
 
     #[test]
     fn digests_are_those_of_the_bytes() {
-        for length in [0, 1, 4096, 65_535, 65_536, 65_537, 131_072, 200_000, 655_360, 1_000_001] {
+        for length in
+            [0, 1, 4096, 65_535, 65_536, 65_537, 131_072, 200_000, 655_360, 1_000_001, 5_300_000]
+        {
             for offset in [0_usize, 4096] {
                 let data: Vec<u8> = (0..length).map(|i: usize| (i * i / 7) as u8).collect();
                 let mut out = io::Cursor::new(Vec::new());

@@ -15,7 +15,7 @@ use crate::place::Unfinished;
 use crate::previous;
 use crate::scan::{Notice, Output, Scan, ScanError, scan_dir, scan_dir_unless, scan_outputs};
 use crate::unchanged::{self, Made};
-use crate::{Header, PackOptions, ScanCache, ScanOptions};
+use crate::{Header, PackOptions, ScanCache};
 
 /// The key of the XAR header that says how the image was packed.
 pub(crate) const PACKING: &str = "MICA_PACKING";
@@ -90,16 +90,22 @@ pub fn pack_dir(dir: &Path, image: &Path, options: &PackOptions) -> Result<Packe
         return Ok(Packed { elapsed: started.elapsed(), ..packed });
     };
     let made = Made::find(image, cache, options);
-    let known = Some(Arc::new(ScanCache::load(cache)));
     let is_known = |found: &[u8; 32]| made.as_ref().is_some_and(|made| made.is_of(found, options));
-    let scan = scan_dir_unless(dir, &ScanOptions { cache: known, ..options.scan() }, is_known)?;
+    let scan = scan_dir_unless(dir, &options.scan(), is_known, || ScanCache::load(cache))?;
     let Some(scan) = scan else {
         let packed = made.expect("only what was made is known").into_packed();
         return Ok(Packed { elapsed: started.elapsed(), ..packed });
     };
-    let packed = pack_scan(&scan, image, options)?;
+    let (unfinished, packed) = write_image(&scan, image, options)?;
+    let (named, known) = std::thread::scope(|scope| {
+        // The disk is busy with the image meanwhile.
+        let known = scope.spawn(|| ScanCache::of(&scan));
+        (name(unfinished, options), known.join())
+    });
+    named.map_err(|source| PackError::Output { image: image.to_owned(), source })?;
+    let known = known.unwrap_or_default();
     let last = unchanged::encode(&scan, image, &packed, options);
-    let saved = ScanCache::of(&scan).save_with(cache, &last);
+    let saved = known.save_with(cache, &last);
     saved.map_err(|source| PackError::Output { image: cache.clone(), source })?;
     Ok(Packed { elapsed: started.elapsed(), ..packed })
 }
@@ -136,6 +142,22 @@ fn beside(image: &Path, suffix: &str) -> PathBuf {
 /// Packs what was scanned.
 pub fn pack_scan(scan: &Scan, image: &Path, options: &PackOptions) -> Result<Packed, PackError> {
     let started = Instant::now();
+    let (unfinished, packed) = write_image(scan, image, options)?;
+    name(unfinished, options)
+        .map_err(|source| PackError::Output { image: image.to_owned(), source })?;
+    Ok(Packed { elapsed: started.elapsed(), ..packed })
+}
+
+fn name(unfinished: Unfinished, options: &PackOptions) -> io::Result<()> {
+    if options.durable { unfinished.finish() } else { unfinished.name() }
+}
+
+/// An image that lacks nothing but its name; what lies beside it is there.
+fn write_image(
+    scan: &Scan,
+    image: &Path,
+    options: &PackOptions,
+) -> Result<(Unfinished, Packed), PackError> {
     let failed = |source| PackError::Output { image: image.to_owned(), source };
     let previous = options.previous.as_deref().and_then(|path| previous::open(path, options));
     let write_options = WriteOptions { previous: previous.map(Arc::new), ..options.write() };
@@ -162,9 +184,7 @@ pub fn pack_scan(scan: &Scan, image: &Path, options: &PackOptions) -> Result<Pac
         // It only saves time, and is of no use where its image is not the one it was made for.
         place(&index_path(image), &index.encode(), false)?;
     }
-    let named = if options.durable { unfinished.finish() } else { unfinished.name() };
-    named.map_err(failed)?;
-    Ok(Packed {
+    let packed = Packed {
         digest,
         size: offset + summary.bytes,
         inodes: summary.inodes.into(),
@@ -175,8 +195,9 @@ pub fn pack_scan(scan: &Scan, image: &Path, options: &PackOptions) -> Result<Pac
         unchanged: false,
         chunks,
         notices: scan.notices.clone(),
-        elapsed: started.elapsed(),
-    })
+        elapsed: Duration::ZERO,
+    };
+    Ok((unfinished, packed))
 }
 
 /// The chunks of the whole file: the header is one of its own.

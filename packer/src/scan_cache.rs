@@ -17,6 +17,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -41,14 +42,14 @@ const LAST_MAX: usize = 4096;
 pub struct ScanCache {
     entries: Vec<u8>,
     /// Where the entries of a device and inode are in `entries`; made when it is first needed.
-    index: OnceLock<HashMap<[u8; 16], usize>>,
+    index: OnceLock<Index>,
 }
 
 impl ScanCache {
     /// What can be remembered of a scan whose files have been read.
     pub fn of(scan: &Scan) -> Self {
-        // A label that was left out leaves no trace in the tree.
-        let labelled = scan.notices.iter().any(|notice| notice.change == Change::SelinuxLabel);
+        // What was left out leaves no trace in the tree.
+        let complete = scan.notices.iter().all(|notice| notice.change == Change::TimeBeforeEpoch);
         // Most files are one piece.
         let mut entries = Vec::with_capacity(scan.files as usize * (HEAD + PIECE));
         for id in scan.tree.ids() {
@@ -60,7 +61,7 @@ impl ScanCache {
             let pieces = content.known_digest().map(ContentDigest::pieces);
             let count = pieces.map_or(UNKNOWN, |pieces| pieces.len() as u32);
             entries.extend_from_slice(&identity);
-            entries.push((node.metadata.xattrs.is_empty() && !labelled).into());
+            entries.push((node.metadata.xattrs.is_empty() && complete).into());
             entries.extend_from_slice(&count.to_le_bytes());
             for (offset, hash) in pieces.unwrap_or_default() {
                 entries.extend_from_slice(&offset.to_le_bytes());
@@ -117,37 +118,66 @@ impl ScanCache {
         self.entries.is_empty()
     }
 
-    fn index(&self) -> &HashMap<[u8; 16], usize> {
+    fn index(&self) -> &Index {
         self.index.get_or_init(|| {
-            let (mut index, mut rest) = (HashMap::new(), &self.entries[..]);
+            let (mut index, mut rest) = (Index::default(), &self.entries[..]);
+            index.reserve(self.entries.len() / (HEAD + PIECE));
             while let (Some(key), Some((.., behind))) = (rest.first_chunk(), split_entry(rest)) {
-                index.insert(*key, self.entries.len() - rest.len());
+                // What lies beyond 4 GiB is not known.
+                let Ok(at) = u32::try_from(self.entries.len() - rest.len()) else { break };
+                index.insert(*key, at);
                 rest = behind;
             }
             index
         })
     }
 
-    fn entry(&self, identity: &[u8; IDENTITY]) -> Option<(bool, Option<&[u8]>)> {
-        let entry = &self.entries[*self.index().get(identity.first_chunk()?)?..];
-        let (plain, pieces, _) = split_entry(entry)?;
-        entry.starts_with(identity).then_some((plain, pieces))
+    /// Where the entry of this file is, if it is known.
+    pub(crate) fn find(&self, identity: &[u8; IDENTITY]) -> Option<u32> {
+        let at = *self.index().get(identity.first_chunk()?)?;
+        self.entries[at as usize..].starts_with(identity).then_some(at)
     }
 
-    /// Whether this file is known to have no extended attributes.
-    pub(crate) fn is_plain(&self, identity: &[u8; IDENTITY]) -> bool {
-        self.entry(identity).is_some_and(|(plain, _)| plain)
+    fn entry(&self, at: u32) -> Option<Split<'_>> {
+        split_entry(self.entries.get(at as usize..)?)
     }
 
-    pub(crate) fn digest(&self, identity: &[u8; IDENTITY]) -> Option<ContentDigest> {
-        let pieces = self.entry(identity)?.1?;
+    /// Whether the file of this entry is known to have no extended attributes.
+    pub(crate) fn is_plain(&self, at: u32) -> bool {
+        self.entry(at).is_some_and(|(plain, ..)| plain)
+    }
+
+    /// What the file of this entry holds.
+    pub(crate) fn digest(&self, at: u32) -> Option<ContentDigest> {
+        let pieces = self.entry(at)?.1?;
         let piece = |bytes: &[u8]| {
             let (offset, hash) = bytes.split_first_chunk()?;
             Some((u64::from_le_bytes(*offset), hash.try_into().ok()?))
         };
         let pieces = pieces.chunks_exact(PIECE).map(piece).collect::<Option<_>>()?;
-        let (_, size) = identity.split_at(16);
+        let (_, size) = self.entries.get(at as usize..)?.split_at_checked(16)?;
         Some(ContentDigest::new(u64::from_le_bytes(*size.first_chunk()?), pieces))
+    }
+}
+
+/// Positions by device and inode.
+type Index = HashMap<[u8; 16], u32, BuildHasherDefault<NumbersHasher>>;
+
+/// Device and inode numbers are given out by the kernel: nobody chooses them so that they collide,
+/// and mixing them needs no secret.
+#[derive(Default)]
+struct NumbersHasher(u64);
+
+impl Hasher for NumbersHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for number in bytes.chunks_exact(8) {
+            let number = number.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+            self.0 = (self.0.rotate_left(31) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 29)
     }
 }
 

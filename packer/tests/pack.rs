@@ -10,9 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use mica_graph::Label;
 use mica_packer::{
-    ConflictError, Output, PackError, PackOptions, ScanCache, ScanError, ScanOptions,
-    check_conflicts, chunks_path, index_path, inputs_digest, pack_dir, pack_layer, pack_scan,
-    scan_dir, scan_outputs,
+    ConflictError, Output, PackError, PackOptions, ScanCache, ScanOptions, check_conflicts,
+    chunks_path, index_path, inputs_digest, pack_dir, pack_layer, pack_scan, scan_dir,
+    scan_outputs,
 };
 use mica_squashfs::chunks::ChunkTable;
 use mica_squashfs::codec::Compression;
@@ -168,15 +168,15 @@ fn a_file_that_changes_is_named_and_nothing_is_left() {
 }
 
 #[test]
-fn an_attribute_without_a_place_is_refused_by_name() {
+fn an_access_control_list_is_left_out_and_the_group_gains_nothing() {
     let scene = Scene::new();
     let tree = scene.tree("tree", 0..3);
-    // user::rw-, user:1000:r--, group::r--, mask::r--, other::---
+    // user::rw-, user:1000:rw-, group::r--, mask::rw-, other::---: the mode alone would say 0660
     let entries = [
         (1, 6, u32::MAX),
-        (2, 4, 1000),
+        (2, 6, 1000),
         (4, 4, u32::MAX),
-        (0x10, 4, u32::MAX),
+        (0x10, 6, u32::MAX),
         (0x20, 0, u32::MAX),
     ];
     let mut acl = 2_u32.to_le_bytes().to_vec();
@@ -188,8 +188,29 @@ fn an_attribute_without_a_place_is_refused_by_name() {
     let flags = rustix::fs::XattrFlags::empty();
     rustix::fs::lsetxattr(&file, "system.posix_acl_access", &acl, flags)
         .expect("this test needs a file system with ACLs in the folder for temporary files");
-    let error = scan_dir(&tree, &PackOptions::default().scan()).unwrap_err();
-    assert!(matches!(&error, ScanError::Attribute { path, .. } if *path == file), "{error}");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o660);
+    rustix::fs::lsetxattr(&file, "user.kept", b"value", flags).unwrap();
+    let default = "system.posix_acl_default";
+    rustix::fs::lsetxattr(tree.join("dir1"), default, &acl, flags).unwrap();
+    let image = scene.path("image");
+    let cache = scene.path("cache");
+    for _ in 0..2 {
+        // Also when the file is known from the time before.
+        let options = PackOptions { scan_cache: Some(cache.clone()), ..PackOptions::default() };
+        let packed = pack_dir(&tree, &image, &options).unwrap();
+        let said: Vec<_> = packed.notices.iter().map(ToString::to_string).collect();
+        let known = "access control list is left out, which squashfs cannot hold";
+        let expected = [
+            format!("dir1: the default {known}"),
+            format!("dir1/file1: the {known}; owner, group and others keep what it gave them"),
+        ];
+        assert_eq!(said, expected);
+    }
+    let image = Image::open(&image, &OpenOptions::default()).unwrap();
+    let inode = image.resolve(b"dir1/file1").unwrap().expect("it is there");
+    assert_eq!(inode.mode & 0o777, 0o640);
+    let names: Vec<_> = image.xattrs(&inode).unwrap().into_iter().map(|xattr| xattr.name).collect();
+    assert_eq!(names, [b"user.kept"]);
 }
 
 #[test]

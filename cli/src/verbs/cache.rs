@@ -58,7 +58,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     }
     let registry = registry::open(&context.places.registry, &context.registries())?;
-    mica_fetcher::heal(&*registry, &cache, &verified, &PullOptions::default())
+    let trust = context.places.trust.clone();
+    let options = PullOptions { trust, ..PullOptions::default() };
+    mica_fetcher::heal(&*registry, &cache, &verified, &options)
         .context("what is damaged was removed, but cannot be fetched again")?;
     note(format_args!("{} files were repaired", paths.len()));
     Ok(ExitCode::SUCCESS)

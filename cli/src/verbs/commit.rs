@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use mica_agent::{JobConfig, Remote};
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageRef, Version};
+use mica_launcher::IdMapping;
 use mica_packer::{PackOptions, Packed, chunks_path, pack_dir};
 
 use super::run::parse_pair;
@@ -38,11 +39,19 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    // The upper holds files of all users that the job has.
+    mica_agent::see_owners()?;
     let job = context.jobs()?.find(&args.job)?;
     let config = job.config()?;
     let Some(upper) = &config.upper else {
         bail!("job {} cannot have written anything: its stack is read-only", job.id());
     };
+    if args.keep_owners && matches!(config.spec.ids, IdMapping::Ranges { .. }) {
+        bail!(
+            "the owners of what job {} wrote cannot be kept: they are those of --userns remap",
+            job.id()
+        );
+    }
     // What is written meanwhile would be in it by halves.
     let paused = Remote::connect(&job).and_then(|job| job.pause(true)).is_ok();
     let committed = match first_incomplete(&upper.upper) {

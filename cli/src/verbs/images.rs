@@ -9,8 +9,8 @@ use mica_graph::{PackageName, PackageRef};
 use serde_json::json;
 
 use crate::context::Context;
-use crate::output;
 use crate::registries::RegistryFlags;
+use crate::{output, trust};
 
 /// List the packages in the cache
 #[derive(Debug, clap::Args)]
@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// Full references only
     #[arg(short, long)]
     quiet: bool,
-    /// The manifests' digests too
+    /// The manifests' digests too, and who signed them
     #[arg(long)]
     digests: bool,
     /// Print JSON
@@ -38,23 +38,35 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     if args.remote {
         return remote(args, context);
     }
-    let mut packages = context.cache()?.packages()?;
+    let cache = context.cache()?;
+    let signers = |package: &CachedPackage| {
+        // Damage of a note about a package is no reason not to list it.
+        let signatures = cache.signatures(&package.digest).unwrap_or_default();
+        trust::signers(&context.places.trust, &package.manifest, &signatures)
+    };
+    let mut packages = cache.packages()?;
     packages.retain(|package| args.name.as_ref().is_none_or(|name| package.manifest.name == *name));
     if args.json {
-        let rows: Vec<_> = packages.iter().map(as_json).collect();
+        let rows: Vec<_> =
+            packages.iter().map(|package| as_json(package, &signers(package))).collect();
         output::json(&rows)?;
     } else if args.quiet {
         let rows: Vec<String> = packages.iter().map(reference).collect();
         output::lines(rows.iter().map(String::as_str))?;
     } else if args.digests {
-        let rows: Vec<[String; 7]> = packages
+        let rows: Vec<[String; 8]> = packages
             .iter()
             .map(|package| {
                 let [name, version, tags, layers, size, added] = cells(package);
-                [name, version, package.digest.to_string(), tags, layers, size, added]
+                let signers = signers(package).join(",");
+                let signers = if signers.is_empty() { "-".to_owned() } else { signers };
+                [name, version, package.digest.to_string(), signers, tags, layers, size, added]
             })
             .collect();
-        output::table(["PACKAGE", "VERSION", "DIGEST", "TAGS", "LAYERS", "SIZE", "ADDED"], &rows)?;
+        output::table(
+            ["PACKAGE", "VERSION", "DIGEST", "SIGNED BY", "TAGS", "LAYERS", "SIZE", "ADDED"],
+            &rows,
+        )?;
     } else {
         let rows: Vec<_> = packages.iter().map(cells).collect();
         output::table(["PACKAGE", "VERSION", "TAGS", "LAYERS", "SIZE", "ADDED"], &rows)?;
@@ -146,11 +158,12 @@ fn cells(package: &CachedPackage) -> [String; 6] {
     ]
 }
 
-fn as_json(package: &CachedPackage) -> serde_json::Value {
+fn as_json(package: &CachedPackage, signers: &[String]) -> serde_json::Value {
     json!({
         "reference": reference(package),
         "digest": package.digest,
         "tags": package.tags,
+        "signers": signers,
         "layers": package.manifest.layers,
         "size": package.manifest.size(),
         "local_layers": package.layers,

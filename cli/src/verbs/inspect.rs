@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::error::Advise;
-use crate::output;
+use crate::{output, trust};
 
 /// Show the manifest of a package, or the record of a job
 #[derive(Debug, clap::Args)]
@@ -32,12 +32,24 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error.into()),
     }
     let reference: PackageRef = args.word.parse()?;
-    let manifest = match context.cache()?.lookup(&reference) {
+    let cache = context.cache()?;
+    let manifest = match cache.lookup(&reference) {
         Err(error @ LookupError::UnknownPackage(_)) => {
             Err(error).hint("`mica images` lists what is in the cache, `mica ps -a` the jobs")?
         }
         other => other?,
     };
-    output::json(&json!({ "digest": manifest.digest(), "manifest": manifest }))?;
+    let signatures = cache.signatures(&manifest.digest())?;
+    let signers = trust::signers(&context.places.trust, &manifest, &signatures);
+    let comments: Vec<_> = signatures
+        .iter()
+        .map(|signature| json!({ "key": signature.key_id(), "comment": signature.comment() }))
+        .collect();
+    output::json(&json!({
+        "digest": manifest.digest(),
+        "signers": signers,
+        "signatures": comments,
+        "manifest": manifest,
+    }))?;
     Ok(ExitCode::SUCCESS)
 }

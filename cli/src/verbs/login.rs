@@ -109,7 +109,7 @@ fn ask(question: &str) -> anyhow::Result<String> {
 }
 
 /// The same without showing what is typed.
-fn ask_secret(question: &str) -> anyhow::Result<String> {
+pub(crate) fn ask_secret(question: &str) -> anyhow::Result<String> {
     use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
     let stdin = std::io::stdin();
     let Ok(shown) = tcgetattr(&stdin) else { return ask(question) };

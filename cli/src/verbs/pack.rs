@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use mica_fetcher::registry::{self, OpenOptions, Published, WriteRegistry};
-use mica_fetcher::{PushOptions, SMALLEST_DELTA};
-use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, Version};
+use mica_fetcher::{PushOptions, SMALLEST_DELTA, SecretKey};
+use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef, Version};
 use mica_packer::{PackOptions, chunks_path, pack_scan};
 
+use super::pack_defaults::{Defaults, same_but_for_revision};
 use super::plan::{Built, PlannedLayer, Target};
 use super::push::PatchFlags;
 use crate::context::Context;
-use crate::git;
+use crate::git::{self, Commit};
 use crate::kept::Kept;
 use crate::output::{self, note};
 use crate::registries::RegistryFlags;
+use crate::trust::{self, SignFlags};
 
 /// Build a target, pack its modules into layers and publish the package
 ///
@@ -40,9 +42,12 @@ pub(crate) struct Args {
     tags: Vec<Version>,
     #[command(flatten)]
     patches: PatchFlags,
+    sign: SignFlags,
     /// Compression level
     #[arg(long, value_name = "N")]
     level: Option<u32>,
+    #[command(flatten)]
+    defaults: Defaults,
     /// Say what would be packed, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -92,8 +97,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     if args.dry_run {
         return dry_run(context, &built, &options);
     }
+    let keys = args.sign.unlock()?;
     let registry = registry::open_writable(&context.places.registry, &context.registries())?;
-    let request = Request { args, built: &built, options: &options, registry: &*registry };
+    let request =
+        Request { args, built: &built, options: &options, registry: &*registry, keys: &keys };
     let (package, blobs) = request.pack()?;
     let file = |digest: &Digest| blobs.files.get(digest).cloned();
     args.patches.add(&*registry, &context.cache()?, &package.manifest, &file, args.quiet)?;
@@ -122,14 +129,16 @@ pub(crate) fn pack_workspace(
         registry: RegistryFlags::default(),
         tags: Vec::new(),
         patches: PatchFlags::default(),
+        sign: SignFlags::default(),
         level: None,
+        defaults: Defaults::default(),
         dry_run: false,
         quiet: true,
     };
     let built = args.target.build()?;
     let registry = registry::open_writable(registry, &OpenOptions::default())?;
     let (options, registry) = (&PackOptions::default(), &*registry);
-    Ok(Request { args: &args, built: &built, options, registry }.pack()?.0)
+    Ok(Request { args: &args, built: &built, options, registry, keys: &[] }.pack()?.0)
 }
 
 struct Request<'a> {
@@ -137,6 +146,7 @@ struct Request<'a> {
     built: &'a Built,
     options: &'a PackOptions,
     registry: &'a dyn WriteRegistry,
+    keys: &'a [SecretKey],
 }
 
 /// The images and chunk tables that were made for a package.
@@ -152,7 +162,8 @@ impl Request<'_> {
         self.registry.check_writable()?;
         let kept = Kept::open(&self.built.workspace)?;
         let planned = self.built.scan_layers(self.options, Some(&kept))?;
-        let version = self.version(&planned)?;
+        let commit = git::commit_of(&self.built.workspace)?;
+        let version = self.version(commit.as_ref(), &planned)?;
         // Images and chunk tables of the layers packed here; the registry has the others.
         let mut images = HashMap::new();
         let mut layers = Vec::with_capacity(planned.len());
@@ -165,20 +176,24 @@ impl Request<'_> {
             }
             layers.push(packed);
         }
-        let manifest =
-            self.manifest(version, layers.iter().map(|packed| packed.layer.clone()).collect())?;
+        let layers_of_it = layers.iter().map(|packed| packed.layer.clone()).collect();
+        let manifest = self.manifest(version, layers_of_it, commit.as_ref())?;
         self.push(&manifest, &images)?;
         let (build, elapsed) = (self.built.elapsed, started.elapsed());
         let package = PackedPackage { manifest, layers, build, elapsed };
         Ok((package, Blobs { files: images, _kept: kept }))
     }
 
-    fn version(&self, layers: &[PlannedLayer<'_>]) -> anyhow::Result<Version> {
+    fn version(
+        &self,
+        commit: Option<&Commit>,
+        layers: &[PlannedLayer<'_>],
+    ) -> anyhow::Result<Version> {
         if let Some(version) = &self.args.version {
             return Ok(version.clone());
         }
         let inputs: Vec<u8> = layers.iter().flat_map(|layer| *layer.inputs.as_bytes()).collect();
-        git::version_of(&self.built.workspace, &Digest::of(&inputs))
+        git::version_of(commit, &Digest::of(&inputs))
     }
 
     /// The layer the registry has for these inputs, or a new one and its image.
@@ -217,7 +232,12 @@ impl Request<'_> {
         Ok((PackedLayer { layer, packed: true, elapsed: started.elapsed() }, Some(image)))
     }
 
-    fn manifest(&self, version: Version, layers: Vec<Layer>) -> anyhow::Result<Manifest> {
+    fn manifest(
+        &self,
+        version: Version,
+        layers: Vec<Layer>,
+        commit: Option<&Commit>,
+    ) -> anyhow::Result<Manifest> {
         let target = &self.built.target;
         let module = self.built.graph.plan(target)?.target;
         let name = match &self.args.name {
@@ -230,7 +250,7 @@ impl Request<'_> {
                 .parse()
                 .context("give the package a name with --name")?,
         };
-        Ok(Manifest {
+        let mut manifest = Manifest {
             schema: Manifest::SCHEMA,
             name,
             version,
@@ -239,11 +259,24 @@ impl Request<'_> {
             process: module.process.clone(),
             labels: module.labels.clone(),
             limits: module.limits.clone(),
-        })
+            service: module.service.clone(),
+        };
+        self.args.defaults.apply(&mut manifest, commit)?;
+        Ok(self.published(&manifest).unwrap_or(manifest))
+    }
+
+    /// A version that people gave may be packed again at another commit: what was published stays as it is.
+    fn published(&self, manifest: &Manifest) -> Option<Manifest> {
+        let selector = Some(self.args.version.clone()?);
+        let package = PackageRef { name: manifest.name.clone(), selector };
+        let resolved = self.registry.resolve(&package).ok()?;
+        let published = self.registry.manifest(&resolved).ok()?;
+        same_but_for_revision(&published, manifest).then_some(published)
     }
 
     fn push(&self, manifest: &Manifest, images: &HashMap<Digest, PathBuf>) -> anyhow::Result<()> {
-        let options = PushOptions { tags: self.args.tags.clone(), ..PushOptions::default() };
+        let (tags, signatures) = (self.args.tags.clone(), trust::sign(self.keys, manifest)?);
+        let options = PushOptions { tags, signatures, ..PushOptions::default() };
         let file = |digest: &Digest| images.get(digest).cloned();
         let pushed = mica_fetcher::push(self.registry, manifest, &file, &options, &())?;
         if pushed.published == Published::Unchanged && !self.args.quiet {

@@ -122,7 +122,8 @@ pub(crate) fn pull(
 ) -> anyhow::Result<Pulled> {
     let registry = registry::open(&context.places.registry, &context.registries())?;
     let bar = Bar::new(quiet);
-    let options = PullOptions { lazy, ..PullOptions::default() };
+    let trust = context.places.trust.clone();
+    let options = PullOptions { lazy, trust, ..PullOptions::default() };
     let pulled = mica_fetcher::pull(&*registry, reference, cache, &options, &bar);
     pulled.with_context(|| format!("cannot pull {reference}"))
 }
@@ -144,6 +145,7 @@ pub(crate) fn obtain(
                     || cache.stack(&manifest).is_ok()
                     || (lazy.lazy && has_tables(cache, &manifest)) =>
             {
+                cache.check_trust(&context.places.trust, &manifest)?;
                 return Ok(manifest);
             }
             Ok(_) => {}
@@ -152,7 +154,9 @@ pub(crate) fn obtain(
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(pull(context, reference, cache, quiet, lazy.lazy)?.manifest)
+    let manifest = pull(context, reference, cache, quiet, lazy.lazy)?.manifest;
+    cache.check_trust(&context.places.trust, &manifest)?;
+    Ok(manifest)
 }
 
 /// Whether each image is here, or at least its chunk table.

@@ -12,6 +12,7 @@ use super::pull;
 use crate::context::Context;
 use crate::output::{self, note};
 use crate::registries::RegistryFlags;
+use crate::trust::{self, SignFlags};
 
 /// Publish a package of the cache to a registry
 ///
@@ -28,6 +29,8 @@ pub(crate) struct Args {
     tags: Vec<Version>,
     #[command(flatten)]
     patches: PatchFlags,
+    #[command(flatten)]
+    sign: SignFlags,
     /// Say nothing but the digest
     #[arg(short, long)]
     quiet: bool,
@@ -70,16 +73,21 @@ impl PatchFlags {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    let keys = args.sign.unlock()?;
     let cache = context.cache()?;
     let manifest = cache.lookup(&args.reference)?;
+    let mut signatures = cache.signatures(&manifest.digest())?;
+    let new = trust::sign(&keys, &manifest)?;
+    signatures.merge(&new);
     let _lease = cache.lease_package(&manifest)?;
     let registry = registry::open_writable(&context.places.registry, &context.registries())?;
-    let options = PushOptions { tags: args.tags.clone(), ..PushOptions::default() };
+    let options = PushOptions { tags: args.tags.clone(), signatures, ..PushOptions::default() };
     let bar = pull::Bar::new(args.quiet);
     let file = |digest: &_| Some(cache.blob_path(digest)).filter(|path| path.exists());
     let pushed = mica_fetcher::push(&*registry, &manifest, &file, &options, &bar)
         .with_context(|| format!("cannot push {}", args.reference))?;
     drop(bar);
+    cache.add_signatures(&pushed.digest, &new)?;
     args.patches.add(&*registry, &cache, &manifest, &file, args.quiet)?;
     if !args.quiet {
         let sent = pushed.sent.iter().filter(|sent| **sent).count();

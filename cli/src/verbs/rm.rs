@@ -1,12 +1,13 @@
 //! `mica rm`: remove ended jobs.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::bail;
 use mica_agent::ControlError;
 
 use crate::context::Context;
-use crate::{error, output};
+use crate::{app, error, output};
 
 /// Remove ended jobs
 #[derive(Debug, clap::Args)]
@@ -35,4 +36,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         mica_agent::remove(job)?;
         output::lines([job.id()])
     })
+}
+
+/// The process that removes what only another user, or root of a user namespace, may.
+pub(crate) fn serve(words: &[OsString]) -> ExitCode {
+    match mica_agent::remove_files(words) {
+        None => app::not_for_people(),
+        Some(removed) => ExitCode::from(u8::from(!removed)),
+    }
 }

@@ -3,10 +3,13 @@
 use std::process::ExitCode;
 
 use anyhow::bail;
-use mica_agent::JobDir;
+use mica_agent::{JobConfig, JobDir};
+use mica_fetcher::Cache;
+use mica_graph::PackageRef;
 
 use super::run::{self, Way};
 use crate::context::Context;
+use crate::error::Advise;
 use crate::output;
 use crate::terminal::DetachKeys;
 
@@ -38,6 +41,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let input = args.interactive && config.open_stdin;
     let way = Way { detach: false, tty: config.terminal, input };
     let Some(lock) = state.take(&job)? else { bail!("job {} is running", job.id()) };
+    check(&config, context)?;
     match run::start_job(job, lock, way, &args.detach_keys, false)?.finish()? {
         Some(status) => run::exit_code(status),
         None => Ok(ExitCode::SUCCESS),
@@ -47,7 +51,28 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
 /// Starts a job without staying with it; one that runs is left alone, as with docker.
 pub(crate) fn start(job: &JobDir, context: &Context, keys: &DetachKeys) -> anyhow::Result<()> {
     let Some(lock) = context.state()?.take(job)? else { return output::lines([job.id()]) };
+    check(&job.config()?, context)?;
     let way = Way { detach: true, tty: false, input: false };
     run::start_job(job.clone(), lock, way, keys, false)?.finish()?;
     Ok(())
+}
+
+/// Whether the package of a job may still be used.
+fn check(config: &JobConfig, context: &Context) -> anyhow::Result<()> {
+    let trust = &context.places.trust;
+    let Some(folder) = &config.cache else { return Ok(()) };
+    let package: PackageRef = config.source.parse()?;
+    if !trust.covers(&package.name) {
+        return Ok(());
+    }
+    let manifest = match &config.manifest {
+        Some(digest) => Cache::open(folder)?.manifest(digest)?,
+        None => None,
+    };
+    let Some(manifest) = manifest else {
+        return Err(anyhow::anyhow!("the manifest of {package} is not in the cache")).hint(
+            "it says who signed the package: `mica pull` brings it, `mica run` makes a new job",
+        );
+    };
+    Ok(Cache::open(folder)?.check_trust(trust, &manifest)?)
 }

@@ -4,6 +4,7 @@
 //! version                 "mica-cache 1\n"
 //! blobs/<64 hex>          images and chunk tables: complete and verified, mode 0444, mtime = last use
 //! manifests/<64 hex>      manifests, likewise; mtime = last use of the package
+//! signatures/<64 hex>     the signatures of a manifest, after a line with their BLAKE3
 //! packages/<name>         an `Index` of the versions and tags known here, after a line with its BLAKE3
 //! touched/<64 hex>        which parts of an image a run touched first, after a line with their BLAKE3
 //! incoming/<64 hex>.part  a blob on its way; whoever writes it holds a flock on it
@@ -41,6 +42,7 @@ mod lease;
 mod names;
 mod part;
 mod prune;
+mod signatures;
 mod trace;
 mod verify;
 
@@ -49,6 +51,7 @@ pub(crate) use lease::blobs;
 pub use names::{CachedPackage, LookupError};
 pub(crate) use part::{Part, Reserved, Stored};
 pub use prune::{DiskUse, PruneOptions, Pruned};
+pub use signatures::DistrustError;
 pub use verify::{Damage, Verified};
 
 /// The folder where a node keeps its images. Cheap to clone; any number of processes may use it at once.
@@ -137,8 +140,8 @@ impl CacheError {
 }
 
 const VERSION: &[u8] = b"mica-cache 1\n";
-const FOLDERS: [&str; 7] =
-    ["blobs", "manifests", "packages", "touched", "incoming", "leases", "locks"];
+const FOLDERS: [&str; 8] =
+    ["blobs", "manifests", "signatures", "packages", "touched", "incoming", "leases", "locks"];
 
 impl Cache {
     /// Opens the cache in `root`, making it if need be, and removes what dead processes left.

@@ -84,8 +84,9 @@ impl Cache {
         self.prune_parts(options, &mut pruned)?;
         let (needed, manifests) = self.needed(&pruned.versions)?;
         if !options.dry_run {
-            self.prune_manifests(&manifests)?;
-            self.prune_traces(&needed)?;
+            self.retain("manifests", &manifests)?;
+            self.retain("signatures", &manifests)?;
+            self.retain("touched", &needed)?;
         }
         let mut kept = Vec::new();
         for blob in self.stored()? {
@@ -198,20 +199,11 @@ impl Cache {
         Ok((needed, manifests))
     }
 
-    fn prune_manifests(&self, known: &HashSet<Digest>) -> Result<(), CacheError> {
-        let folder = self.folder("manifests");
+    /// Removes those files of a folder whose digest is not among these.
+    fn retain(&self, folder: &str, kept: &HashSet<Digest>) -> Result<(), CacheError> {
+        let folder = self.folder(folder);
         for name in file::names(&folder)? {
-            if parse_hex(&name).is_some_and(|digest| !known.contains(&digest)) {
-                file::remove(&folder.join(name))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn prune_traces(&self, needed: &HashSet<Digest>) -> Result<(), CacheError> {
-        let folder = self.folder("touched");
-        for name in file::names(&folder)? {
-            if parse_hex(&name).is_some_and(|digest| !needed.contains(&digest)) {
+            if parse_hex(&name).is_some_and(|digest| !kept.contains(&digest)) {
                 file::remove(&folder.join(name))?;
             }
         }

@@ -42,6 +42,13 @@ pub enum Damage {
         /// Its file.
         path: PathBuf,
     },
+    /// The signatures of a manifest.
+    Signatures {
+        /// Their file.
+        path: PathBuf,
+        /// The package and version to ask for them, if the index knows.
+        of: Option<(PackageName, Entry)>,
+    },
     /// A note of what was touched of an image; a later run makes a new one.
     Trace {
         /// Its file.
@@ -68,6 +75,7 @@ impl Damage {
             Self::Blob { path, .. }
             | Self::Manifest { path, .. }
             | Self::Index { path }
+            | Self::Signatures { path, .. }
             | Self::Trace { path }
             | Self::NoManifest { path, .. }
             | Self::Foreign { path } => path,
@@ -85,6 +93,7 @@ impl Cache {
         self.verify_manifests(repair, &mut verified)?;
         self.verify_indexes(repair, &mut verified)?;
         self.verify_traces(repair, &mut verified)?;
+        self.verify_signatures(repair, &mut verified)?;
         Ok(verified)
     }
 
@@ -140,7 +149,29 @@ impl Cache {
     }
 
     fn verify_traces(&self, repair: bool, verified: &mut Verified) -> Result<(), CacheError> {
-        let folder = self.folder("touched");
+        self.verify_notes("touched", repair, verified, |path, digest| {
+            Ok(self.trace(&digest).is_empty().then_some(Damage::Trace { path }))
+        })
+    }
+
+    fn verify_signatures(&self, repair: bool, verified: &mut Verified) -> Result<(), CacheError> {
+        self.verify_notes("signatures", repair, verified, |path, digest| {
+            Ok(match self.signatures(&digest) {
+                Ok(_) => None,
+                Err(_) => Some(Damage::Signatures { path, of: self.entry_of(&digest)? }),
+            })
+        })
+    }
+
+    /// Looks at the files of a folder that are named by the digest of what they are about.
+    fn verify_notes(
+        &self,
+        folder: &str,
+        repair: bool,
+        verified: &mut Verified,
+        damage: impl Fn(PathBuf, Digest) -> Result<Option<Damage>, CacheError>,
+    ) -> Result<(), CacheError> {
+        let folder = self.folder(folder);
         for name in file::names(&folder)? {
             let path = folder.join(&name);
             let Some(digest) = parse_hex(&name) else {
@@ -149,11 +180,11 @@ impl Cache {
             };
             verified.files += 1;
             verified.bytes += file::stat(&path)?.map_or(0, |meta| meta.len());
-            if self.trace(&digest).is_empty() {
+            if let Some(damage) = damage(path, digest)? {
                 if repair {
-                    file::remove(&path)?;
+                    file::remove(damage.path())?;
                 }
-                verified.damage.push(Damage::Trace { path });
+                verified.damage.push(damage);
             }
         }
         Ok(())

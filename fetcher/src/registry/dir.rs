@@ -14,6 +14,7 @@ use super::{
 };
 use crate::file::{self, FileError, Lock, Named, Staging};
 use crate::patch::{PatchNote, PatchNotes};
+use crate::trust::Signatures;
 
 /// A folder of the layout described in [the module](super).
 #[derive(Clone, Debug)]
@@ -199,6 +200,12 @@ impl Registry for DirRegistry {
         let bytes = file::read_small(&path, super::MAX_DOCUMENT)?;
         Ok(bytes.map_or_else(Vec::new, |bytes| PatchNotes::read(&bytes, image)))
     }
+
+    fn signatures(&self, manifest: &Digest) -> Result<Signatures, RegistryError> {
+        let path = self.root.join(layout::signatures(manifest));
+        let bytes = file::read_small(&path, Signatures::MAX_SIZE)?;
+        super::parse_signatures(path.display().to_string(), bytes)
+    }
 }
 
 pub(super) fn document(name: impl ToString, source: super::ParseIndexError) -> RegistryError {
@@ -251,6 +258,25 @@ impl WriteRegistry for DirRegistry {
         }
         self.adopt(staged, &blob.digest)?;
         Ok(true)
+    }
+
+    fn add_signatures(
+        &self,
+        manifest: &Digest,
+        signatures: &Signatures,
+    ) -> Result<(), RegistryError> {
+        if self.blob_size(manifest)?.is_none() {
+            let (registry, digest) = (self.address.clone(), *manifest);
+            return Err(RegistryError::MissingBlob { registry, digest });
+        }
+        let _lock = self.lock("signatures")?;
+        let mut all = self.signatures(manifest)?;
+        if all.merge(signatures) {
+            let path = self.root.join(layout::signatures(manifest));
+            create_durable(&path)?;
+            self.staging()?.write(&path, all.to_text().as_bytes())?;
+        }
+        Ok(())
     }
 
     fn publish(&self, publication: &Publication) -> Result<Published, RegistryError> {

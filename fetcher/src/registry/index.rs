@@ -60,6 +60,9 @@ pub enum ParseIndexError {
     /// Other bytes than its name says.
     #[error("it does not have the digest by which it was asked for")]
     Digest,
+    /// Not signatures.
+    #[error(transparent)]
+    Signatures(#[from] crate::trust::BadSignatures),
     /// Lies under another package's name.
     #[error("the package index is that of {0}")]
     Name(PackageName),

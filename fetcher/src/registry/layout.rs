@@ -26,6 +26,10 @@ pub(crate) fn patches(image: &Digest) -> String {
     format!("patches/{}.json", image.hex())
 }
 
+pub(crate) fn signatures(manifest: &Digest) -> String {
+    format!("signatures/{}.minisig", manifest.hex())
+}
+
 /// What a path in a registry is; `None` if it is nothing that a reader may see. Because every part is parsed into a
 /// typed value, and a path is only ever built from those again, no request can name a file outside the registry.
 pub(crate) fn parse(path: &str) -> Option<Item> {
@@ -38,6 +42,7 @@ pub(crate) fn parse(path: &str) -> Option<Item> {
         }
         ["patches", file] => Some(Item::Patches(parse_hex(file.strip_suffix(".json")?)?)),
         ["layers", file] => Some(Item::Layer(parse_hex(file.strip_suffix(".json")?)?)),
+        ["signatures", file] => Some(Item::Signatures(parse_hex(file.strip_suffix(".minisig")?)?)),
         _ => None,
     }
 }
@@ -56,6 +61,7 @@ pub(crate) enum Item {
     Blob(Digest),
     Layer(Digest),
     Patches(Digest),
+    Signatures(Digest),
 }
 
 impl Item {
@@ -68,6 +74,7 @@ impl Item {
             Self::Blob(digest) => blob(digest),
             Self::Layer(inputs) => layer(inputs),
             Self::Patches(image) => patches(image),
+            Self::Signatures(manifest) => signatures(manifest),
         }
     }
 }
@@ -86,6 +93,7 @@ mod tests {
             Item::Blob(digest),
             Item::Layer(digest),
             Item::Patches(digest),
+            Item::Signatures(digest),
         ] {
             assert_eq!(parse(&item.path()), Some(item));
         }

@@ -2,7 +2,7 @@
 //!
 //! Mirrors are asked in their order, then the origin. One that fails is left alone for a while, in the middle of a
 //! transfer too: whoever resumes gets the next one. One that sent wrong bytes is not asked for them again. Names (versions,
-//! tags, memos) come from the origin, because a mirror may lag behind; from a mirror only while the origin is away.
+//! tags, memos, signatures) come from the origin, because a mirror may lag behind; from a mirror only while the origin is away.
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -14,6 +14,7 @@ use mica_graph::{Blob, Digest, Layer, PackageName};
 
 use super::{BlobStream, Index, Registry, RegistryError};
 use crate::patch::PatchNote;
+use crate::trust::Signatures;
 
 /// How long a source that failed is left alone.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -138,6 +139,10 @@ impl Registry for MirroredRegistry {
 
     fn patches(&self, image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
         self.names(|registry| registry.patches(image))
+    }
+
+    fn signatures(&self, manifest: &Digest) -> Result<Signatures, RegistryError> {
+        self.names(|registry| registry.signatures(manifest))
     }
 
     fn blob(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError> {

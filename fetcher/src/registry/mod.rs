@@ -9,6 +9,7 @@
 //! packages.json                      ["A","B",…]           names, sorted
 //! packages/<name>/index.json         versions and tags, see `Index`
 //! blobs/blake3/<2 hex>/<64 hex>      images, chunk tables and manifests, by the BLAKE3 of their bytes; never change
+//! signatures/<64 hex>.minisig        the signatures of a manifest, by its digest; more may be added
 //! layers/<64 hex>.json               inputs digest -> the layer packed from them, so that equal inputs are packed once
 //! patches/<64 hex>.json              image digest -> the patches that make it of older images, see [`PatchNote`]
 //! locks/, incoming/                  of writers; no business of readers
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef, Version};
 
 use crate::patch::PatchNote;
+use crate::trust::Signatures;
 
 mod credentials;
 mod dir;
@@ -69,6 +71,9 @@ pub trait Registry: Send + Sync {
     fn patches(&self, _image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
         Ok(Vec::new())
     }
+
+    /// The signatures of a manifest that was found here. Nothing of them is verified yet.
+    fn signatures(&self, manifest: &Digest) -> Result<Signatures, RegistryError>;
 
     /// Says that what came of a blob was wrong, so that another source is asked for it, if there is one.
     fn distrust(&self, _blob: &Blob) {}
@@ -160,6 +165,12 @@ pub(crate) fn check_bytes(registry: &str, blob: &Blob, bytes: &[u8]) -> Result<(
     Ok(())
 }
 
+/// A document of signatures, which may not be there.
+fn parse_signatures(name: String, bytes: Option<Vec<u8>>) -> Result<Signatures, RegistryError> {
+    let parsed = bytes.map(|bytes| Signatures::parse(&bytes)).transpose();
+    parsed.map(Option::unwrap_or_default).map_err(|source| dir::document(name, source.into()))
+}
+
 fn unknown_package<R: Registry + ?Sized>(registry: &R, name: &PackageName) -> RegistryError {
     // The list only serves the hint: that it cannot be had changes nothing.
     let packages = registry.packages().unwrap_or_default();
@@ -193,6 +204,13 @@ pub trait WriteRegistry: Registry {
 
     /// Stores a blob, verified by the registry; whether it was not there before.
     fn put_blob(&self, blob: &Blob, content: Content<'_>) -> Result<bool, RegistryError>;
+
+    /// Adds signatures to those of a manifest that was put or found here.
+    fn add_signatures(
+        &self,
+        manifest: &Digest,
+        signatures: &Signatures,
+    ) -> Result<(), RegistryError>;
 
     /// Makes a manifest, whose blob and layers are there, visible as a version.
     fn publish(&self, publication: &Publication) -> Result<Published, RegistryError>;

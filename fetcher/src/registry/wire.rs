@@ -4,6 +4,7 @@
 //! PUT  /blobs/blake3/<2 hex>/<64 hex>   the blob's bytes       201 stored, 200 was there
 //! POST /packages/<name>                 a `Publication`        201 new, 200 unchanged
 //! POST /packages/<name>/tags            a `Tagging`            200
+//! POST /signatures/<64 hex>.minisig     more signatures        200
 //! PUT  /layers/<64 hex>.json            a `Layer`              200
 //! PUT  /patches/<64 hex>.json           patches to add         200
 //! ```

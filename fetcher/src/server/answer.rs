@@ -9,6 +9,8 @@ use axum::extract::{ConnectInfo, Request, State as Extract};
 use axum::http::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::Response;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 use super::{State, Writers, read, write};
 use crate::registry::RegistryError;
@@ -46,6 +48,7 @@ async fn route(state: &Arc<State>, request: Request) -> Response {
         ("PUT", Some(Item::Blob(digest)), _) => write::Target::Blob(digest),
         ("PUT", Some(Item::Layer(inputs)), _) => write::Target::Layer(inputs),
         ("PUT", Some(Item::Patches(image)), _) => write::Target::Patches(image),
+        ("POST", Some(Item::Signatures(manifest)), _) => write::Target::Signatures(manifest),
         ("POST", None, ["packages", name]) => match name.parse() {
             Ok(name) => write::Target::Package(name),
             Err(_) => return refuse(StatusCode::NOT_FOUND, "this is not a package's name"),
@@ -76,11 +79,11 @@ fn may_write(writers: &Writers, headers: &HeaderMap) -> Result<(), Box<Response>
         Writers::Token(token) => token,
     };
     let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer "));
+    let given = given.and_then(token_of);
     // Hashes compare in constant time.
-    let good = given.is_some_and(|given| {
-        blake3::hash(given.trim().as_bytes()) == blake3::hash(token.as_bytes())
-    });
+    let good = given
+        .as_ref()
+        .is_some_and(|given| blake3::hash(given.as_bytes()) == blake3::hash(token.as_bytes()));
     if good {
         return Ok(());
     }
@@ -88,6 +91,18 @@ fn may_write(writers: &Writers, headers: &HeaderMap) -> Result<(), Box<Response>
     let mut response = refuse(StatusCode::UNAUTHORIZED, reason);
     response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     Err(Box::new(response))
+}
+
+/// A token, or what stands for one: the password of whatever name, which is all that credential files and helpers can hold.
+fn token_of(header: &str) -> Option<String> {
+    let (scheme, value) = header.split_once(' ')?;
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(value.trim().to_owned());
+    }
+    let decoded =
+        STANDARD.decode(value.trim()).ok().filter(|_| scheme.eq_ignore_ascii_case("basic"))?;
+    let pair = String::from_utf8(decoded).ok()?;
+    Some(pair.split_once(':')?.1.to_owned())
 }
 
 /// A refusal with a reason for people.

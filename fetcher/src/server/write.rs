@@ -18,6 +18,7 @@ use crate::file::{Named, Temporary};
 use crate::patch::PatchNotes;
 use crate::registry::wire::Tagging;
 use crate::registry::{Publication, Published, Registry, RegistryError, WriteRegistry};
+use crate::trust::Signatures;
 
 /// More is not one of our documents.
 const DOCUMENT_LIMIT: usize = 1 << 20;
@@ -28,6 +29,7 @@ pub(super) enum Target {
     Patches(Digest),
     Package(PackageName),
     Tags(PackageName),
+    Signatures(Digest),
 }
 
 pub(super) async fn write(state: &Arc<State>, target: Target, request: Request) -> Response {
@@ -71,6 +73,10 @@ fn change(state: &State, target: Target, body: &[u8]) -> Response {
         Target::Patches(image) => match PatchNotes::read(body, &image) {
             notes if notes.is_empty() => return bad("these are no patches of that image"),
             notes => registry.add_patches(&image, &notes).map(|()| StatusCode::OK),
+        },
+        Target::Signatures(manifest) => match Signatures::parse(body) {
+            Ok(more) => registry.add_signatures(&manifest, &more).map(|()| StatusCode::OK),
+            Err(error) => return bad(&error.to_string()),
         },
         Target::Blob(_) => return bad("a blob is not a document"),
     };

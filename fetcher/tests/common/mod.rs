@@ -77,6 +77,7 @@ impl Bench {
             process: mica_graph::Process::default(),
             labels: Default::default(),
             limits: mica_graph::Limits::default(),
+            service: Default::default(),
         }
     }
 

@@ -1,12 +1,12 @@
 //! The JSON form of a build graph, as the module's documentation describes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::{BuildGraph, BuildGraphError, Module, Output};
-use crate::{Label, Limits, Process};
+use crate::{HealthCheck, Label, Limits, Port, Process, Service};
 
 const SCHEMA: u32 = 1;
 
@@ -48,6 +48,14 @@ struct ModuleDocument {
     labels: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "LimitsDocument::is_empty")]
     limits: LimitsDocument,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    ports: BTreeSet<Port>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    health: Option<HealthCheck>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stop_signal: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stop_timeout: Option<u64>,
 }
 
 /// As [`Limits`], but refusing what it does not know: a limit must not be lost by a typing mistake.
@@ -107,6 +115,12 @@ impl ModuleDocument {
                 pids: self.limits.pids,
                 cpus: self.limits.cpus,
             },
+            service: Service {
+                ports: self.ports,
+                health: self.health,
+                stop_signal: self.stop_signal,
+                stop_timeout: self.stop_timeout,
+            },
         }
     }
 }
@@ -115,6 +129,7 @@ impl From<Module> for ModuleDocument {
     fn from(module: Module) -> Self {
         let Process { entrypoint, cmd, env, workdir, user } = module.process;
         let Limits { memory, pids, cpus } = module.limits;
+        let Service { ports, health, stop_signal, stop_timeout } = module.service;
         Self {
             label: module.label,
             rule: module.rule,
@@ -128,6 +143,10 @@ impl From<Module> for ModuleDocument {
             user,
             labels: module.labels,
             limits: LimitsDocument { memory, pids, cpus },
+            ports,
+            health,
+            stop_signal,
+            stop_timeout,
         }
     }
 }

@@ -26,7 +26,9 @@
 //!       "root": false,
 //!       "entrypoint": ["app/A"], "cmd": [], "env": {"LANG": "C"}, "workdir": "app", "user": "1000:1000",
 //!       "labels": {"org.opencontainers.image.title": "A"},
-//!       "limits": {"memory": 268435456, "pids": 64, "cpus": 1.5}
+//!       "limits": {"memory": 268435456, "pids": 64, "cpus": 1.5},
+//!       "ports": ["8080/tcp"], "stop_signal": "INT", "stop_timeout": 30,
+//!       "health": {"command": ["app/A", "--ping"], "interval_ms": 5000, "timeout_ms": 1000, "start_period_ms": 0, "retries": 3}
 //!     },
 //!     {"label": "//lib/b:B", "outputs": [{"path": "lib/b/libB.so", "source": "bazel-bin/lib/b/libB.so"}]}
 //!   ]
@@ -52,7 +54,7 @@ pub(crate) use error::{Arrows, Hint};
 pub use error::{BuildGraphError, UnknownTargetError};
 pub use plan::{Plan, SharedPath};
 
-use crate::{Label, Limits, Process};
+use crate::{Label, Limits, Process, Service};
 
 /// A node of the build graph: a target, what it puts into the tree, and what it needs there.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +75,8 @@ pub struct Module {
     pub labels: BTreeMap<String, String>,
     /// Limits of a package of this module.
     pub limits: Limits,
+    /// Ports, health check and end, if it is the root of a package.
+    pub service: Service,
 }
 
 /// One file or folder of a module, and where it is put.
@@ -97,6 +101,7 @@ impl Module {
             process: Process::default(),
             labels: BTreeMap::new(),
             limits: Limits::default(),
+            service: Service::default(),
         }
     }
 }

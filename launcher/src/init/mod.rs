@@ -84,7 +84,7 @@ pub(crate) fn run(inherited: Inherited) -> i32 {
         Ok(signals) => signals,
         Err(trouble) => return tell(&trouble),
     };
-    let console = match setup::carry_out(&start.steps, start.stdio) {
+    let console = match setup::carry_out(&start.steps, start.stdio, &control, start.handed_over) {
         Ok(console) => console,
         Err(trouble) => return tell(&trouble),
     };
@@ -260,7 +260,7 @@ impl Init {
                 let signal = if frozen { libc::SIGSTOP } else { libc::SIGCONT };
                 sys::kill(None, signal).ok();
             }
-            Ok(Command::Freeze(_)) => {}
+            Ok(Command::Freeze(_) | Command::Mount) => {}
             // The other side is the same binary; whatever this was, nobody waits for an answer.
             Err(_) => {}
         }

@@ -13,6 +13,7 @@ use rustix::mount::{
     fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
     open_tree, unmount,
 };
+use rustix::net::RecvFlags;
 use rustix::process::{fchdir, pivot_root};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
@@ -20,15 +21,21 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use super::program::Terminal;
 use super::targets::{Targets, is_directory};
 use super::{Trouble, hooks};
+use crate::links::Links;
 use crate::step::{Flags, Step};
-use crate::sys;
-use crate::wire::Streams;
+use crate::wire::{self, Streams};
+use crate::{bridge, sys};
 
 /// Carries all steps out. Returns the program's terminal, if it gets one.
-pub(crate) fn carry_out(steps: &[Step], stdio: Streams) -> Result<Option<Terminal>, Trouble> {
-    let mut work = Work { sources: HashMap::new(), targets: None };
+pub(crate) fn carry_out(
+    steps: &[Step],
+    stdio: Streams,
+    control: &OwnedFd,
+    all_handed_over: bool,
+) -> Result<Option<Terminal>, Trouble> {
+    let mut work = Work { sources: HashMap::new(), targets: None, all_handed_over };
     for (index, step) in steps.iter().enumerate() {
-        work.open_source(index, step).map_err(|e| Trouble::new(step, e))?;
+        work.open_source(index, step, control).map_err(|e| Trouble::new(step, e))?;
     }
     work.write_files(steps)?;
     for (index, step) in steps.iter().enumerate() {
@@ -129,8 +136,7 @@ fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::io::Result<(
 /// The directory over which the new root is put together.
 fn staging(steps: &[Step]) -> &Path {
     let at = steps.iter().find_map(|step| match step {
-        Step::Root { tree, .. } => Some(tree),
-        Step::EmptyRoot { at } => Some(at),
+        Step::Root { at, .. } | Step::EmptyRoot { at } => Some(at),
         _ => None,
     });
     at.map_or(Path::new("/"), |at| at)
@@ -143,19 +149,27 @@ struct Work {
     /// What each step mounts, opened beforehand.
     sources: HashMap<usize, OwnedFd>,
     targets: Option<Targets>,
+    /// The launcher has opened the sources.
+    all_handed_over: bool,
 }
 
 impl Work {
-    fn open_source(&mut self, index: usize, step: &Step) -> io::Result<()> {
+    fn open_source(&mut self, index: usize, step: &Step, control: &OwnedFd) -> io::Result<()> {
         let mount = match step {
-            Step::Root { tree, no_devices } => {
-                let mount = clone_mount(CWD, tree, true)?;
+            Step::Root { tree, no_devices, .. } => {
+                let mount = match self.all_handed_over {
+                    true => handed_over(control)?,
+                    false => clone_mount(CWD, tree, true)?,
+                };
                 let flags = Flags { no_devices: *no_devices, ..Flags::default() };
                 sys::mount_setattr(mount.as_fd(), true, attributes(flags), PRIVATE)?;
                 mount
             }
-            Step::Bind { source, flags, recursive, follow, .. } => {
-                let mount = clone_mount(CWD, source, *recursive)?;
+            Step::Bind { source, flags, recursive, follow, ids, .. } => {
+                let mount = match ids {
+                    None if !self.all_handed_over => clone_mount(CWD, source, *recursive)?,
+                    _ => handed_over(control)?,
+                };
                 sys::mount_setattr(
                     mount.as_fd(),
                     *recursive,
@@ -207,10 +221,13 @@ impl Work {
             Step::CgroupNamespace => sys::unshare_cgroup()?,
             Step::Hostname(name) => rustix::system::sethostname(name.as_bytes())?,
             Step::Loopback => sys::loopback_up()?,
+            Step::Address { address, gateway } => {
+                Links::new()?.set_up(bridge::INNER, *address, *gateway)?;
+            }
             Step::PrivateMounts => private_mounts()?,
-            Step::Root { tree, .. } => {
+            Step::Root { at, .. } => {
                 let mount = self.source(index)?;
-                move_mount(&mount, "", CWD, tree, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+                move_mount(&mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
                 self.targets = Some(Targets(mount));
             }
             Step::EmptyRoot { at } => {
@@ -277,6 +294,13 @@ impl Work {
         unmount(".", UnmountFlags::DETACH)?;
         Ok(rustix::process::chdir("/")?)
     }
+}
+
+/// The next mount that the launcher has made.
+fn handed_over(control: &OwnedFd) -> io::Result<OwnedFd> {
+    let message = wire::receive(control, RecvFlags::empty())?;
+    let descriptor = message.and_then(|message| message.descriptors.into_iter().next());
+    descriptor.ok_or_else(|| Errno::BADF.into())
 }
 
 fn existing(opened: rustix::io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {

@@ -130,8 +130,8 @@ fn program(calls: Calls, otherwise: Action, matching: Action) -> Result<BpfProgr
     filter.and_then(TryInto::try_into).map_err(ProfileError::compile)
 }
 
-/// Answers ENOSYS for calls newer than [`usual::NEWEST`], but for the few that the usual profile allows, and for those that
-/// the kernel may well have but whose arguments no filter can judge.
+/// Answers ENOSYS for calls newer than [`usual::NEWEST`], and for those that the kernel may well have but whose arguments
+/// no filter can judge.
 fn not_implemented(capabilities: CapabilitySet) -> BpfProgram {
     const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
     const EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
@@ -146,9 +146,7 @@ fn not_implemented(capabilities: CapabilitySet) -> BpfProgram {
     let clone3 = if capabilities.has("SYS_ADMIN") { u32::MAX } else { libc::SYS_clone3 as u32 };
     vec![
         op(LOAD, 0, 0, 0),
-        op(GREATER, 4, 0, X32 - 1),
-        op(EQUAL, 3, 0, libc::SYS_fchmodat2 as u32),
-        op(EQUAL, 2, 0, libc::SYS_mseal as u32),
+        op(GREATER, 2, 0, X32 - 1),
         op(EQUAL, 2, 0, clone3),
         op(GREATER, 1, 0, usual::NEWEST as u32),
         op(RETURN, 0, 0, ALLOW),

@@ -6,12 +6,34 @@ pub(super) fn number(name: &str) -> Option<i64> {
         let at = table.binary_search_by_key(&name, |(known, _)| known).ok()?;
         Some(table[at].1)
     };
-    find(COMMON).or_else(|| find(X86_64))
+    find(COMMON).or_else(|| find(X86_64)).or_else(|| find(NEWER))
 }
 
 macro_rules! table {
     ($($call:ident = $constant:ident,)*) => { &[$((stringify!($call), libc::$constant)),*] };
 }
+
+/// Calls that the `libc` crate doesn't know: numbers from 424 on are the same on all architectures.
+const NEWER: &[(&str, i64)] = &[
+    ("cachestat", 451),
+    ("futex_requeue", 456),
+    ("futex_wait", 455),
+    ("futex_wake", 454),
+    ("getxattrat", 464),
+    ("io_pgetevents", if cfg!(target_arch = "x86_64") { 333 } else { 292 }),
+    ("listmount", 458),
+    ("listxattrat", 465),
+    ("lsm_get_self_attr", 459),
+    ("lsm_list_modules", 461),
+    ("lsm_set_self_attr", 460),
+    ("map_shadow_stack", 453),
+    ("removexattrat", LAST),
+    ("setxattrat", 463),
+    ("statmount", 457),
+];
+
+/// The last call in these tables.
+pub(super) const LAST: i64 = 466;
 
 const COMMON: &[(&str, i64)] = table! {
     accept = SYS_accept,
@@ -387,8 +409,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_tables_are_sorted() {
-        assert!(COMMON.is_sorted() && X86_64.is_sorted());
+    fn all_tables_are_sorted() {
+        assert!(COMMON.is_sorted() && X86_64.is_sorted() && NEWER.is_sorted());
         assert_eq!(number("openat"), Some(libc::SYS_openat));
         assert_eq!(number("no_such_call"), None);
     }

@@ -178,6 +178,7 @@ pub(crate) fn bind(
         read_only,
         recursive: true,
         follow: false,
+        ids: None,
     }
 }
 

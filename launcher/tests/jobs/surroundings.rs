@@ -3,15 +3,22 @@
 use std::fs;
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 
 use crate::support::*;
 use mica_launcher::cdi::Registry;
-use mica_launcher::{GeneratedFile, Mount, Network, PortForward, Protocol, Root, Spec};
+use mica_launcher::{
+    GeneratedFile, IdMapping, IdRange, Mount, Namespace, Network, PortForward, Protocol, Root,
+    Spec, Stdio,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     ("surroundings::devices", By::Both, devices),
     ("surroundings::host_root", By::Both, host_root),
     ("surroundings::volumes", By::Both, volumes),
+    ("surroundings::volumes_with_mapped_owners", By::Root, volumes_with_mapped_owners),
+    ("surroundings::volumes_that_follow_the_host", By::Root, volumes_that_follow_the_host),
+    ("surroundings::own_clocks", By::Both, own_clocks),
     ("surroundings::network_none", By::Both, network_none),
     ("surroundings::network_private", By::Both, network_private),
     ("surroundings::generated_files", By::Both, generated_files),
@@ -79,6 +86,107 @@ fn volumes() {
     assert!(volume.path().join("new").exists());
 }
 
+fn volumes_with_mapped_owners() {
+    let tree = tree();
+    let volume = scratch();
+    let file = volume.path().join("file");
+    fs::write(&file, "content").unwrap();
+    for path in [volume.path(), &file] {
+        std::os::unix::fs::chown(path, Some(1000), Some(1000)).unwrap();
+    }
+    let owner = |name: &str| fs::metadata(volume.path().join(name)).unwrap().uid();
+    let range = |inside, outside, count| vec![IdRange { inside, outside, count }];
+    let mapped = |ids| Mount::Bind {
+        source: volume.path().into(),
+        target: "/data".into(),
+        read_only: false,
+        recursive: true,
+        follow: false,
+        ids: Some(ids),
+    };
+    // Files of user 1000 are root's in the job, and the other way round.
+    let line = "stat -c %u /data/file; touch /data/made";
+    let mut spec = shell(tree.path(), line);
+    spec.mounts
+        .push(mapped(IdMapping::Ranges { uids: range(0, 1000, 1), gids: range(0, 1000, 1) }));
+    assert_eq!(output(&spec).1, "0\n");
+    assert_eq!(owner("made"), 1000);
+
+    // A job whose root is another user outside: on this volume it is root.
+    let ids =
+        IdMapping::Ranges { uids: range(0, 500_000, 65_536), gids: range(0, 500_000, 65_536) };
+    std::os::unix::fs::chown(volume.path(), Some(0), Some(0)).unwrap();
+    for path in ["", "root"] {
+        std::os::unix::fs::chown(tree.path().join(path), Some(500_000), Some(500_000)).unwrap();
+    }
+    let mut spec =
+        shell(tree.path(), "stat -c %u /data/file; touch /data/roots; cat /proc/self/uid_map");
+    spec.ids = ids;
+    spec.mounts.push(mapped(IdMapping::Auto));
+    let (_, text) = output(&spec);
+    assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["1000", "0", "500000", "65536"]);
+    assert_eq!(owner("roots"), 0);
+
+    let Some(Mount::Bind { source, .. }) = spec.mounts.last_mut() else { panic!("a volume") };
+    *source = "/proc".into();
+    let error = refusal(&spec);
+    assert!(error.to_string().ends_with("owners of files in the volume /proc"), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("file system")), "{error:?}");
+    spec.namespaces.user = Namespace::Host;
+    assert!(chain(&refusal(&spec)).contains("shares the host's users"));
+}
+
+fn volumes_that_follow_the_host() {
+    let tree = tree();
+    let volume = scratch();
+    let tmpfs = |path: &std::path::Path| {
+        rustix::mount::mount("x", path, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+    };
+    tmpfs(volume.path());
+    rustix::mount::mount_change(volume.path(), rustix::mount::MountPropagationFlags::SHARED)
+        .unwrap();
+    let later = volume.path().join("later");
+    fs::create_dir(&later).unwrap();
+    for (follow, seen) in [(true, "file\n"), (false, "")] {
+        let mut spec = shell(tree.path(), "echo ready; read go; ls /data/later");
+        spec.mounts.push(Mount::Bind {
+            source: volume.path().into(),
+            target: "/data".into(),
+            read_only: true,
+            recursive: true,
+            follow,
+            ids: None,
+        });
+        let (stdin, go) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let (mut reader, stdout) = {
+            let (reader, writer) =
+                rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+            (fs::File::from(reader), writer)
+        };
+        let stderr = stdout.try_clone().unwrap();
+        let mut job = start(&spec, Stdio::Streams { stdin, stdout, stderr });
+        wait_for(&mut reader, "ready\n");
+        tmpfs(&later);
+        fs::write(later.join("file"), "").unwrap();
+        rustix::io::write(&go, b"go\n").unwrap();
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!((text.as_str(), job.wait().unwrap().code()), (seen, 0), "follow: {follow}");
+        rustix::mount::unmount(&later, rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+    rustix::mount::unmount(volume.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+}
+
+fn own_clocks() {
+    let tree = tree();
+    let outer = fs::read_link("/proc/self/ns/time").unwrap();
+    let mut spec = shell(tree.path(), "readlink /proc/self/ns/time");
+    assert_eq!(output(&spec).1.trim(), outer.to_str().unwrap());
+    spec.namespaces.time = Namespace::New;
+    let (_, inner) = output(&spec);
+    assert!(inner.starts_with("time:") && inner.trim() != outer.to_str().unwrap(), "{inner}");
+}
+
 fn network_none() {
     let tree = tree();
     let mut spec = shell(
@@ -117,7 +225,10 @@ fn network_private() {
     // The helper is gone with the job.
     TcpListener::bind(("127.0.0.1", port)).unwrap();
     spec.namespaces.network = Network::None;
-    assert!(chain(&refusal(&spec)).ends_with("ports can be published only from a private network"));
+    assert!(
+        chain(&refusal(&spec))
+            .ends_with("ports can be published only from a private or a bridge network")
+    );
 }
 
 fn generated_files() {

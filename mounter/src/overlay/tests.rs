@@ -151,6 +151,11 @@ fn whiteouts_of_both_kinds_hide_what_is_below_them() {
     assert_eq!(seen(&[&[".wh.a"], &["a", "b"]]), ["/b [1]"]);
     // OCI's does not hide its own layer.
     assert_eq!(seen(&[&[".wh.a", "a"], &["a"]]), ["/a [0]"]);
+    // Names that lead out of the directory, or to it, hide nothing.
+    assert_eq!(
+        seen(&[&["d/.wh..", "d/.wh..."], &["d/a", "b"]]),
+        ["/b [1]", "/d/ [0, 1]", "/d/a [1]"]
+    );
     assert_eq!(seen(&[&[".wh.d", "d/x"], &["d/y"]]), ["/d/ [0]", "/d/x [0]"]);
 }
 

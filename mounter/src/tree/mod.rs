@@ -4,6 +4,7 @@
 //! [`node`] says how nodes live and what is locked when.
 
 mod attr;
+mod complete;
 mod copyup;
 mod file;
 mod list;
@@ -37,7 +38,8 @@ use crate::kind::Kind;
 use crate::lower::{Lower, LowerError};
 use crate::overlay;
 use crate::upper::{Res, UpperDir};
-use node::{Dir, InUpper, Incompletes, Lowers, State, Table};
+use complete::Incompletes;
+use node::{Dir, InUpper, Lowers, State, Table};
 
 /// Directories of the upper that are kept open.
 const MAX_DIR_FDS: usize = 256;
@@ -54,6 +56,8 @@ pub(crate) struct Tree {
     copying: Mutex<HashSet<u64>>,
     copied: Condvar,
     incompletes: Mutex<Incompletes>,
+    /// A file was added to them, or they are not to be completed in the background any more.
+    incomplete: Condvar,
 }
 
 impl Tree {
@@ -78,6 +82,7 @@ impl Tree {
             copying: Mutex::default(),
             copied: Condvar::new(),
             incompletes: Mutex::default(),
+            incomplete: Condvar::new(),
         })
     }
 

@@ -74,9 +74,6 @@ pub(crate) enum Rest {
     InLayer(Arc<Partial>),
 }
 
-/// Files to be completed, by number.
-pub(crate) type Incompletes = HashMap<u64, Arc<Node>>;
-
 /// What a directory has besides.
 #[derive(Clone)]
 pub(crate) struct Dir {

@@ -12,26 +12,24 @@
 //!
 //! Writing into a block of the file system first fills it from the layer. Truncating lowers the limit, behind which holes
 //! are zeros. Marks on the file (see [`Incomplete`]) say where the rest is, in overlayfs's form for files of which only
-//! the metadata was copied: overlayfs never shows the holes as zeros. When the mount ends its files are completed, so
-//! that the upper is whole; what a killed server left is found by its marks and completed by the next.
+//! the metadata was copied: overlayfs never shows the holes as zeros. [`super::complete`] brings the rest later.
 
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::sync::{Arc, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use rustix::fs::{Mode, SeekFrom, Statx, XattrFlags};
+use rustix::fs::{SeekFrom, Statx};
 use rustix::io::Errno;
 
-use super::attr::{set_times, times_of};
 use super::copyup::write_all;
 use super::file::{read_full, write_some};
-use super::node::{Incompletes, LowerPart, Node, Rest};
+use super::node::{LowerPart, Node, Rest};
 use super::{Res, Tree};
 use crate::ids::Attr;
 use crate::kind::Kind;
 use crate::overlay::Found;
-use crate::upper::{Incomplete, Under, kind, proc_path, statx_fd};
+use crate::upper::{Incomplete, statx_fd};
 
 /// Files from this size on are copied up in part.
 pub(super) const LARGE: u64 = 256 << 10;
@@ -39,7 +37,7 @@ pub(super) const LARGE: u64 = 256 << 10;
 /// The part of a file that is still in its layer.
 pub(crate) struct Partial {
     /// The layer's file; `None` if the layers don't have it any more.
-    source: Option<LowerPart>,
+    pub(super) source: Option<LowerPart>,
     /// What stat(2) tells of the layer's file, in units of 512 bytes.
     blocks: u64,
     /// Locked shared by readers, exclusively by whoever changes which bytes are here; before the namespace.
@@ -67,21 +65,6 @@ impl Partial {
 }
 
 impl Tree {
-    fn incompletes(&self) -> MutexGuard<'_, Incompletes> {
-        self.incompletes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Remembers that a file is to be completed.
-    pub(super) fn note_incomplete(&self, node: &Arc<Node>, partial: Partial) {
-        node.state().rest = Rest::InLayer(Arc::new(partial));
-        self.incompletes().insert(node.ino, Arc::clone(node));
-    }
-
-    pub(super) fn drop_incomplete(&self, node: &Node) {
-        let dropped = self.incompletes().remove(&node.ino);
-        drop(dropped);
-    }
-
     /// Looks once whether a file of the upper that was found in `dir` is all there.
     pub(super) fn find_rest(
         &self,
@@ -159,7 +142,7 @@ impl Tree {
     }
 
     /// Hands out the layer's bytes of a range, and where in it they are.
-    fn read_rest(
+    pub(super) fn read_rest(
         &self,
         node: &Arc<Node>,
         partial: &Partial,
@@ -238,116 +221,6 @@ impl Tree {
         Ok(())
     }
 
-    /// Copies the rest of a file, if a part of it is still in its layer.
-    pub(super) fn complete(&self, node: &Arc<Node>) -> Res<()> {
-        let Some(partial) = node.partial() else { return Ok(()) };
-        let mut marks = partial.exclusive();
-        if node.partial().is_none() {
-            return Ok(()); // somebody else did
-        }
-        let looking = self.shared();
-        let inode = self.path_fd(node)?;
-        drop(looking);
-        let before = statx_fd(&inode)?;
-        let path = proc_path(&inode);
-        let mode = u32::from(before.stx_mode) & 0o7777;
-        // Without privileges the server can write only what its user may write.
-        if mode & libc::S_IWUSR == 0 {
-            rustix::fs::chmod(&*path, Mode::from_raw_mode(mode | libc::S_IWUSR))?;
-        }
-        let mut capability = [0; 64];
-        let capability_len = rustix::fs::getxattr(&*path, CAPABILITY, &mut capability).unwrap_or(0);
-        let filled = self.writable_file(node).and_then(|file| {
-            self.fill_all(node, &partial, &file, marks.limit)?;
-            if !self.upper()?.volatile {
-                rustix::fs::fdatasync(&file)?;
-            }
-            self.upper()?.set_complete(&*file)
-        });
-        // Writing took what writing takes; nobody wrote.
-        if u32::from(statx_fd(&inode)?.stx_mode) & 0o7777 != mode {
-            rustix::fs::chmod(&*path, Mode::from_raw_mode(mode))?;
-        }
-        if capability_len > 0 {
-            let value = &capability[..capability_len];
-            rustix::fs::setxattr(&*path, CAPABILITY, value, XattrFlags::empty())?;
-        }
-        set_times(&*inode, &times_of(&before))?;
-        filled?;
-        marks.limit = 0;
-        drop(marks);
-        node.state().rest = Rest::Nowhere;
-        self.drop_incomplete(node);
-        Ok(())
-    }
-
-    /// [`Tree::fill`] for all of a file; holes of the layer's file stay holes.
-    fn fill_all(&self, node: &Arc<Node>, partial: &Partial, file: &File, limit: u64) -> Res<()> {
-        let mut at = 0;
-        while at < limit {
-            let part = partial.source.ok_or(Errno::IO)?;
-            let data = self.lower.seek(part, at, false);
-            let data = data.map_err(|error| self.damaged(node, &error))?;
-            let Some(start) = data.filter(|&start| start < limit) else { break };
-            let hole = self.lower.seek(part, start, true);
-            let hole = hole.map_err(|error| self.damaged(node, &error))?;
-            let end = hole.unwrap_or(limit).min(limit);
-            self.fill(node, partial, file, start..end)?;
-            at = end;
-        }
-        Ok(())
-    }
-
-    /// Completes all files, those an earlier server left included. What can't be completed stays marked.
-    pub(crate) fn complete_all(&self) {
-        let Ok(upper) = self.upper() else { return };
-        if upper.was_left_incomplete() {
-            self.find_all_rests();
-        }
-        let nodes: Vec<Arc<Node>> = self.incompletes().values().cloned().collect();
-        let mut failed = 0;
-        for node in nodes {
-            if let Err(error) = self.complete(&node) {
-                failed += 1;
-                tracing::error!(path = node.path(), %error, "cannot complete a file in the upper");
-            }
-        }
-        if failed == 0
-            && let Err(error) = upper.note_all_complete()
-        {
-            tracing::debug!(%error, "the next mount looks for incomplete files once more");
-        }
-    }
-
-    /// Goes through the upper for files that an earlier server left incomplete.
-    fn find_all_rests(&self) {
-        let mut todo = vec![Arc::clone(self.root())];
-        while let Some(dir) = todo.pop() {
-            let found = self.find_rests_in(&dir, &mut todo);
-            if let Err(error) = found {
-                tracing::error!(path = dir.path(), %error, "cannot look for incomplete files");
-            }
-            self.forget(dir.ino, 0);
-        }
-    }
-
-    fn find_rests_in(&self, dir: &Arc<Node>, todo: &mut Vec<Arc<Node>>) -> Res<()> {
-        let _looking = self.shared();
-        let (upper, fd) = (self.upper()?, self.dir_fd(dir)?);
-        for (name, _) in upper.list(&*fd)? {
-            let Under::Entry(stat) = upper.look((*fd).as_fd(), &name)? else { continue };
-            if !matches!(kind(&stat), Kind::File | Kind::Directory) {
-                continue;
-            }
-            let Some(seen) = self.child(dir, &name)? else { continue };
-            match seen.node.kind {
-                Kind::Directory => todo.push(seen.node),
-                _ => self.forget(seen.node.ino, 0),
-            }
-        }
-        Ok(())
-    }
-
     /// Where a node is in its layer, for the marks of its copy.
     pub(super) fn rest_of(&self, node: &Node, attr: &Attr) -> Incomplete {
         let place = node.place();
@@ -363,11 +236,8 @@ fn identity(attr: &Attr) -> (u64, i64) {
     (attr.size, attr.mtime.seconds)
 }
 
-/// Taken from a file by every write to it.
-const CAPABILITY: &str = "security.capability";
-
 /// The runs of data and of holes in a range.
-fn runs(file: &File, range: Range<u64>) -> Res<Vec<(Range<u64>, bool)>> {
+pub(super) fn runs(file: &File, range: Range<u64>) -> Res<Vec<(Range<u64>, bool)>> {
     let mut runs = Vec::new();
     let mut at = range.start;
     while at < range.end {

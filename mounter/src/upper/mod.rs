@@ -7,7 +7,9 @@
 //! WORK/mica/#N         what is being made; complete when it is renamed into the upper, removed at the next mount
 //! ```
 //!
-//! Marks are `trusted.overlay.*` for root and `user.overlay.*` otherwise, as overlayfs's `userxattr` has it.
+//! Marks are `trusted.overlay.*` for root and `user.overlay.*` otherwise, as overlayfs's `userxattr` has it. The kernel's
+//! overlayfs can take either over; with `userxattr` it follows no redirects, so there a directory of the layers that was
+//! renamed shows only what the upper has of it.
 //! A job must not be able to lead the server out of the upper: everything is reached from the two
 //! directory descriptors, directories by `openat2` with `RESOLVE_BENEATH | NO_SYMLINKS | NO_XDEV`, the last
 //! name of a path always without following it.

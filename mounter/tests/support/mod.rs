@@ -109,8 +109,11 @@ impl Scratch {
     }
 
     pub fn mount_upper(&mut self, stack: Stack, upper: Option<Upper>) {
-        let options = MountOptions { upper, ..MountOptions::default() };
-        let mounted = mount(stack, &self.root(), &options);
+        self.mount_with(stack, &MountOptions { upper, ..MountOptions::default() });
+    }
+
+    pub fn mount_with(&mut self, stack: Stack, options: &MountOptions) {
+        let mounted = mount(stack, &self.root(), options);
         self.mount = Some(mounted.unwrap_or_else(|error| {
             panic!("this test mounts FUSE, for which it needs root and /dev/fuse: {error:?}")
         }));

@@ -49,3 +49,19 @@ impl AttributeReader {
         Ok(found)
     }
 }
+
+/// What a POSIX access control list, as Linux stores it, gives the owning group: the mask, which
+/// stands in the mode in the group's place, limits it.
+pub(super) fn group_permissions(list: &[u8]) -> Option<u32> {
+    const GROUP_OBJ: u16 = 0x04;
+    const MASK: u16 = 0x10;
+    // include/uapi/linux/posix_acl_xattr.h: a version (u32), then tag (u16), permissions (u16) and id (u32) of each.
+    let entries = list.strip_prefix(&2_u32.to_le_bytes())?;
+    let permissions = |wanted: u16| {
+        entries
+            .chunks_exact(8)
+            .find(|entry| entry[..2] == wanted.to_le_bytes())
+            .map(|entry| entry[2])
+    };
+    Some(u32::from(permissions(GROUP_OBJ)? & permissions(MASK).unwrap_or(0o7) & 0o7))
+}

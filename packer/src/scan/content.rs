@@ -10,6 +10,7 @@ use mica_squashfs::write::{Content, ContentDigest, OpenContent};
 use rustix::fs::{Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
+use super::joined;
 use crate::scan_cache::IDENTITY;
 
 /// A directory of the input, held open: what is read is found below it and nowhere else,
@@ -109,8 +110,9 @@ impl Identity {
 #[derive(Debug)]
 pub(super) struct ScannedFile {
     pub(super) root: Arc<Root>,
-    /// Below the root.
-    pub(super) path: Box<[u8]>,
+    /// Its directory below the root.
+    pub(super) dir: Arc<[u8]>,
+    pub(super) name: Box<[u8]>,
     pub(super) identity: Identity,
     /// It takes less room than its size on disk, so looking for holes pays.
     pub(super) sparse: bool,
@@ -138,7 +140,8 @@ impl Content for ScannedFile {
 
     fn open(&self) -> io::Result<Box<dyn OpenContent + '_>> {
         // NONBLOCK: if it became a fifo, opening must not wait for a writer.
-        let fd = self.root.open(&self.path, OFlags::RDONLY | OFlags::NONBLOCK)?;
+        let path = joined(&self.dir, &self.name);
+        let fd = self.root.open(&path, OFlags::RDONLY | OFlags::NONBLOCK)?;
         Ok(Box::new(OpenFile { file: fd.into(), scanned: self }))
     }
 }

@@ -2,33 +2,25 @@
 //!
 //! Every entry is found relative to its directory, which is held open meanwhile. Large directories
 //! are dealt out in parts. What comes out depends on the input alone.
+//!
+//! First come names and `stat`s, with which an unchanged input is told: one system call per entry,
+//! and nothing to allocate. Extended attributes and the targets of symlinks follow if they are
+//! wanted, see [`details`](super::details).
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::BTreeMap;
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use mica_squashfs::write::Attribute;
 use rustix::fs::{AtFlags, FileType, OFlags, RawDir, Stat};
 use rustix::io::Errno;
 
-use super::attributes::AttributeReader;
 use super::content::{Identity, Root};
 use super::joined;
-use crate::ScanCache;
 
 /// Entries of a directory that one thread inspects at a time.
 const PART: usize = 1024;
-
-/// An entry of a directory.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) name: Box<[u8]>,
-    pub(super) stat: Inspected,
-    pub(super) xattrs: Vec<Attribute>,
-    /// Of a symlink.
-    pub(super) target: Vec<u8>,
-    /// Which listing is that of this directory.
-    pub(super) below: Option<usize>,
-}
 
 /// What `stat` said.
 #[derive(Clone, Debug)]
@@ -71,6 +63,26 @@ impl Inspected {
     }
 }
 
+/// What few entries have.
+#[derive(Debug, Default)]
+pub(super) struct Details {
+    pub(super) xattrs: Vec<Attribute>,
+    /// Of a symlink.
+    pub(super) target: Vec<u8>,
+}
+
+/// An entry of a directory.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) name: Box<[u8]>,
+    pub(super) stat: Inspected,
+    pub(super) details: Details,
+    /// Where its entry in the scan cache is.
+    pub(super) known: Option<u32>,
+    /// Which listing is that of this directory.
+    pub(super) below: Option<usize>,
+}
+
 /// A system call that failed, and below the root on what.
 pub(super) struct Failure {
     pub(super) action: &'static str,
@@ -78,21 +90,94 @@ pub(super) struct Failure {
     pub(super) source: Errno,
 }
 
+/// Names in byte order, each ended by NUL.
+#[derive(Default)]
+struct Names {
+    bytes: Vec<u8>,
+    /// Where each starts, and its length.
+    places: Vec<(u32, u32)>,
+}
+
+impl Names {
+    fn read(dir: &OwnedFd) -> rustix::io::Result<Self> {
+        let (mut names, mut buffer) = (Self::default(), Vec::<u8>::with_capacity(32 << 10));
+        let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes_with_nul();
+            if !matches!(name, b".\0" | b"..\0") {
+                let start = u32::try_from(names.bytes.len()).map_err(|_| Errno::OVERFLOW)?;
+                names.places.push((start, name.len() as u32 - 1));
+                names.bytes.extend_from_slice(name);
+            }
+        }
+        let Self { bytes, places } = &mut names;
+        places.sort_unstable_by_key(|&(start, length)| &bytes[start as usize..][..length as usize]);
+        Ok(names)
+    }
+
+    fn get(&self, index: usize) -> &[u8] {
+        let (start, length) = self.places[index];
+        &self.bytes[start as usize..][..length as usize]
+    }
+
+    fn c_str(&self, index: usize) -> rustix::io::Result<&CStr> {
+        let bytes = &self.bytes[self.places[index].0 as usize..];
+        CStr::from_bytes_until_nul(bytes).map_err(|_| Errno::INVAL)
+    }
+}
+
+/// Some consecutive entries of a directory.
+pub(super) struct Part {
+    names: Arc<Names>,
+    /// Which of the names is that of the first entry.
+    first: usize,
+    pub(super) found: Vec<Inspected>,
+    /// Which entries are directories, and the listing of each.
+    below: Vec<(usize, usize)>,
+    /// Hash of names and `stat`s; none if one of them is so young that it may change and look the
+    /// same.
+    fingerprint: Option<[u8; 32]>,
+    /// By entry, what [`details`](super::details) found.
+    pub(super) details: BTreeMap<usize, Details>,
+    /// Per entry where it is in the scan cache, if anything was looked up there.
+    pub(super) known: Vec<Option<u32>>,
+}
+
+impl Part {
+    pub(super) fn name(&self, index: usize) -> &[u8] {
+        self.names.get(self.first + index)
+    }
+
+    fn into_entries(mut self) -> impl Iterator<Item = Entry> {
+        let mut below = std::mem::take(&mut self.below).into_iter().peekable();
+        (0..self.found.len()).map(move |index| Entry {
+            name: self.name(index).into(),
+            stat: self.found[index].clone(),
+            details: self.details.remove(&index).unwrap_or_default(),
+            known: self.known.get(index).copied().flatten(),
+            below: below.next_if(|(entry, _)| *entry == index).map(|(_, listing)| listing),
+        })
+    }
+}
+
 /// The entries of one directory, in byte order of their names.
 #[derive(Default)]
 pub(super) struct Listing {
-    parts: Vec<Vec<Entry>>,
+    /// Below the root.
+    pub(super) path: Arc<[u8]>,
+    pub(super) parts: Vec<Option<Part>>,
 }
 
 impl Listing {
     pub(super) fn into_entries(self) -> impl Iterator<Item = Entry> {
-        self.parts.into_iter().flatten()
+        self.parts.into_iter().flatten().flat_map(Part::into_entries)
     }
 }
 
 /// A directory, and all directories below and with it; the first is that one.
 pub(super) struct Listings {
-    pub(super) root: Entry,
+    pub(super) root: Inspected,
     pub(super) all: Vec<Listing>,
 }
 
@@ -100,47 +185,28 @@ impl Listings {
     /// A hash of all names and of all that `stat` says of them; none if one of them is so young
     /// that it may change and look the same.
     pub(super) fn fingerprint(&self, root: &Root) -> Option<[u8; 32]> {
-        let (mut hasher, mut bytes) = (blake3::Hasher::new(), Vec::new());
-        let mut stack = Vec::new();
-        let mut entries: Vec<&Entry> = vec![&self.root];
-        loop {
-            for entry in entries {
-                if root.is_racy(&entry.stat.identity) {
-                    return None;
-                }
-                bytes.extend_from_slice(&(entry.name.len() as u64).to_le_bytes());
-                bytes.extend_from_slice(&entry.name);
-                entry.stat.append_to(&mut bytes);
-                stack.extend(entry.below);
+        let mut bytes = Vec::new();
+        self.root.append_to(&mut bytes);
+        let mut stack = vec![0];
+        while let Some(index) = stack.pop() {
+            let parts = &self.all[index].parts;
+            bytes.extend_from_slice(&(parts.len() as u64).to_le_bytes());
+            for part in parts.iter().flatten() {
+                bytes.extend_from_slice(&part.fingerprint?);
+                stack.extend(part.below.iter().map(|(_, listing)| listing));
             }
-            // The entries of a directory have names; this ends them.
-            bytes.extend_from_slice(&[0; 8]);
-            // Long pieces are hashed much faster than short ones.
-            if bytes.len() >= 64 << 10 {
-                hasher.update(&bytes);
-                bytes.clear();
-            }
-            let Some(index) = stack.pop() else { break };
-            entries = self.all[index].parts.iter().flatten().collect();
         }
-        Some(*hasher.update(&bytes).finalize().as_bytes())
+        (!root.is_racy(&self.root.identity)).then(|| *blake3::hash(&bytes).as_bytes())
     }
 }
 
-/// Lists `root` and everything below it. Files that `known` knows to have no extended attributes are
-/// not asked for them.
-pub(super) fn list(
-    root: &Root,
-    known: Option<&ScanCache>,
-    jobs: usize,
-) -> Result<Listings, Failure> {
-    let mut top = entry(root, b".", known)?;
-    top.below = Some(0);
+/// Lists `root` and everything below it.
+pub(super) fn list(root: &Root, jobs: usize) -> Result<Listings, Failure> {
+    let top = inspect(root, b".")?;
     let lister = Lister {
         root,
-        known,
         state: Mutex::new(State {
-            queue: vec![Job::Directory { listing: 0, path: Vec::new() }],
+            queue: vec![Job::Directory { listing: 0, path: Arc::default() }],
             listings: vec![Listing::default()],
             busy: 0,
             failure: None,
@@ -148,12 +214,11 @@ pub(super) fn list(
         wake: Condvar::new(),
     };
     // Most inputs of a build are small: helpers come when there is something to do for them.
-    let mut reader = AttributeReader::new();
-    lister.one(&mut reader);
+    lister.one();
     std::thread::scope(|scope| {
         let jobs = if lister.lock().queue.is_empty() { 1 } else { jobs };
-        (1..jobs).for_each(|_| drop(scope.spawn(|| lister.all(&mut AttributeReader::new()))));
-        lister.all(&mut reader);
+        (1..jobs).for_each(|_| drop(scope.spawn(|| lister.all())));
+        lister.all();
     });
     let state = lister.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     match state.failure {
@@ -162,21 +227,19 @@ pub(super) fn list(
     }
 }
 
-/// The entry `name` of the directory `root`.
-pub(super) fn entry(root: &Root, name: &[u8], known: Option<&ScanCache>) -> Result<Entry, Failure> {
+/// What `stat` says of the entry `name` of the directory `root`.
+pub(super) fn inspect(root: &Root, name: &[u8]) -> Result<Inspected, Failure> {
     let failed = |action| move |source| Failure { action, path: name.to_vec(), source };
-    // Not the root's own descriptor: extended attributes cannot be reached through one that was
-    // only opened as a path.
-    let dir = root.open(b"", OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed("open"))?;
-    inspect(&dir, name.into(), known, &mut AttributeReader::new())
-        .map_err(|(action, source)| failed(action)(source))
+    let dir = root.open(b"", OFlags::PATH | OFlags::DIRECTORY).map_err(failed("open"))?;
+    let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW);
+    stat.map(|stat| Inspected::of(&stat)).map_err(failed("inspect"))
 }
 
 enum Job {
     /// Open a directory and find its names.
-    Directory { listing: usize, path: Vec<u8> },
+    Directory { listing: usize, path: Arc<[u8]> },
     /// Inspect some of them.
-    Part { listing: usize, part: usize, path: Arc<[u8]>, dir: Arc<OwnedFd>, names: Vec<Box<[u8]>> },
+    Part { listing: usize, part: usize, path: Arc<[u8]>, dir: Arc<OwnedFd>, names: Arc<Names> },
 }
 
 struct State {
@@ -189,7 +252,6 @@ struct State {
 
 struct Lister<'a> {
     root: &'a Root,
-    known: Option<&'a ScanCache>,
     state: Mutex<State>,
     wake: Condvar,
 }
@@ -200,11 +262,11 @@ impl Lister<'_> {
     }
 
     /// Does jobs until none is left and none can come.
-    fn all(&self, reader: &mut AttributeReader) {
-        while self.one(reader) {}
+    fn all(&self) {
+        while self.one() {}
     }
 
-    fn one(&self, reader: &mut AttributeReader) -> bool {
+    fn one(&self) -> bool {
         let mut state = self.lock();
         let job = loop {
             if state.failure.is_some() || (state.queue.is_empty() && state.busy == 0) {
@@ -219,9 +281,9 @@ impl Lister<'_> {
         state.busy += 1;
         drop(state);
         let done = match job {
-            Job::Directory { listing, path } => self.directory(listing, path, reader),
+            Job::Directory { listing, path } => self.directory(listing, path),
             Job::Part { listing, part, path, dir, names } => {
-                self.part(listing, part, &path, &dir, names, reader)
+                self.part(listing, part, &path, &dir, names)
             }
         };
         let mut state = self.lock();
@@ -233,33 +295,28 @@ impl Lister<'_> {
         true
     }
 
-    fn directory(
-        &self,
-        listing: usize,
-        path: Vec<u8>,
-        reader: &mut AttributeReader,
-    ) -> Result<(), Failure> {
+    fn directory(&self, listing: usize, path: Arc<[u8]>) -> Result<(), Failure> {
         let failed = |action| {
-            let path = path.clone();
+            let path = path.to_vec();
             move |source| Failure { action, path, source }
         };
         let dir = self.root.open(&path, OFlags::RDONLY | OFlags::DIRECTORY);
         let dir = Arc::new(dir.map_err(failed("open"))?);
-        let mut names = entry_names(&dir).map_err(failed("list"))?;
-        let path: Arc<[u8]> = path.into();
-        let count = names.len().div_ceil(PART).max(1);
-        let mut later = Vec::new();
-        for part in (1..count).rev() {
-            let names = names.split_off(part * PART);
-            let (path, dir) = (Arc::clone(&path), Arc::clone(&dir));
-            later.push(Job::Part { listing, part, path, dir, names });
-        }
+        let names = Arc::new(Names::read(&dir).map_err(failed("list"))?);
+        let count = names.places.len().div_ceil(PART).max(1);
+        let later = |part| {
+            let (path, dir, names) = (Arc::clone(&path), Arc::clone(&dir), Arc::clone(&names));
+            Job::Part { listing, part, path, dir, names }
+        };
         let mut state = self.lock();
-        state.listings[listing].parts.resize_with(count, Vec::new);
-        state.queue.extend(later);
+        state.listings[listing].path = Arc::clone(&path);
+        state.listings[listing].parts.resize_with(count, || None);
+        state.queue.extend((1..count).rev().map(later));
         drop(state);
-        self.wake.notify_all();
-        self.part(listing, 0, &path, &dir, names, reader)
+        if count > 1 {
+            self.wake.notify_all();
+        }
+        self.part(listing, 0, &path, &dir, names)
     }
 
     fn part(
@@ -268,63 +325,42 @@ impl Lister<'_> {
         part: usize,
         path: &[u8],
         dir: &OwnedFd,
-        names: Vec<Box<[u8]>>,
-        reader: &mut AttributeReader,
+        names: Arc<Names>,
     ) -> Result<(), Failure> {
-        let mut entries = Vec::with_capacity(names.len());
-        for name in names {
-            let shown = || joined(path, &name);
-            let found = inspect(dir, name.clone(), self.known, reader);
-            entries.push(found.map_err(|(action, source)| Failure {
-                action,
-                path: shown(),
-                source,
+        let first = part * PART;
+        let count = (names.places.len() - first).min(PART);
+        let (mut found, mut directories) = (Vec::with_capacity(count), Vec::new());
+        let (mut bytes, mut racy) = (Vec::with_capacity(count * 128), false);
+        for index in 0..count {
+            let name = names.get(first + index);
+            let stat = names
+                .c_str(first + index)
+                .and_then(|name| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW));
+            let stat = Inspected::of(&stat.map_err(|source| {
+                let (action, path) = ("inspect", joined(path, name));
+                Failure { action, path, source }
             })?);
+            bytes.extend_from_slice(&(name.len() as u64).to_le_bytes());
+            bytes.extend_from_slice(name);
+            stat.append_to(&mut bytes);
+            racy |= self.root.is_racy(&stat.identity);
+            if stat.kind() == FileType::Directory {
+                directories.push(index);
+            }
+            found.push(stat);
         }
+        let fingerprint = (!racy).then(|| *blake3::hash(&bytes).as_bytes());
+        let (below, details, known) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let mut done = Part { names, first, found, below, fingerprint, details, known };
         let mut state = self.lock();
-        let is_dir = |entry: &&mut Entry| entry.stat.kind() == FileType::Directory;
-        for entry in entries.iter_mut().filter(is_dir) {
+        for index in directories {
             let below = state.listings.len();
             state.listings.push(Listing::default());
-            let path = joined(path, &entry.name);
+            let path = joined(path, done.name(index)).into();
             state.queue.push(Job::Directory { listing: below, path });
-            entry.below = Some(below);
+            done.below.push((index, below));
         }
-        state.listings[listing].parts[part] = entries;
+        state.listings[listing].parts[part] = Some(done);
         Ok(())
     }
-}
-
-fn inspect(
-    dir: &OwnedFd,
-    name: Box<[u8]>,
-    known: Option<&ScanCache>,
-    reader: &mut AttributeReader,
-) -> Result<Entry, (&'static str, Errno)> {
-    let stat = rustix::fs::statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW);
-    let stat = Inspected::of(&stat.map_err(|source| ("inspect", source))?);
-    let (mut xattrs, mut target) = (Vec::new(), Vec::new());
-    if stat.kind() == FileType::Symlink {
-        let found = rustix::fs::readlinkat(dir, &*name, Vec::new());
-        target = found.map_err(|source| ("read", source))?.into_bytes();
-    }
-    if !known.is_some_and(|known| known.is_plain(&stat.identity.to_bytes())) {
-        let found = reader.read(dir.as_fd(), &name);
-        xattrs = found.map_err(|source| ("read the extended attributes of", source))?;
-    }
-    Ok(Entry { name, stat, xattrs, target, below: None })
-}
-
-fn entry_names(dir: &OwnedFd) -> rustix::io::Result<Vec<Box<[u8]>>> {
-    let (mut names, mut buffer) = (Vec::new(), Vec::<u8>::with_capacity(32 << 10));
-    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            names.push(name.into());
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
 }

@@ -1,12 +1,12 @@
 //! From directories and build outputs to the tree of an image.
 //!
 //! Every entry is found relative to a directory that is held open (no symlink is ever followed),
-//! in byte order, with its mode, extended attributes, hard links and device numbers. What an
-//! image cannot hold is an error that names the entry; what is changed on purpose (times,
-//! host-specific labels) is a [`Notice`].
+//! in byte order, with its mode, extended attributes, hard links and device numbers. What is
+//! changed or left out (times, ACLs, the host's own attributes) is a [`Notice`].
 
 mod attributes;
 mod content;
+mod details;
 mod list;
 
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use crate::ScanCache;
 pub(crate) use content::Identity;
 use content::{Root, ScannedFile};
-use list::{Entry, Failure};
+use list::{Details, Entry, Failure, Inspected};
 
 /// What the image says about owners and times, instead of what the machine says.
 #[derive(Clone, Debug)]
@@ -93,21 +93,35 @@ pub struct Notice {
 }
 
 /// What a [`Notice`] is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A time before 1970 became 1970: the format has none earlier.
     TimeBeforeEpoch,
-    /// A SELinux label was left out: it belongs to the host's policy, not to the content.
-    SelinuxLabel,
+    /// An access control list was left out: the format has none. Its mask stood in the place of the
+    /// group's permissions, which are now what the list gave the group.
+    AccessControlList,
+    /// The same for the list that a directory passes on.
+    DefaultAccessControlList,
+    /// This attribute was left out, here and wherever else it was: it belongs to the host's file
+    /// system (`system.nfs4_acl`) or policy (`security.selinux`), not to the content.
+    HostAttribute(String),
 }
 
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let change = match self.change {
-            Change::TimeBeforeEpoch => "a time before 1970 becomes 1970",
-            Change::SelinuxLabel => "the host's SELinux label is left out",
-        };
-        write!(f, "{}: {change}", self.path.display())
+        write!(f, "{}: ", self.path.display())?;
+        match &self.change {
+            Change::TimeBeforeEpoch => f.write_str("a time before 1970 becomes 1970"),
+            Change::AccessControlList => f.write_str(
+                "the access control list is left out, which squashfs cannot hold; owner, group and others keep what it gave them",
+            ),
+            Change::DefaultAccessControlList => {
+                f.write_str("the default access control list is left out, which squashfs cannot hold")
+            }
+            Change::HostAttribute(name) => {
+                write!(f, "the host's attribute {name} is left out, here and wherever else it is")
+            }
+        }
     }
 }
 
@@ -156,14 +170,6 @@ pub enum ScanError {
         #[source]
         source: io::Error,
     },
-    /// The format has no place for this extended attribute.
-    #[error("{} has the extended attribute {name}, which squashfs cannot hold", path.display())]
-    Attribute {
-        /// The entry.
-        path: PathBuf,
-        /// The attribute.
-        name: String,
-    },
     /// Two outputs want one place, or one is placed below a file.
     #[error("cannot place {} in the layer", path.display())]
     Place {
@@ -195,21 +201,22 @@ pub fn scan_outputs(outputs: &[Output], options: &ScanOptions) -> Result<Scan, S
 }
 
 /// The same as [`scan_dir`] but where `is_known` says of what names and `stat`s of everything in the
-/// directory hash to that nothing has changed.
+/// directory hash to that nothing has changed. `cache` is asked for if something has.
 pub(crate) fn scan_dir_unless(
     dir: &Path,
     options: &ScanOptions,
     is_known: impl FnOnce(&[u8; 32]) -> bool,
+    cache: impl FnOnce() -> ScanCache,
 ) -> Result<Option<Scan>, ScanError> {
     let dir = dir.join("");
     let root = Arc::new(open_parent(&dir)?.0);
-    let listings = list::list(&root, options.cache.as_deref(), options.jobs());
-    let listings = listings.map_err(|failure| failure.below(&dir))?;
+    let listings = list::list(&root, options.jobs()).map_err(|failure| failure.below(&dir))?;
     let fingerprint = listings.fingerprint(&root);
     if fingerprint.as_ref().is_some_and(is_known) {
         return Ok(None);
     }
-    let mut builder = Builder::new(options);
+    let options = ScanOptions { cache: Some(Arc::new(cache())), ..options.clone() };
+    let mut builder = Builder::new(&options);
     builder.scan.fingerprint = fingerprint;
     let node = builder.scan.tree.root();
     builder.directory(&root, &dir, listings, node, Vec::new())?;
@@ -229,18 +236,23 @@ struct Place<'a> {
     root: &'a Arc<Root>,
     /// `root` itself, for messages.
     source: &'a Path,
-    /// Below `root`.
-    path: Vec<u8>,
+    /// Its directory below `root` and its name there.
+    dir: &'a Arc<[u8]>,
+    source_name: &'a [u8],
     /// The directory in the tree and the name in it.
     parent: NodeId,
     name: &'a [u8],
-    /// In the tree, for notices.
-    tree_path: Vec<u8>,
+    /// The directory's path in the tree, for notices.
+    tree_dir: &'a [u8],
 }
 
 impl Place<'_> {
     fn shown(&self) -> PathBuf {
-        self.source.join(OsStr::from_bytes(&self.path))
+        self.source.join(OsStr::from_bytes(&joined(self.dir, self.source_name)))
+    }
+
+    fn tree_path(&self) -> PathBuf {
+        OsStr::from_bytes(&joined(self.tree_dir, self.name)).into()
     }
 
     fn refused(&self, source: TreeError) -> ScanError {
@@ -264,11 +276,10 @@ impl<'a> Builder<'a> {
         let placed = |source| ScanError::Place { path: output.source.clone(), source };
         let (root, source_name) = open_parent(&output.source)?;
         let root = Arc::new(root);
-        let known = self.options.cache.as_deref();
         // A directory: its content goes to `place`.
         let Some(source_name) = source_name.map(OsStr::as_bytes) else {
             let node = self.scan.tree.make_directories(&place).map_err(placed)?;
-            let listings = list::list(&root, known, self.options.jobs());
+            let listings = list::list(&root, self.options.jobs());
             let listings = listings.map_err(|failure| failure.below(&output.source))?;
             return self.directory(&root, &output.source, listings, node, place);
         };
@@ -277,11 +288,16 @@ impl<'a> Builder<'a> {
             None => (&[][..], &*place),
         };
         let source = output.source.parent().unwrap_or(Path::new(""));
-        let entry = list::entry(&root, source_name, known);
-        let entry = entry.map_err(|failure| failure.below(source))?;
+        let found = list::inspect(&root, source_name).and_then(|stat| {
+            let details = details::of_entry(&root, source_name, &stat)?;
+            let cache = self.options.cache.as_deref();
+            let known = cache.and_then(|cache| cache.find(&stat.identity.to_bytes()));
+            Ok(Entry { name: source_name.into(), stat, details, known, below: None })
+        });
+        let entry = found.map_err(|failure| failure.below(source))?;
         let parent = self.scan.tree.make_directories(above).map_err(placed)?;
-        let (path, tree_path) = (source_name.to_vec(), place.clone());
-        let place = Place { root: &root, source, path, parent, name, tree_path };
+        let (root, dir, tree_dir) = (&root, &Arc::default(), above);
+        let place = Place { root, source, dir, source_name, parent, name, tree_dir };
         self.entry(&place, entry).map(drop)
     }
 
@@ -294,17 +310,23 @@ impl<'a> Builder<'a> {
         node: NodeId,
         tree_path: Vec<u8>,
     ) -> Result<(), ScanError> {
-        let (path, name) = (Vec::new(), &b""[..]);
-        let place = Place { root, source, path, parent: node, name, tree_path };
-        *self.scan.tree.metadata_mut(node) = self.metadata(&place, listings.root)?;
-        let mut stack = vec![(0, node, Vec::new(), place.tree_path)];
-        while let Some((index, node, path, tree_path)) = stack.pop() {
-            for mut entry in std::mem::take(&mut listings.all[index]).into_entries() {
+        let failed = |failure: Failure| failure.below(source);
+        let (known, jobs) = (self.options.cache.as_deref(), self.options.jobs());
+        details::complete(&mut listings, root, known, jobs).map_err(failed)?;
+        let (dir, name, tree_dir) = (&Arc::default(), &b""[..], &*tree_path);
+        let place = Place { root, source, dir, source_name: name, parent: node, name, tree_dir };
+        let details = details::of_entry(root, b".", &listings.root).map_err(failed)?;
+        *self.scan.tree.metadata_mut(node) = self.metadata(&place, &listings.root, details);
+        let mut stack = vec![(0, node, tree_path)];
+        while let Some((index, parent, tree_path)) = stack.pop() {
+            let listing = std::mem::take(&mut listings.all[index]);
+            let (dir, tree_dir) = (&Arc::clone(&listing.path), &*tree_path);
+            for mut entry in listing.into_entries() {
                 let (name, below) = (std::mem::take(&mut entry.name), entry.below);
-                let (path, tree_path) = (joined(&path, &name), joined(&tree_path, &name));
-                let place = Place { root, source, path, parent: node, name: &name, tree_path };
+                let (source_name, name) = (&*name, &*name);
+                let place = Place { root, source, dir, source_name, parent, name, tree_dir };
                 let node = self.entry(&place, entry)?;
-                stack.extend(below.map(|below| (below, node, place.path, place.tree_path)));
+                stack.extend(below.map(|below| (below, node, joined(tree_dir, name))));
             }
         }
         Ok(())
@@ -326,7 +348,7 @@ impl<'a> Builder<'a> {
                 self.scan.files += 1;
                 NodeKind::File(Box::new(self.file(place, &entry)))
             }
-            FileType::Symlink => NodeKind::Symlink(entry.target.clone()),
+            FileType::Symlink => NodeKind::Symlink(entry.details.target.clone()),
             FileType::BlockDevice => NodeKind::BlockDevice(device(entry.stat.rdev)),
             FileType::CharacterDevice => NodeKind::CharDevice(device(entry.stat.rdev)),
             FileType::Fifo => NodeKind::Fifo,
@@ -337,7 +359,7 @@ impl<'a> Builder<'a> {
                 return Err(ScanError::Io { action, path, source });
             }
         };
-        let metadata = self.metadata(place, entry)?;
+        let metadata = self.metadata(place, &entry.stat, entry.details);
         let node = self.scan.tree.insert(place.parent, place.name, Node { metadata, kind });
         let node = node.map_err(|source| place.refused(source))?;
         if names > 1 {
@@ -348,7 +370,7 @@ impl<'a> Builder<'a> {
 
     /// Two directories at one place are merged, the later one's mode counts.
     fn subdirectory(&mut self, place: &Place<'_>, entry: Entry) -> Result<NodeId, ScanError> {
-        let metadata = self.metadata(place, entry)?;
+        let metadata = self.metadata(place, &entry.stat, entry.details);
         let tree = &mut self.scan.tree;
         if let Some(node) = tree.child(place.parent, place.name)
             && matches!(tree.node(node).kind, NodeKind::Directory)
@@ -363,42 +385,44 @@ impl<'a> Builder<'a> {
     fn file(&self, place: &Place<'_>, entry: &Entry) -> ScannedFile {
         let identity = entry.stat.identity;
         let cache = self.options.cache.as_deref();
-        let known = cache.and_then(|cache| cache.digest(&identity.to_bytes()));
+        let known = cache.zip(entry.known).and_then(|(cache, at)| cache.digest(at));
         ScannedFile {
             root: Arc::clone(place.root),
-            path: place.path.as_slice().into(),
+            dir: Arc::clone(place.dir),
+            name: place.source_name.into(),
             identity,
             sparse: entry.stat.blocks.saturating_mul(512) < identity.size,
             digest: known.map_or_else(OnceLock::new, OnceLock::from),
         }
     }
 
-    fn metadata(&mut self, place: &Place<'_>, entry: Entry) -> Result<Metadata, ScanError> {
-        let Entry { stat, xattrs, .. } = entry;
-        let xattrs = self.kept(xattrs, place)?;
+    fn metadata(&mut self, place: &Place<'_>, stat: &Inspected, details: Details) -> Metadata {
+        let (mode, xattrs) = self.kept(stat.mode, details.xattrs, place);
         let (uid, gid) = self.options.owner.unwrap_or((stat.uid, stat.gid));
         let mtime = self.time(stat.identity.mtime.0, place);
-        Ok(Metadata { mode: self.options.modes.of(stat.mode), uid, gid, mtime, xattrs })
+        Metadata { mode: self.options.modes.of(mode), uid, gid, mtime, xattrs }
     }
 
+    /// The mode and the attributes that the image can hold.
     fn kept(
         &mut self,
+        mut mode: u32,
         mut xattrs: Vec<Attribute>,
         place: &Place<'_>,
-    ) -> Result<Vec<Attribute>, ScanError> {
-        let before = xattrs.len();
-        xattrs.retain(|xattr| xattr.name != b"security.selinux");
-        if xattrs.len() < before {
-            self.notice(place, Change::SelinuxLabel);
-        }
-        let known = [&b"user."[..], b"trusted.", b"security."];
-        match xattrs.iter().find(|xattr| !known.iter().any(|known| xattr.name.starts_with(known))) {
-            Some(xattr) => Err(ScanError::Attribute {
-                path: place.shown(),
-                name: String::from_utf8_lossy(&xattr.name).into_owned(),
-            }),
-            None => Ok(xattrs),
-        }
+    ) -> (u32, Vec<Attribute>) {
+        xattrs.retain(|xattr| match kept(&xattr.name) {
+            None => true,
+            Some(change) => {
+                if change == Change::AccessControlList
+                    && let Some(group) = attributes::group_permissions(&xattr.value)
+                {
+                    mode = mode & !0o070 | group << 3;
+                }
+                self.notice(place, change);
+                false
+            }
+        });
+        (mode, xattrs)
     }
 
     fn time(&mut self, mtime: i64, place: &Place<'_>) -> u32 {
@@ -409,9 +433,32 @@ impl<'a> Builder<'a> {
     }
 
     fn notice(&mut self, place: &Place<'_>, change: Change) {
-        let path = OsStr::from_bytes(&place.tree_path).into();
-        self.scan.notices.push(Notice { path, change });
+        let once = matches!(change, Change::HostAttribute(_));
+        if once && self.scan.notices.iter().any(|notice| notice.change == change) {
+            return;
+        }
+        self.scan.notices.push(Notice { path: place.tree_path(), change });
     }
+}
+
+/// What is said of an attribute that an image does not hold.
+fn kept(attribute: &[u8]) -> Option<Change> {
+    match attribute {
+        b"system.posix_acl_access" => Some(Change::AccessControlList),
+        b"system.posix_acl_default" => Some(Change::DefaultAccessControlList),
+        b"security.selinux" => Some(host(attribute)),
+        _ if [&b"user."[..], b"trusted.", b"security."]
+            .iter()
+            .any(|p| attribute.starts_with(p)) =>
+        {
+            None
+        }
+        _ => Some(host(attribute)),
+    }
+}
+
+fn host(attribute: &[u8]) -> Change {
+    Change::HostAttribute(String::from_utf8_lossy(attribute).into_owned())
 }
 
 impl Failure {

@@ -237,6 +237,7 @@ impl<W: Write> Writer<'_, '_, '_, W> {
 /// Produces the items.
 struct Feed<'a, 't> {
     plan: &'a Plan<'t>,
+    paths: Paths<'a, 't>,
     pool: &'a Pool<'t>,
     block_size: u32,
     /// All files with content in the order of their inodes.
@@ -251,6 +252,31 @@ struct Feed<'a, 't> {
     ready: VecDeque<Item<'t>>,
     current: Option<Cutting<'t>>,
     remember: bool,
+}
+
+/// Hashes of paths; the files of a directory follow each other, so its path is kept.
+struct Paths<'a, 't> {
+    plan: &'a Plan<'t>,
+    dir: Option<NodeId>,
+    path: Vec<u8>,
+    /// Length of the directory's path, with the slash behind it.
+    prefix: usize,
+}
+
+impl Paths<'_, '_> {
+    fn hash(&mut self, id: NodeId) -> u64 {
+        let parent = self.plan.parent(id);
+        if self.dir != Some(parent) {
+            self.path = self.plan.path(parent);
+            if !self.path.is_empty() {
+                self.path.push(b'/');
+            }
+            (self.dir, self.prefix) = (Some(parent), self.path.len());
+        }
+        self.path.truncate(self.prefix);
+        self.path.extend_from_slice(self.plan.name(id));
+        path_hash(&self.path)
+    }
 }
 
 /// A large file that is being cut into blocks.
@@ -279,6 +305,7 @@ impl<'a, 't> Feed<'a, 't> {
         let unknown = small.filter(|file| file.known.is_none()).copied().collect();
         Ok(Self {
             plan,
+            paths: Paths { plan, dir: None, path: Vec::new(), prefix: 0 },
             pool,
             block_size,
             files,
@@ -338,7 +365,7 @@ impl<'a, 't> Feed<'a, 't> {
                 }
             }
         }
-        let hash = path_hash(&self.plan.path(file.id));
+        let hash = self.paths.hash(file.id);
         for cut in self.filling.add(file, hash, bytes, digest) {
             self.fragment(cut);
         }
@@ -354,7 +381,7 @@ impl<'a, 't> Feed<'a, 't> {
 
     fn begin(&mut self, file: File<'t>) {
         let reader = Arc::new(Reader::new(file.content));
-        let hash = path_hash(&self.plan.path(file.id));
+        let hash = self.paths.hash(file.id);
         self.ready.push_back(Item::Begin { id: file.id, hash });
         self.current = Some(Cutting { file, reader, offset: 0, data_from: 0 });
     }

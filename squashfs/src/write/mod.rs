@@ -117,10 +117,10 @@ impl WriteOptions {
         self.index && u64::from(self.block_size) == digest::PIECE
     }
 
-    /// Blocks in flight: 16 MiB of them, so that a thread that has to wait for a processor does not
+    /// Blocks in flight: 8 MiB of them, so that a thread that has to wait for a processor does not
     /// keep the others waiting, and at least enough to keep all busy.
     fn window(&self) -> usize {
-        ((16 << 20) / self.block_size as usize).clamp(self.jobs() * 2, self.jobs() * 64)
+        ((8 << 20) / self.block_size as usize).clamp(self.jobs() * 2, self.jobs() * 64)
     }
 
     fn compressor(&self, block_size: u32) -> Result<Compressor, CodecError> {

@@ -71,6 +71,11 @@ impl<'t> Plan<'t> {
         self.above[id.index()].0
     }
 
+    /// Its name in [there](Self::parent).
+    pub(super) fn name(&self, id: NodeId) -> &'t [u8] {
+        self.above[id.index()].1
+    }
+
     /// The path from the root, without a leading slash.
     pub(super) fn path(&self, id: NodeId) -> Vec<u8> {
         let mut names = Vec::new();

@@ -1,6 +1,7 @@
 //! What is to be written: a tree of nodes whose file contents are opened on demand.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::io;
 
@@ -283,10 +284,10 @@ impl Tree {
         }
         let entries = self.entries.get_mut(&parent);
         let entries = entries.ok_or_else(|| TreeError::NotADirectory(name.to_vec()))?;
-        if entries.contains_key(name) {
-            return Err(TreeError::Exists(name.to_vec()));
-        }
-        entries.insert(name.into(), id);
+        match entries.entry(name.into()) {
+            Entry::Occupied(_) => return Err(TreeError::Exists(name.to_vec())),
+            Entry::Vacant(place) => place.insert(id),
+        };
         Ok(())
     }
 }

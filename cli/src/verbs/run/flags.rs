@@ -1,16 +1,17 @@
 //! The flags of `mica run`, with the values people know from docker.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mica_agent::{HealthCheck, Restart};
+use mica_agent::{Attachment, HealthCheck, Restart};
 use mica_launcher::{Mount, PortForward, Rlimit};
 
 use super::values::{
     DeviceFlag, Volume, parse_cpus, parse_device, parse_duration, parse_host, parse_mode,
-    parse_mount, parse_pair, parse_port, parse_size, parse_tmpfs, parse_ulimit, parse_volume,
+    parse_mount, parse_network, parse_pair, parse_port, parse_size, parse_tmpfs, parse_ulimit,
+    parse_userns, parse_volume,
 };
 use crate::registries::RegistryFlags;
 use crate::signals;
@@ -102,11 +103,13 @@ pub(super) struct Life {
     #[arg(long)]
     pub(super) name: Option<String>,
     /// Signal with which `mica stop` asks the job to end
-    #[arg(long, default_value = "TERM", value_parser = signals::parse, value_name = "SIGNAL")]
-    pub(super) stop_signal: i32,
-    /// Seconds until `mica stop` kills the job
-    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
-    pub(super) stop_timeout: u64,
+    ///
+    /// [default: the package's, or TERM]
+    #[arg(long, value_parser = signals::parse, value_name = "SIGNAL")]
+    pub(super) stop_signal: Option<i32>,
+    /// Seconds until `mica stop` kills the job [default: the package's, or 10]
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) stop_timeout: Option<u64>,
     /// Note to keep with the job, as NAME=VALUE
     #[arg(short, long = "label", value_parser = parse_pair, value_name = "NAME=VALUE")]
     pub(super) labels: Vec<(String, String)>,
@@ -115,36 +118,45 @@ pub(super) struct Life {
 /// How to find out whether the job works.
 #[derive(Debug, clap::Args)]
 pub(super) struct Health {
-    /// Shell command that exits with 0 while the job is healthy
+    /// Shell command that exits with 0 while the job is healthy [default: the package's check]
     #[arg(long, value_name = "COMMAND")]
     health_cmd: Option<String>,
-    /// Time between two checks, as in 500ms, 30s, 1m30s
-    #[arg(long, value_parser = parse_duration, default_value = "30s", value_name = "TIME")]
-    health_interval: Duration,
-    /// A check that takes longer has failed
-    #[arg(long, value_parser = parse_duration, default_value = "30s", value_name = "TIME")]
-    health_timeout: Duration,
-    /// Failures don't count so soon after the start
-    #[arg(long, value_parser = parse_duration, default_value = "0s", value_name = "TIME")]
-    health_start_period: Duration,
-    /// So many failures in a row make the job unhealthy
-    #[arg(long, default_value_t = 3, value_name = "N")]
-    health_retries: u32,
+    /// Time between two checks, as in 500ms, 30s, 1m30s [default: the package's, or 30s]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    health_interval: Option<Duration>,
+    /// A check that takes longer has failed [default: the package's, or 30s]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    health_timeout: Option<Duration>,
+    /// Failures don't count so soon after the start [default: the package's, or 0s]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    health_start_period: Option<Duration>,
+    /// So many failures in a row make the job unhealthy [default: the package's, or 3]
+    #[arg(long, value_name = "N")]
+    health_retries: Option<u32>,
     /// Don't run the package's own health check
     #[arg(long, conflicts_with = "health_cmd")]
     pub(super) no_healthcheck: bool,
 }
 
 impl Health {
-    pub(super) fn check(&self) -> Option<HealthCheck> {
-        let command = self.health_cmd.as_ref()?;
-        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    /// What the flags say, and where they say nothing, the package.
+    pub(super) fn check(&self, package: Option<&mica_graph::HealthCheck>) -> Option<HealthCheck> {
+        if self.no_healthcheck {
+            return None;
+        }
+        let given = self.health_cmd.as_deref().map(mica_graph::HealthCheck::shell);
+        let check = given.as_ref().or(package)?;
+        // A command given here has its own times, not those of the package's command.
+        let ms = |flag: Option<Duration>, kept: Option<u64>, usual: u64| match flag {
+            Some(time) => u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+            None => kept.unwrap_or(usual),
+        };
         Some(HealthCheck {
-            command: ["/bin/sh", "-c", command].map(str::to_owned).into(),
-            interval_ms: ms(self.health_interval),
-            timeout_ms: ms(self.health_timeout),
-            start_period_ms: ms(self.health_start_period),
-            retries: self.health_retries,
+            command: check.command.clone(),
+            interval_ms: ms(self.health_interval, check.interval_ms, 30_000),
+            timeout_ms: ms(self.health_timeout, check.timeout_ms, 30_000),
+            start_period_ms: ms(self.health_start_period, check.start_period_ms, 0),
+            retries: self.health_retries.or(check.retries).unwrap_or(3),
         })
     }
 }
@@ -187,8 +199,10 @@ pub(super) struct Storage {
     /// Note in which order the package's blocks are first read; later mounts and jobs read them ahead
     #[arg(long, conflicts_with = "images")]
     pub(super) record_trace: bool,
-    /// Show a file or folder of the host, or a named volume, in the job
-    #[arg(short = 'v', long = "volume", value_parser = parse_volume, value_name = "SRC:DST[:ro]")]
+    /// Show a file or folder of the host, or a named volume, in the job. Options: ro; private (without the mounts within);
+    /// rslave (mounts that the host makes later appear); idmap (as root: owners as in the job's user namespace), or
+    /// idmap=uids=FILE-JOB-COUNT;gids=… (files of user FILE are user JOB's in the job)
+    #[arg(short = 'v', long = "volume", value_parser = parse_volume, value_name = "SRC:DST[:OPTION,…]")]
     pub(super) volumes: Vec<Volume>,
     /// The same in words: type=bind, volume or tmpfs; source=…; target=…; readonly; tmpfs-size=…
     #[arg(long = "mount", value_parser = parse_mount, value_name = "KEY=VALUE,…")]
@@ -256,40 +270,54 @@ pub(super) struct Confinement {
     #[arg(long, value_name = "N", allow_negative_numbers = true,
         value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     pub(super) oom_score_adj: Option<i32>,
-    /// The job's network [default: host, or private if ports are published]
-    #[arg(long, visible_alias = "net", value_enum, value_name = "MODE")]
+    /// The job's network: host; none; private, connected with the host's without privilege; or the name of a bridge network
+    /// (`mica network`), of which `bridge` is there by itself [default: host, or private if ports are published]
+    #[arg(long, visible_alias = "net", value_parser = parse_network, value_name = "MODE|NAME[:ip=IP,alias=NAME]")]
     pub(super) network: Option<NetworkMode>,
+    /// A further name by which jobs on the same bridge network find this one
+    #[arg(long, value_name = "NAME", requires = "network")]
+    pub(super) network_alias: Vec<String>,
+    /// The job's address on its bridge network
+    #[arg(long, value_name = "IP", requires = "network")]
+    pub(super) ip: Option<Ipv4Addr>,
     /// Let a port of the host lead to one of the job
     #[arg(short, long, value_parser = parse_port, value_name = "[[IP:]HOST:]JOB[/udp]")]
     pub(super) publish: Vec<PortForward>,
+    /// Let the host's ports of the same numbers lead to those that the package declares
+    #[arg(short = 'P', long)]
+    pub(super) publish_all: bool,
     /// A line for the job's /etc/hosts
     #[arg(long, value_parser = parse_host, value_name = "NAME:IP")]
     pub(super) add_host: Vec<(String, IpAddr)>,
     /// Name server for the job, instead of the host's
     #[arg(long, value_name = "IP")]
     pub(super) dns: Vec<IpAddr>,
-    /// Share the host's processes
-    #[arg(long, value_enum, value_name = "host")]
+    /// Share the host's processes [default: private]
+    #[arg(long, value_enum, value_name = "host|private")]
     pub(super) pid: Option<Shared>,
-    /// Share the host's System V and POSIX objects
-    #[arg(long, value_enum, value_name = "host")]
+    /// Share the host's System V and POSIX objects [default: private]
+    #[arg(long, value_enum, value_name = "host|private")]
     pub(super) ipc: Option<Shared>,
-    /// Share the host's name
-    #[arg(long, value_enum, value_name = "host")]
+    /// Share the host's name [default: private]
+    #[arg(long, value_enum, value_name = "host|private")]
     pub(super) uts: Option<Shared>,
-    /// Share the host's users
-    #[arg(long, value_enum, value_name = "host")]
-    pub(super) userns: Option<Shared>,
-    /// Share the host's view of cgroups
-    #[arg(long, value_enum, value_name = "host")]
+    /// Whose users the job has: the host's; its own; or, as root, those that /etc/subuid grants to an account, so that the
+    /// job's root is nobody outside [default: private, or the setting userns-remap]
+    #[arg(long, value_parser = parse_userns, value_name = "host|private|remap:ACCOUNT")]
+    pub(super) userns: Option<Users>,
+    /// Share the host's view of cgroups [default: private]
+    #[arg(long, value_enum, value_name = "host|private")]
     pub(super) cgroupns: Option<Shared>,
+    /// Give the job monotonic clocks of its own [default: host]
+    #[arg(long, value_enum, value_name = "host|private")]
+    pub(super) timens: Option<Shared>,
     /// A further group for the job's user, by number or by a name in the stack
     #[arg(long, value_name = "GROUP")]
     pub(super) group_add: Vec<String>,
 }
 
 /// The network a job gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum NetworkMode {
     /// The host's
     Host,
@@ -297,11 +325,24 @@ pub(super) enum NetworkMode {
     None,
     /// A network of its own, connected with the host's without privilege
     Private,
+    /// A bridge
+    Bridge(Attachment),
 }
 
-/// A namespace that is not the job's own.
+/// Whose users.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Users {
+    /// The host's or the job's own.
+    Shared(Shared),
+    /// The job's own, mapped to the subordinate ids of this account.
+    Remap(String),
+}
+
+/// Whose namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Shared {
     /// The host's
     Host,
+    /// The job's own
+    Private,
 }

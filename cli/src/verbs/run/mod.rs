@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         return run(&recommended(&source)?, context);
     }
     if args.dry_run {
-        return dry_run(args, &source, &command);
+        return dry_run(args, context, &source, &command);
     }
     match start(args, context, &source, &command)?.finish()? {
         Some(status) => exit_code(status),
@@ -87,7 +87,8 @@ fn start<'a>(
 ) -> anyhow::Result<Session<'a>> {
     let state = context.jobs()?;
     let life = &args.life;
-    let (job, lock) = state.create(|job| job_config(args, source, command, job, &state))?;
+    let remap = context.places.userns_remap.as_deref();
+    let (job, lock) = state.create(|job| job_config(args, source, command, job, &state, remap))?;
     let way = Way { detach: life.detach, tty: life.tty, input: life.interactive };
     start_job(job, lock, way, &life.detach_keys, args.quiet)
 }
@@ -242,10 +243,12 @@ fn image_source(images: &[PathBuf], wants_entrypoint: bool) -> anyhow::Result<So
     Ok(Source {
         name: top.display().to_string(),
         folder,
+        manifest: None,
         layers: image_layers(images)?,
         is_root: false,
         process,
         limits: mica_graph::Limits::default(),
+        service: mica_graph::Service::default(),
         labels: std::collections::BTreeMap::new(),
         cache: None,
         trace: None,
@@ -273,9 +276,16 @@ pub(crate) fn supervise(words: &[OsString]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn dry_run(args: &Args, source: &Source, command: &[OsString]) -> anyhow::Result<ExitCode> {
+fn dry_run(
+    args: &Args,
+    context: &Context,
+    source: &Source,
+    command: &[OsString],
+) -> anyhow::Result<ExitCode> {
+    let remap = context.places.userns_remap.as_deref();
     // There is no tree yet, so what is read from it (names of users) is not known.
-    let spec = spec::spec(args, source, command, "dry-run", Path::new("/"), None)?;
+    let mut spec = spec::spec(args, source, command, "dry-run", Path::new("/"), None, remap)?;
+    spec.link = spec::dry_link(args, context)?;
     let plan = mica_launcher::plan(&spec, &HostFacts::read(&spec)?)?;
     let lines: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();
     output::lines(lines.iter().map(String::as_str))?;

@@ -7,15 +7,23 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use mica_agent::{JobConfig, JobDir, JobLayer, LazySource, StateDir, TraceFile};
-use mica_graph::{Manifest, Process};
+use ipnet::Ipv4Net;
+use mica_agent::{
+    Attachment, JobConfig, JobDir, JobLayer, LazySource, NetworkName, StateDir, SubIds, TraceFile,
+};
+use mica_graph::{Manifest, Process, Service};
+use mica_launcher::bridge::Link;
 use mica_launcher::cdi::{self, Registry};
 use mica_launcher::{
-    Capabilities, GeneratedFile, Limits, Mount, Namespace, Namespaces, Network, Root, Seccomp, Spec,
+    Capabilities, GeneratedFile, IdMapping, Limits, Mount, Namespace, Namespaces, Network,
+    PortForward, Protocol, Root, Seccomp, Spec,
 };
 
-use super::flags::{Args, NetworkMode, Shared};
+use super::flags::{Args, NetworkMode, Shared, Users};
 use super::values::{DeviceFlag, Volume};
+use crate::context::Context;
+use crate::error::Advise as _;
+use crate::signals;
 use crate::verbs::pull;
 
 /// The search path of a job, as docker sets it.
@@ -27,6 +35,8 @@ pub(super) struct Source {
     pub(super) name: String,
     /// Below `/packages`.
     pub(super) folder: String,
+    /// The manifest of the package.
+    pub(super) manifest: Option<mica_graph::Digest>,
     /// Topmost first.
     pub(super) layers: Vec<JobLayer>,
     /// Whether the stack is a whole system.
@@ -35,6 +45,8 @@ pub(super) struct Source {
     pub(super) process: Process,
     /// Limits it wants.
     pub(super) limits: mica_graph::Limits,
+    /// Ports, health check and end that it wants.
+    pub(super) service: Service,
     /// Its notes.
     pub(super) labels: BTreeMap<String, String>,
     /// The cache that holds its images.
@@ -50,10 +62,12 @@ impl Source {
         Self {
             name: format!("{}@{}", manifest.name, manifest.version),
             folder: format!("{}-{}", manifest.name, manifest.version),
+            manifest: Some(manifest.digest()),
             layers,
             is_root: manifest.has_root(),
             process: manifest.process.clone(),
             limits: manifest.limits.clone(),
+            service: manifest.service.clone(),
             labels: manifest.labels.clone(),
             cache: Some(cache.to_owned()),
             trace: Some(pull::trace_file(cache, manifest, false)),
@@ -77,6 +91,7 @@ pub(super) fn job_config(
     command: &[OsString],
     job: &JobDir,
     state: &StateDir,
+    remap: Option<&str>,
 ) -> anyhow::Result<JobConfig> {
     // A root of its own needs one even if the job may not write: mount points such as /proc are made there.
     let needs_upper = !args.storage.read_only || source.mount_point(args) == Path::new("/");
@@ -84,9 +99,10 @@ pub(super) fn job_config(
     Ok(JobConfig {
         name: args.life.name.clone(),
         source: source.name.clone(),
+        manifest: source.manifest,
         layers: source.layers.clone(),
         upper,
-        spec: spec(args, source, command, job.id(), &job.tree(), Some(state))?,
+        spec: spec(args, source, command, job.id(), &job.tree(), Some(state), remap)?,
         cache: source.cache.clone(),
         verify: args.storage.verify,
         trace: source
@@ -95,16 +111,53 @@ pub(super) fn job_config(
             .map(|trace| TraceFile { record: args.storage.record_trace, ..trace }),
         lazy: source.lazy.clone(),
         remove: args.life.rm,
-        stop_signal: args.life.stop_signal,
-        stop_timeout: args.life.stop_timeout,
+        stop_signal: match args.life.stop_signal {
+            Some(signal) => signal,
+            None => stop_signal(&source.service)?,
+        },
+        stop_timeout: args.life.stop_timeout.or(source.service.stop_timeout).unwrap_or(10),
         // The package's own, which the job's may replace.
         labels: source.labels.clone().into_iter().chain(args.life.labels.iter().cloned()).collect(),
         created_ms: mica_agent::now_ms(),
         terminal: args.life.tty,
         open_stdin: args.life.interactive,
         restart: args.life.restart,
-        health: args.health.check(),
+        health: args.health.check(source.service.health.as_ref()),
+        network: attachment(args)?,
     })
+}
+
+/// How the job would be connected with its bridge network; the address is chosen when it starts.
+pub(super) fn dry_link(args: &Args, context: &Context) -> anyhow::Result<Option<Link>> {
+    let Some(attachment) = attachment(args)? else { return Ok(None) };
+    let name = attachment.network.as_str().to_owned();
+    let address = match context.state()?.networks().find(&attachment.network) {
+        Ok(network) => network.config.subnet,
+        Err(_) if attachment.network == NetworkName::usual() => Ipv4Net::default(),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Some(Link { bridge: name.clone(), name, address, gateway: None }))
+}
+
+/// The bridge network, and what is asked of it.
+fn attachment(args: &Args) -> anyhow::Result<Option<Attachment>> {
+    let flags = &args.confinement;
+    let Some(NetworkMode::Bridge(attachment)) = &flags.network else {
+        if flags.ip.is_some() || !flags.network_alias.is_empty() {
+            bail!(
+                "only a bridge network gives addresses and names; `mica network create` makes one"
+            );
+        }
+        return Ok(None);
+    };
+    if !rustix::process::geteuid().is_root() {
+        return Err(anyhow::anyhow!("bridge networks need root"))
+            .hint("--network private needs none");
+    }
+    let mut attachment = attachment.clone();
+    attachment.address = flags.ip.or(attachment.address);
+    attachment.aliases.extend(flags.network_alias.iter().cloned());
+    Ok(Some(attachment))
 }
 
 /// The confined process, its stack being mounted at `tree`.
@@ -115,6 +168,7 @@ pub(super) fn spec(
     id: &str,
     tree: &Path,
     state: Option<&StateDir>,
+    remap: Option<&str>,
 ) -> anyhow::Result<Spec> {
     let at = source.mount_point(args);
     let root = match at == Path::new("/") {
@@ -129,20 +183,61 @@ pub(super) fn spec(
     spec.cwd = at.join(workdir.unwrap_or_default());
     spec.user = args.process.user.clone().or(source.process.user.clone());
     confine(&mut spec, args, source)?;
+    spec.ids = id_mapping(args, remap)?;
+    if args.confinement.publish_all {
+        publish_all(&mut spec, args, &source.service);
+    }
     spec.files = name_service_files(&hostname, &at, args, spec.namespaces.network);
-    spec.hostname = (args.confinement.uts.is_none()).then_some(hostname);
+    spec.hostname = (args.confinement.uts != Some(Shared::Host)).then_some(hostname);
     spec.read_only = args.storage.read_only;
     spec.mounts = args.storage.tmpfs.clone();
     for volume in args.storage.volumes.iter().chain(&args.storage.mounts) {
-        spec.mounts.push(mount(volume, state)?);
+        spec.mounts.push(mount(volume, state, &spec.ids)?);
     }
     spec.shm_size = args.storage.shm_size.unwrap_or(spec.shm_size);
     devices(&mut spec, args)?;
     Ok(spec)
 }
 
+/// Root's jobs have all ids as they are, unless the flag or the setting says that their root is to be nobody outside.
+fn id_mapping(args: &Args, remap: Option<&str>) -> anyhow::Result<IdMapping> {
+    let root = rustix::process::geteuid().is_root();
+    match (&args.confinement.userns, remap) {
+        (Some(Users::Shared(_)), _) | (None, None) => Ok(IdMapping::Auto),
+        (Some(Users::Remap(_)), _) if !root => {
+            Err(anyhow::anyhow!("only root can have jobs with the ids of an account"))
+                .hint("an ordinary user's jobs have those that /etc/subuid grants by themselves")
+        }
+        (None, Some(_)) if !root => Ok(IdMapping::Auto),
+        (Some(Users::Remap(account)), _) => Ok(SubIds::of(account)?),
+        (None, Some(account)) => Ok(SubIds::of(account)?),
+    }
+}
+
+fn stop_signal(service: &Service) -> anyhow::Result<i32> {
+    let signal = service.stop_signal.as_deref().unwrap_or("TERM");
+    signals::parse(signal)
+        .map_err(anyhow::Error::msg)
+        .context("cannot use the package's stop signal")
+}
+
+/// Ports that are published already stay as they are.
+fn publish_all(spec: &mut Spec, args: &Args, service: &Service) {
+    for port in &service.ports {
+        let protocol = if port.udp { Protocol::Udp } else { Protocol::Tcp };
+        let published = spec.ports.iter().any(|p| p.job == port.number && p.protocol == protocol);
+        if !published {
+            let (host, job) = (port.number, port.number);
+            spec.ports.push(PortForward { protocol, address: None, host, job });
+        }
+    }
+    if args.confinement.network.is_none() && !spec.ports.is_empty() {
+        spec.namespaces.network = Network::Private;
+    }
+}
+
 /// A volume's folder is made by the first job that names it, as with docker; a dry run makes none.
-fn mount(volume: &Volume, state: Option<&StateDir>) -> anyhow::Result<Mount> {
+fn mount(volume: &Volume, state: Option<&StateDir>, ids: &IdMapping) -> anyhow::Result<Mount> {
     Ok(match volume {
         Volume::Mount(mount) => mount.clone(),
         Volume::Named { name, target, read_only } => Mount::Bind {
@@ -154,6 +249,8 @@ fn mount(volume: &Volume, state: Option<&StateDir>) -> anyhow::Result<Mount> {
             read_only: *read_only,
             recursive: true,
             follow: false,
+            // What it holds belongs to the job's users, whoever they are outside.
+            ids: matches!(ids, IdMapping::Ranges { .. }).then_some(IdMapping::Auto),
         },
     })
 }
@@ -179,25 +276,29 @@ fn devices(spec: &mut Spec, args: &Args) -> anyhow::Result<()> {
 
 fn confine(spec: &mut Spec, args: &Args, source: &Source) -> anyhow::Result<()> {
     let flags = &args.confinement;
-    let network = match flags.network {
+    let network = match &flags.network {
         Some(NetworkMode::Host) => Network::Host,
         Some(NetworkMode::None) => Network::None,
         Some(NetworkMode::Private) => Network::Private,
+        Some(NetworkMode::Bridge(_)) => Network::Bridge,
         None if flags.publish.is_empty() => Network::Host,
         None => Network::Private,
     };
     let own = |shared: Option<Shared>| match shared {
         Some(Shared::Host) => Namespace::Host,
-        None => Namespace::New,
+        Some(Shared::Private) | None => Namespace::New,
     };
     spec.namespaces = Namespaces {
-        user: own(flags.userns),
+        user: match flags.userns {
+            Some(Users::Shared(shared)) => own(Some(shared)),
+            Some(Users::Remap(_)) | None => Namespace::New,
+        },
         pid: own(flags.pid),
         ipc: own(flags.ipc),
         uts: own(flags.uts),
         cgroup: own(flags.cgroupns),
+        time: own(flags.timens.or(Some(Shared::Host))),
         network,
-        ..Namespaces::default()
     };
     spec.ports = flags.publish.clone();
     spec.limits = Limits {
@@ -335,10 +436,14 @@ fn name_service_files(
     if own_root {
         files.push(file("/etc/hostname", format!("{hostname}\n")));
     }
-    if own_root || !flags.add_host.is_empty() {
-        let mut hosts = format!(
-            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{hostname}\n"
-        );
+    let bridge = network == Network::Bridge;
+    if own_root || bridge || !flags.add_host.is_empty() {
+        let mut hosts =
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+        if !bridge {
+            // On a bridge the name goes with the address, which its supervisor adds.
+            hosts.push_str(&format!("127.0.1.1\t{hostname}\n"));
+        }
         flags.add_host.iter().for_each(|(name, ip)| hosts.push_str(&format!("{ip}\t{name}\n")));
         files.push(file("/etc/hosts", hosts));
     }
@@ -350,6 +455,9 @@ fn name_service_files(
     let lines = servers.iter().map(|server| format!("nameserver {server}\n"));
     match (servers.is_empty(), own_root) {
         (false, _) => files.push(file("/etc/resolv.conf", lines.collect())),
+        (true, _) if bridge => {
+            files.extend(bridge_resolv_conf().map(|t| file("/etc/resolv.conf", t)))
+        }
         // A host that resolves no names has none to hand on.
         (true, true) => files.extend(
             fs::read_to_string("/etc/resolv.conf").ok().map(|text| file("/etc/resolv.conf", text)),
@@ -357,4 +465,35 @@ fn name_service_files(
         (true, false) => {}
     }
     files
+}
+
+/// The host's name servers, but for those at loopback addresses, which a job with a network of its own can't reach: where
+/// systemd listens there, it says elsewhere whom it asks itself.
+fn bridge_resolv_conf() -> Option<String> {
+    let texts = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"].map(fs::read_to_string);
+    texts
+        .into_iter()
+        .flatten()
+        .map(|text| reachable_servers(&text))
+        .find(|text| text.contains("nameserver"))
+}
+
+fn reachable_servers(text: &str) -> String {
+    let reachable = |line: &&str| {
+        let mut words = line.split_whitespace();
+        words.next() != Some("nameserver")
+            || words.next().is_some_and(|ip| !(ip.starts_with("127.") || ip == "::1"))
+    };
+    text.lines().filter(reachable).map(|line| format!("{line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_at_loopback_addresses_are_left_out() {
+        let text = "search lan\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 192.168.1.1\n";
+        assert_eq!(reachable_servers(text), "search lan\nnameserver 192.168.1.1\n");
+    }
 }

@@ -4,9 +4,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mica_agent::VolumeName;
+use mica_agent::{Attachment, VolumeName};
 use mica_launcher::cdi::Registry;
-use mica_launcher::{Device, Mount, PortForward, Protocol, Rlimit};
+use mica_launcher::{Device, IdMapping, IdRange, Mount, PortForward, Protocol, Rlimit};
+
+use super::flags::{NetworkMode, Shared, Users};
 
 /// `512`, `512k`, `1.5g`, `2GiB`: powers of 1024, as docker has them.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
@@ -88,16 +90,17 @@ pub(crate) enum Volume {
 }
 
 /// How a source is mounted.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Options {
     read_only: bool,
     recursive: bool,
     follow: bool,
+    ids: Option<IdMapping>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { read_only: false, recursive: true, follow: false }
+        Self { read_only: false, recursive: true, follow: false, ids: None }
     }
 }
 
@@ -108,9 +111,16 @@ impl Options {
             "rw" | "rprivate" | "z" | "Z" => {}
             "private" => self.recursive = false,
             "rslave" => self.follow = true,
+            "idmap" => self.ids = Some(IdMapping::Auto),
+            maps if maps.starts_with("idmap=") => self.ids = Some(parse_idmap(&maps[6..])?),
+            "rshared" | "shared" => {
+                return Err(format!(
+                    "`{option}`: mounts of a job never appear on the host; use rslave"
+                ));
+            }
             other => {
                 return Err(format!(
-                    "`{other}` is not an option of a volume; use ro, rw, rprivate, private or rslave"
+                    "`{other}` is not an option of a volume; use ro, rw, rprivate, private, rslave or idmap"
                 ));
             }
         }
@@ -118,13 +128,41 @@ impl Options {
     }
 
     fn volume(self, source: &str, target: PathBuf) -> Result<Volume, String> {
-        let Self { read_only, recursive, follow } = self;
+        let Self { read_only, recursive, follow, ids } = self;
         if !(source.starts_with('/') || source.starts_with('.')) {
+            if ids.is_some() {
+                return Err("a named volume has the job's own owners already".into());
+            }
             return Ok(Volume::Named { name: source.parse()?, target, read_only });
         }
         let source = std::path::absolute(source).map_err(|error| error.to_string())?;
-        Ok(Volume::Mount(Mount::Bind { source, target, read_only, recursive, follow }))
+        Ok(Volume::Mount(Mount::Bind { source, target, read_only, recursive, follow, ids }))
     }
+}
+
+/// `uids=FILE-JOB-COUNT#…;gids=…`, as podman has it; without gids they are as the uids.
+fn parse_idmap(text: &str) -> Result<IdMapping, String> {
+    let wrong = || format!("`{text}` is not of the form uids=FILE-JOB-COUNT[#…][;gids=…]");
+    let (mut uids, mut gids) = (None, None);
+    for part in text.split(';') {
+        let (kind, ranges) = part.split_once('=').ok_or_else(wrong)?;
+        let range = |text: &str| {
+            let numbers: Vec<u32> =
+                text.split('-').map_while(|number| number.parse().ok()).collect();
+            match numbers[..] {
+                [outside, inside, count] if count > 0 => Ok(IdRange { inside, outside, count }),
+                _ => Err(wrong()),
+            }
+        };
+        let ranges = ranges.split('#').map(range).collect::<Result<Vec<_>, _>>()?;
+        match kind {
+            "uids" => uids = Some(ranges),
+            "gids" => gids = Some(ranges),
+            _ => return Err(wrong()),
+        }
+    }
+    let uids = uids.ok_or_else(wrong)?;
+    Ok(IdMapping::Ranges { gids: gids.unwrap_or_else(|| uids.clone()), uids })
 }
 
 pub(super) fn parse_volume(text: &str) -> Result<Volume, String> {
@@ -148,6 +186,8 @@ pub(super) fn parse_mount(text: &str) -> Result<Volume, String> {
             ("target" | "destination" | "dst", value) => target = Some(in_job(value)?),
             ("readonly" | "ro", "" | "true" | "1") => options.read_only = true,
             ("bind-propagation", value) => options.set(value)?,
+            ("idmap", "") => options.set("idmap")?,
+            ("idmap", value) => options.ids = Some(parse_idmap(value)?),
             ("tmpfs-size", value) => size = Some(parse_size(value)?),
             ("tmpfs-mode", value) => mode = parse_mode(value)?,
             (other, _) => return Err(format!("`{other}` is not a key of a mount")),
@@ -210,6 +250,47 @@ pub(super) fn parse_port(text: &str) -> Result<PortForward, String> {
         }
     };
     Ok(PortForward { protocol, address, host: port(host)?, job })
+}
+
+/// `host`, `none`, `private`, or the name of a network, perhaps with `:ip=IP,alias=NAME`.
+pub(super) fn parse_network(text: &str) -> Result<NetworkMode, String> {
+    let (name, options) = text.split_once(':').unwrap_or((text, ""));
+    let mode = match name {
+        "host" => NetworkMode::Host,
+        "none" => NetworkMode::None,
+        "private" => NetworkMode::Private,
+        name => {
+            let (network, address, aliases) = (name.parse()?, None, Vec::new());
+            NetworkMode::Bridge(Attachment { network, address, aliases })
+        }
+    };
+    if options.is_empty() {
+        return Ok(mode);
+    }
+    let NetworkMode::Bridge(mut attachment) = mode else {
+        return Err(format!("the network {name} has no options"));
+    };
+    for option in options.split(',') {
+        match option.split_once('=') {
+            Some(("ip", address)) => {
+                let wrong = |_| format!("`{address}` is not an IPv4 address");
+                attachment.address = Some(address.parse().map_err(wrong)?);
+            }
+            Some(("alias", name)) if !name.is_empty() => attachment.aliases.push(name.to_owned()),
+            _ => return Err(format!("`{option}` is not an option of a network; use ip=, alias=")),
+        }
+    }
+    Ok(NetworkMode::Bridge(attachment))
+}
+
+/// `host`, `private`, or `remap:ACCOUNT`.
+pub(super) fn parse_userns(text: &str) -> Result<Users, String> {
+    match text.split_once(':').unwrap_or((text, "")) {
+        ("host", "") => Ok(Users::Shared(Shared::Host)),
+        ("private", "") => Ok(Users::Shared(Shared::Private)),
+        ("remap", account) if !account.is_empty() => Ok(Users::Remap(account.to_owned())),
+        _ => Err(format!("`{text}` is none of host, private and remap:ACCOUNT")),
+    }
 }
 
 /// `NAME:IP`.
@@ -327,7 +408,21 @@ mod tests {
         assert!(*read_only && *recursive);
         assert_eq!(parse_mount("type=bind,src=/a,dst=/b,readonly"), volume);
         assert_eq!(parse_mount("source=data,target=/b"), parse_volume("data:/b"));
-        for bad in ["/a", "a b:/b", "/a:b", "/a:/b:rx"] {
+        let Ok(Volume::Mount(Mount::Bind { ids: Some(IdMapping::Ranges { uids, gids }), .. })) =
+            parse_volume("/a:/b:ro,idmap=uids=1000-0-1#5-6-7;gids=1000-0-1")
+        else {
+            panic!("a volume with mapped owners")
+        };
+        assert_eq!((uids[0].outside, uids[0].inside, uids[1].count, gids.len()), (1000, 0, 7, 1));
+        for bad in [
+            "/a",
+            "a b:/b",
+            "/a:b",
+            "/a:/b:rx",
+            "/a:/b:rshared",
+            "/a:/b:idmap=uids=1-2",
+            "a:/b:idmap",
+        ] {
             assert!(parse_volume(bad).is_err(), "{bad}");
         }
         for bad in ["type=bind,source=a,target=/b", "type=tmpfs", "type=x,target=/b", "target=/b"] {
@@ -345,6 +440,19 @@ mod tests {
         assert_eq!(port("[::1]:8080:80"), Ok((8080, 80, true)));
         for bad in ["", "0", "a:80", "1:2:3", "80/sctp", "70000"] {
             assert!(parse_port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks() {
+        assert_eq!(parse_network("private"), Ok(NetworkMode::Private));
+        let Ok(NetworkMode::Bridge(back)) = parse_network("back:ip=10.1.0.7,alias=db") else {
+            panic!("a bridge network")
+        };
+        assert_eq!(back.network.as_str(), "back");
+        assert_eq!((back.address, back.aliases), ("10.1.0.7".parse().ok(), vec!["db".to_owned()]));
+        for bad in ["", "a b", "host:ip=10.1.0.7", "back:ip=x", "back:mac=1", "back:ip"] {
+            assert!(parse_network(bad).is_err(), "{bad}");
         }
     }
 

@@ -21,6 +21,7 @@ use super::{
 use crate::file::Named;
 use crate::patch::{PatchNote, PatchNotes};
 use crate::retry::Retry;
+use crate::trust::Signatures;
 
 mod body;
 mod client;
@@ -217,6 +218,12 @@ impl Registry for HttpRegistry {
         let bytes = self.file(&layout::patches(image), super::MAX_DOCUMENT)?;
         Ok(bytes.map_or_else(Vec::new, |bytes| PatchNotes::read(&bytes, image)))
     }
+
+    fn signatures(&self, manifest: &Digest) -> Result<Signatures, RegistryError> {
+        let path = layout::signatures(manifest);
+        let bytes = self.file(&path, Signatures::MAX_SIZE)?;
+        super::parse_signatures(format!("{}/{path}", self.http.address), bytes)
+    }
 }
 
 /// The part of a blob that a request asks for, if not all.
@@ -303,6 +310,18 @@ impl WriteRegistry for HttpRegistry {
             return Ok(false);
         }
         self.http.options.retry.run(|| self.put(blob, content))
+    }
+
+    fn add_signatures(
+        &self,
+        manifest: &Digest,
+        signatures: &Signatures,
+    ) -> Result<(), RegistryError> {
+        let (path, text) = (layout::signatures(manifest), signatures.to_text());
+        self.http.options.retry.run(|| {
+            let request = self.http.request(Method::POST, &path)?.body(text.clone());
+            self.change(request, self.http.options.upload_timeout).map(drop)
+        })
     }
 
     fn publish(&self, publication: &Publication) -> Result<Published, RegistryError> {

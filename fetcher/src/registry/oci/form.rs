@@ -7,6 +7,8 @@
 //!                  annotations package, version, digest and size of the package's manifest
 //! companion        subject     the image manifest; found by the tag `sha256-<its digest>` (OCI 1.1, referrers tag schema)
 //!                  layers      chunk tables, annotated with their BLAKE3
+//! signatures       subject     the image manifest, likewise
+//!                  annotations the signatures of the package's manifest, as in a registry of files
 //! ```
 //!
 //! containerd runs such an image if it is told what turns squashfs into tar (`mica image to-tar`); skopeo copies it as it is.
@@ -14,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, Version};
+use mica_graph::{Blob, Digest, HealthCheck, Layer, Manifest, PackageName, Version};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -26,7 +28,8 @@ pub(crate) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+js
 pub(crate) const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
-const COMPANION_TYPE: &str = "application/vnd.mica.companion.v1";
+pub(crate) const COMPANION_TYPE: &str = "application/vnd.mica.companion.v1";
+pub(crate) const SIGNATURES_TYPE: &str = "application/vnd.mica.signatures.v1";
 const EXTRA_TYPE: &str = "application/octet-stream";
 /// The content of an empty configuration, as the OCI specification has it.
 pub(crate) const EMPTY: &[u8] = b"{}";
@@ -38,6 +41,7 @@ const SIZE: &str = "dev.mica.size";
 const TIME: &str = "dev.mica.time";
 const LAYER: &str = "dev.mica.layer";
 const PATCHES: &str = "dev.mica.patches";
+pub(crate) const SIGNATURES: &str = "dev.mica.signatures";
 const DIFF_ID: &str = "dev.mica.diff-id";
 
 /// Content named by its SHA-256.
@@ -224,10 +228,44 @@ fn process(package: &Manifest) -> Value {
     if let Some(user) = &process.user {
         set("User", json!(user));
     }
+    let service = &package.service;
+    if !service.ports.is_empty() {
+        let ports = service.ports.iter().map(|port| (port.to_string(), json!({})));
+        set("ExposedPorts", Value::Object(ports.collect()));
+    }
+    if let Some(check) = &service.health {
+        set("Healthcheck", healthcheck(check));
+    }
+    if let Some(signal) = &service.stop_signal {
+        let upper = signal.to_ascii_uppercase();
+        let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
+        let number = bare.bytes().all(|byte| byte.is_ascii_digit());
+        set("StopSignal", json!(format!("{}{bare}", if number { "" } else { "SIG" })));
+    }
     if !package.labels.is_empty() {
         set("Labels", json!(package.labels));
     }
     config
+}
+
+/// As docker keeps it: times in nanoseconds, what is not set left out.
+fn healthcheck(check: &HealthCheck) -> Value {
+    let command = std::iter::once("CMD").chain(check.command.iter().map(String::as_str));
+    let mut fields = json!({ "Test": command.collect::<Vec<_>>() });
+    let times = [
+        ("Interval", check.interval_ms),
+        ("Timeout", check.timeout_ms),
+        ("StartPeriod", check.start_period_ms),
+    ];
+    for (name, ms) in times {
+        if let Some(ms) = ms {
+            fields[name] = json!(ms.saturating_mul(1_000_000));
+        }
+    }
+    if let Some(retries) = check.retries {
+        fields["Retries"] = json!(retries);
+    }
+    fields
 }
 
 /// Go's word for this machine's processor, which OCI uses.
@@ -265,12 +303,26 @@ pub(crate) fn companion(subject: &Descriptor, extras: &[(Digest, Facts)]) -> Vec
     serde_json::to_vec(&manifest).expect("strings and numbers")
 }
 
-/// The index that the referrers' tag names, with our companion in the place of an older one of ours.
-pub(crate) fn referrers(old: Option<OciIndex>, companion: &[u8]) -> Vec<u8> {
+/// The signatures of an image's package.
+pub(crate) fn signatures(subject: &Descriptor, text: String) -> Vec<u8> {
+    let manifest = OciManifest {
+        schema_version: 2,
+        media_type: MANIFEST_TYPE.to_owned(),
+        artifact_type: Some(SIGNATURES_TYPE.to_owned()),
+        config: Descriptor::of(EMPTY_TYPE, EMPTY),
+        layers: vec![Descriptor::of(EMPTY_TYPE, EMPTY)],
+        subject: Some(subject.clone()),
+        annotations: BTreeMap::from([(SIGNATURES.to_owned(), text)]),
+    };
+    serde_json::to_vec(&manifest).expect("strings and numbers")
+}
+
+/// The index that the referrers' tag names, with this one of ours in the place of an older one of its type.
+pub(crate) fn referrers(old: Option<OciIndex>, kind: &str, new: &[u8]) -> Vec<u8> {
     let mut manifests = old.map(|index| index.manifests).unwrap_or_default();
-    manifests.retain(|other| other.artifact_type.as_deref() != Some(COMPANION_TYPE));
-    let mut ours = Descriptor::of(MANIFEST_TYPE, companion);
-    ours.artifact_type = Some(COMPANION_TYPE.to_owned());
+    manifests.retain(|other| other.artifact_type.as_deref() != Some(kind));
+    let mut ours = Descriptor::of(MANIFEST_TYPE, new);
+    ours.artifact_type = Some(kind.to_owned());
     manifests.push(ours);
     index(manifests)
 }
@@ -281,9 +333,12 @@ pub(crate) fn index(manifests: Vec<Descriptor>) -> Vec<u8> {
     serde_json::to_vec(&index).expect("strings and numbers")
 }
 
-/// Companions of ours among the referrers.
-pub(crate) fn companions(index: &OciIndex) -> impl Iterator<Item = &Descriptor> {
-    index.manifests.iter().filter(|m| m.artifact_type.as_deref() == Some(COMPANION_TYPE))
+/// Those of a type of ours among the referrers.
+pub(crate) fn of_type<'a>(
+    index: &'a OciIndex,
+    kind: &'a str,
+) -> impl Iterator<Item = &'a Descriptor> {
+    index.manifests.iter().filter(move |m| m.artifact_type.as_deref() == Some(kind))
 }
 
 /// The note of which layer was packed from its inputs, with its image and chunk table.

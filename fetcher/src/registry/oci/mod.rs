@@ -30,6 +30,7 @@ use super::{
 };
 use crate::parallel;
 use crate::patch::{PatchNote, PatchNotes};
+use crate::trust::Signatures;
 
 mod auth;
 mod client;
@@ -40,7 +41,10 @@ mod upload;
 mod write;
 
 use client::Client;
-use form::{Facts, INDEX_TYPE, MANIFEST_TYPE, OciIndex, OciManifest};
+use form::{
+    COMPANION_TYPE, Descriptor, Facts, INDEX_TYPE, MANIFEST_TYPE, OciIndex, OciManifest,
+    SIGNATURES, SIGNATURES_TYPE,
+};
 use names::LAYERS;
 pub(crate) use names::Location;
 pub(crate) use upload::facts;
@@ -68,6 +72,10 @@ struct Known {
     documents: HashMap<Digest, Vec<u8>>,
     /// Images whose companions were not looked at yet: repository and digest.
     images: Vec<(String, String)>,
+    /// The same of every image, by the digest of the package's manifest.
+    packages: HashMap<Digest, (String, Descriptor)>,
+    /// Signatures of manifests that are to be published.
+    signatures: HashMap<Digest, Signatures>,
     /// Files that blobs were sent from.
     files: HashMap<Digest, PathBuf>,
 }
@@ -169,7 +177,9 @@ impl OciRegistry {
             let facts = Facts { sha256: config.digest.clone(), size: config.size, diff_id: None };
             let place = Place { below: below.to_owned(), facts, in_config: true };
             known.places.insert(entry.manifest.digest, place);
-            known.images.push((below.to_owned(), form::sha256(bytes)));
+            let image = Descriptor::of(MANIFEST_TYPE, bytes);
+            known.images.push((below.to_owned(), image.digest.clone()));
+            known.packages.insert(entry.manifest.digest, (below.to_owned(), image));
         }
     }
 
@@ -269,7 +279,7 @@ impl OciRegistry {
 
     fn learn_companions(&self, below: &str, image: &str) -> Result<(), RegistryError> {
         let Some(index) = self.referrers(below, image)? else { return Ok(()) };
-        for companion in form::companions(&index) {
+        for companion in form::of_type(&index, COMPANION_TYPE) {
             self.fetch(below, &companion.digest)?;
         }
         Ok(())
@@ -281,6 +291,19 @@ impl OciRegistry {
         let Some(bytes) = self.fetch_bytes(below, &tag, INDEX_TYPE)? else { return Ok(None) };
         let parsed = serde_json::from_slice(&bytes);
         Ok(Some(parsed.map_err(|source| document(self.name_of(below, &tag), source.into()))?))
+    }
+
+    /// The signatures that refer to an image.
+    fn signatures_of(&self, below: &str, image: &str) -> Result<Signatures, RegistryError> {
+        let mut all = Signatures::default();
+        let index = self.referrers(below, image)?;
+        for found in index.iter().flat_map(|index| form::of_type(index, SIGNATURES_TYPE)) {
+            let Some((manifest, _)) = self.fetch(below, &found.digest)? else { continue };
+            let text = manifest.annotations.get(SIGNATURES).map(String::as_bytes);
+            let name = self.name_of(below, &found.digest);
+            all.merge(&super::parse_signatures(name, text.map(<[u8]>::to_vec))?);
+        }
+        Ok(all)
     }
 
     /// A package's manifest out of the configuration of its image.
@@ -404,6 +427,13 @@ impl Registry for OciRegistry {
             self.client.send(Method::GET, &url, &scope, limit, &|request| range.add_to(request))
         };
         ranged(&self.client.sender, blob, range, &send)
+    }
+
+    fn signatures(&self, manifest: &Digest) -> Result<Signatures, RegistryError> {
+        let image = self.known().packages.get(manifest).cloned();
+        image.map_or(Ok(Signatures::default()), |(below, image)| {
+            self.signatures_of(&below, &image.digest)
+        })
     }
 
     fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError> {

@@ -2,7 +2,7 @@
 
 use super::*;
 
-use super::form::{Descriptor, EMPTY};
+use super::form::EMPTY;
 use super::upload::push_scope;
 use mica_squashfs::chunks::MAGIC;
 
@@ -96,7 +96,7 @@ impl OciRegistry {
         let subject = Descriptor::of(MANIFEST_TYPE, image);
         let old = self.referrers(below, &subject.digest)?;
         let mut all: Vec<(Digest, Facts)> = Vec::new();
-        for companion in old.iter().flat_map(form::companions) {
+        for companion in old.iter().flat_map(|index| form::of_type(index, COMPANION_TYPE)) {
             if let Some((manifest, _)) = self.fetch(below, &companion.digest)? {
                 all.extend(manifest.facts());
             }
@@ -107,11 +107,38 @@ impl OciRegistry {
                 all.push((*digest, facts));
             }
         }
-        let companion = form::companion(&subject, &all);
+        self.put_referrer(below, &subject, COMPANION_TYPE, &form::companion(&subject, &all))
+    }
+
+    /// Puts a manifest beside an image, in the place of an older one of its type.
+    fn put_referrer(
+        &self,
+        below: &str,
+        subject: &Descriptor,
+        kind: &str,
+        manifest: &[u8],
+    ) -> Result<(), RegistryError> {
         self.put_small(below, EMPTY)?;
-        self.put_manifest(below, &form::sha256(&companion), MANIFEST_TYPE, &companion)?;
+        self.put_manifest(below, &form::sha256(manifest), MANIFEST_TYPE, manifest)?;
+        // As late as can be: nothing keeps others from changing the index meanwhile.
+        let old = self.referrers(below, &subject.digest)?;
         let tag = subject.digest.replace(':', "-");
-        self.put_manifest(below, &tag, INDEX_TYPE, &form::referrers(old, &companion))
+        self.put_manifest(below, &tag, INDEX_TYPE, &form::referrers(old, kind, manifest))
+    }
+
+    /// Adds signatures to those of an image.
+    fn put_signatures(
+        &self,
+        below: &str,
+        subject: &Descriptor,
+        signatures: &Signatures,
+    ) -> Result<(), RegistryError> {
+        let mut all = self.signatures_of(below, &subject.digest)?;
+        if !all.merge(signatures) {
+            return Ok(());
+        }
+        let manifest = form::signatures(subject, all.to_text());
+        self.put_referrer(below, subject, SIGNATURES_TYPE, &manifest)
     }
 
     /// The manifest that is to be published, which [`put_blob`](WriteRegistry::put_blob) got before.
@@ -159,6 +186,11 @@ impl OciRegistry {
         let tables: Vec<Digest> =
             tables.into_iter().filter(|digest| seen.insert(*digest)).collect();
         self.put_companion(below, &form.manifest, &tables)?;
+        let signatures = self.known().signatures.remove(&package.digest());
+        if let Some(signatures) = signatures {
+            let image = Descriptor::of(MANIFEST_TYPE, &form.manifest);
+            self.put_signatures(below, &image, &signatures)?;
+        }
         Ok(form.manifest)
     }
 }
@@ -215,6 +247,20 @@ impl WriteRegistry for OciRegistry {
         let place = Place { below: LAYERS.to_owned(), facts, in_config: false };
         known.places.insert(blob.digest, place);
         Ok(is_new)
+    }
+
+    /// Those of a package that has no image yet are put beside it when it is published.
+    fn add_signatures(
+        &self,
+        manifest: &Digest,
+        signatures: &Signatures,
+    ) -> Result<(), RegistryError> {
+        let image = self.known().packages.get(manifest).cloned();
+        if let Some((below, image)) = image {
+            return self.put_signatures(&below, &image, signatures);
+        }
+        self.known().signatures.entry(*manifest).or_default().merge(signatures);
+        Ok(())
     }
 
     fn publish(&self, publication: &Publication) -> Result<Published, RegistryError> {

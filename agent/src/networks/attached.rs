@@ -1,0 +1,100 @@
+//! A job's place on its network while it runs.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use mica_launcher::bridge::{Changed, Link};
+use mica_launcher::{Mount, PortForward, Protocol, Spec};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+
+use super::{Network, NetworkError};
+use crate::state::StateDir;
+
+const HOSTS: &str = "/etc/hosts";
+
+/// The file that a job's `/etc/hosts` is made from, as the launcher is told of it.
+pub(crate) fn is_hosts(target: &Path) -> bool {
+    target == Path::new(HOSTS)
+}
+
+/// A job that is on its network, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    pub(super) state: StateDir,
+    pub(super) network: Network,
+    pub(super) job: String,
+    /// How it is to be connected.
+    pub(crate) link: Link,
+    /// Its `/etc/hosts`.
+    pub(super) hosts: PathBuf,
+    pub(super) changed: Changed,
+    /// Sockets on its published ports, so that nobody else takes them, and so that it is known if somebody has.
+    pub(super) _held: Vec<OwnedFd>,
+}
+
+impl Attached {
+    /// Changes what the launcher is told.
+    pub(crate) fn connect(&self, spec: &mut Spec) {
+        spec.link = Some(self.link.clone());
+        spec.files.retain(|file| !is_hosts(&file.target));
+        spec.mounts.push(Mount::Bind {
+            source: self.hosts.clone(),
+            target: HOSTS.into(),
+            read_only: false,
+            recursive: true,
+            follow: false,
+            ids: None,
+        });
+    }
+
+    /// What of the host was changed for it.
+    pub(crate) fn warning(&self) -> Option<&'static str> {
+        self.changed.forwarding.then_some(
+            "the host forwards packets between its networks from now on (net.ipv4.ip_forward was 0)",
+        )
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // What fails here is done by the next command: the job is nobody's then.
+        if let Err(error) = self.state.networks().detach(&self.network, &self.job) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot take the job off its network"
+            );
+        }
+    }
+}
+
+pub(super) fn hold_ports(
+    network: &Network,
+    ports: &[PortForward],
+) -> Result<Vec<OwnedFd>, NetworkError> {
+    if network.config.internal && !ports.is_empty() {
+        return Err(NetworkError::Internal(network.name.clone()));
+    }
+    ports.iter().map(hold_port).collect()
+}
+
+fn hold_port(forward: &PortForward) -> Result<OwnedFd, NetworkError> {
+    let address = match forward.address {
+        None => Ipv4Addr::UNSPECIFIED,
+        Some(IpAddr::V4(address)) => address,
+        Some(address) => return Err(NetworkError::Version6(address)),
+    };
+    let kind = match forward.protocol {
+        Protocol::Tcp => SocketType::STREAM,
+        Protocol::Udp => SocketType::DGRAM,
+    };
+    let hold = || {
+        let socket = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?;
+        bind(&socket, &SocketAddrV4::new(address, forward.host))?;
+        Ok(socket)
+    };
+    hold().map_err(|error: rustix::io::Errno| NetworkError::Port {
+        port: forward.host,
+        source: error.into(),
+    })
+}

@@ -1,0 +1,99 @@
+//! What can't be done about networks.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use mica_launcher::bridge::BridgeError;
+
+use super::NetworkName;
+use crate::files::FileError;
+
+/// Something about networks that can't be done.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// No such network.
+    #[error("there is no network {0}")]
+    Unknown(NetworkName),
+    /// Names are unique.
+    #[error("there is a network {0} already")]
+    Exists(NetworkName),
+    /// A running job is on it.
+    #[error("network {name} is in use by job {job}")]
+    InUse {
+        /// The network.
+        name: NetworkName,
+        /// Who is on it.
+        job: String,
+    },
+    /// Two networks, or a network and a route of the host's, would claim the same addresses.
+    #[error("the subnet {subnet} overlaps {other}")]
+    Overlap {
+        /// What was asked for.
+        subnet: Ipv4Net,
+        /// Whose addresses they are.
+        other: String,
+    },
+    /// Too small, or with bits of a host.
+    #[error("{0} is no subnet for jobs")]
+    Subnet(Ipv4Net),
+    /// All of the usual ones are taken.
+    #[error("no subnet is free")]
+    NoSubnet,
+    /// Outside of the network, or one that no job can have.
+    #[error("the address {address} is not one of network {name}")]
+    Address {
+        /// The address.
+        address: Ipv4Addr,
+        /// The network.
+        name: NetworkName,
+    },
+    /// A job has it.
+    #[error("the address {address} belongs to job {job}")]
+    AddressTaken {
+        /// The address.
+        address: Ipv4Addr,
+        /// Who has it.
+        job: String,
+    },
+    /// All addresses are taken.
+    #[error("network {0} has no free address")]
+    Full(NetworkName),
+    /// An internal network can't have published ports.
+    #[error("network {0} is internal: no port of the host can lead to it")]
+    Internal(NetworkName),
+    /// Bridge networks are IPv4.
+    #[error("ports of {0} cannot be published: bridge networks carry IPv4 only")]
+    Version6(IpAddr),
+    /// Another job or a program of the host's has the port.
+    #[error("cannot publish the port {port}")]
+    Port {
+        /// The host's.
+        port: u16,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The kernel's side.
+    #[error(transparent)]
+    Bridge(#[from] BridgeError),
+    /// Files.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl NetworkError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Unknown(_) => "`mica network ls` lists them, `mica network create` makes one",
+            Self::InUse { .. } => "stop the job first",
+            Self::NoSubnet | Self::Overlap { .. } => {
+                "name another one: mica network create --subnet CIDR"
+            }
+            Self::Port { .. } => {
+                "another job or a program of the host's has it; publish another one"
+            }
+            Self::Bridge(error) => return error.hint(),
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,359 @@
+//! Bridge networks: which there are, and which job has which address. Files and a lock; the kernel's side of it is
+//! [`mica_launcher::bridge`]'s.
+//!
+//! ```text
+//! networks.lock                    held while any of this is changed
+//! networks/<name>/network.json     what was asked for
+//!                 <job>.member     a job's address and published ports, while it runs
+//! jobs/<job>/hosts                 the job's /etc/hosts: who else is on its network, kept up to date in place
+//! ```
+//!
+//! A member counts while its job is owned (see [`StateDir`]); the address of one whose supervisor was killed is free
+//! for whoever comes next. The bridge is there while the network has members.
+
+mod addresses;
+mod attached;
+mod config;
+mod error;
+mod hosts;
+mod network;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use mica_launcher::PortForward;
+use mica_launcher::bridge::{self, Published};
+
+use self::addresses::{check_subnet, free_subnet, is_host};
+use self::attached::hold_ports;
+pub(crate) use self::attached::{Attached, is_hosts};
+pub use self::config::{Attachment, Member, NetworkConfig, NetworkName, NewNetwork};
+pub use self::error::NetworkError;
+pub use self::network::Network;
+use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
+use crate::state::{JobDir, StateDir, new_id, now_ms};
+
+/// The networks of a state directory.
+#[derive(Debug)]
+pub struct Networks<'a>(pub(crate) &'a StateDir);
+
+impl Networks<'_> {
+    fn folder(&self) -> PathBuf {
+        self.0.root().join("networks")
+    }
+
+    fn lock(&self) -> Result<Lock, FileError> {
+        Lock::wait(&self.0.root().join("networks.lock"))
+    }
+
+    fn network(&self, name: &NetworkName) -> Result<Network, NetworkError> {
+        let folder = self.folder().join(name.as_str());
+        match read_json(&folder.join("network.json")) {
+            Ok(config) => Ok(Network { name: name.clone(), folder, config }),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(NetworkError::Unknown(name.clone()))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes a network. `routed` is what the host has routes to.
+    ///
+    /// # Errors
+    /// The name or the addresses are taken, or make no sense.
+    pub fn create(
+        &self,
+        name: &NetworkName,
+        wanted: &NewNetwork,
+        routed: &[Ipv4Net],
+    ) -> Result<NetworkConfig, NetworkError> {
+        create_private_dir(&self.folder())?;
+        let _lock = self.lock()?;
+        self.create_locked(name, wanted, routed)
+    }
+
+    fn create_locked(
+        &self,
+        name: &NetworkName,
+        wanted: &NewNetwork,
+        routed: &[Ipv4Net],
+    ) -> Result<NetworkConfig, NetworkError> {
+        let networks = self.list()?;
+        if networks.iter().any(|network| network.name == *name) {
+            return Err(NetworkError::Exists(name.clone()));
+        }
+        let taken: Vec<(Ipv4Net, String)> = networks
+            .iter()
+            .map(|network| (network.config.subnet, format!("network {}", network.name)))
+            .chain(routed.iter().map(|net| (*net, format!("the host's route to {net}"))))
+            .collect();
+        let subnet = match wanted.subnet {
+            Some(subnet) => check_subnet(subnet, &taken)?,
+            None => free_subnet(&taken).ok_or(NetworkError::NoSubnet)?,
+        };
+        let gateway = match wanted.gateway {
+            None => subnet.hosts().next().ok_or(NetworkError::Subnet(subnet))?,
+            Some(gateway) if is_host(subnet, gateway) => gateway,
+            Some(address) => return Err(NetworkError::Address { address, name: name.clone() }),
+        };
+        let mut id = new_id();
+        id.truncate(8);
+        let internal = wanted.internal;
+        let config = NetworkConfig { id, subnet, gateway, internal, created_ms: now_ms() };
+        let folder = self.folder().join(name.as_str());
+        create_private_dir(&folder)?;
+        write_json(&folder.join("network.json"), &config)?;
+        Ok(config)
+    }
+
+    /// All of them, by name.
+    ///
+    /// # Errors
+    /// The state directory can't be read.
+    pub fn list(&self) -> Result<Vec<Network>, NetworkError> {
+        let folder = self.folder();
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(at("list", &folder)(error).into()),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(at("list", &folder))?;
+            let Some(name) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            match self.network(&name) {
+                Ok(network) => found.push(network),
+                // Being made, or being removed.
+                Err(NetworkError::Unknown(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn find(&self, name: &NetworkName) -> Result<Network, NetworkError> {
+        self.network(name)
+    }
+
+    /// The jobs on a network.
+    ///
+    /// # Errors
+    /// The state directory can't be read.
+    pub fn members(&self, network: &Network) -> Result<Vec<Member>, NetworkError> {
+        let (live, _) = self.sort_out(network)?;
+        Ok(live)
+    }
+
+    /// Removes a network that no job is on.
+    ///
+    /// # Errors
+    /// A job is, or there is no such network.
+    pub fn remove(&self, name: &NetworkName) -> Result<(), NetworkError> {
+        let network = self.network(name)?;
+        let _lock = self.lock()?;
+        self.bury(&network)?;
+        if let Some(member) = self.members(&network)?.into_iter().next() {
+            return Err(NetworkError::InUse { name: name.clone(), job: member.job });
+        }
+        network.bridge().take_down()?;
+        Ok(fs::remove_dir_all(&network.folder).map_err(at("remove", &network.folder))?)
+    }
+
+    /// Frees what jobs had whose supervisor was killed.
+    pub(crate) fn reconcile(&self) -> Result<(), NetworkError> {
+        for network in self.list()? {
+            // Without the lock, as nearly always there is nothing to do.
+            let (live, dead) = self.sort_out(&network)?;
+            if !dead.is_empty() || live.is_empty() {
+                let _lock = self.lock()?;
+                self.bury(&network)?;
+                self.bring_up_to_date(&network)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the jobs of a network their names anew.
+    pub(crate) fn refresh(&self, name: &NetworkName) -> Result<(), NetworkError> {
+        let _lock = self.lock()?;
+        let network = self.network(name)?;
+        self.write_hosts(&self.members(&network)?);
+        Ok(())
+    }
+
+    /// The members that run, and those that don't any more.
+    fn sort_out(&self, network: &Network) -> Result<(Vec<Member>, Vec<Member>), NetworkError> {
+        let folder = &network.folder;
+        let (mut live, mut dead) = (Vec::new(), Vec::new());
+        for entry in fs::read_dir(folder).map_err(at("list", folder))? {
+            let path = entry.map_err(at("list", folder))?.path();
+            if path.extension().is_none_or(|extension| extension != "member") {
+                continue;
+            }
+            let member: Member = match read_json(&path) {
+                Ok(member) => member,
+                // It left just now.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let owned = self.0.job(&member.job).is_owned();
+            if owned { live.push(member) } else { dead.push(member) }
+        }
+        live.sort_by_key(|member| member.address);
+        Ok((live, dead))
+    }
+
+    /// Forgets the dead. The caller holds the lock.
+    fn bury(&self, network: &Network) -> Result<(), NetworkError> {
+        for member in self.sort_out(network)?.1 {
+            network.forget(&member.job)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the host's side fit the members. The caller holds the lock.
+    fn bring_up_to_date(&self, network: &Network) -> Result<bridge::Changed, NetworkError> {
+        let members = self.members(network)?;
+        if members.is_empty() {
+            network.bridge().take_down()?;
+            return Ok(bridge::Changed::default());
+        }
+        let published = |member: &Member| {
+            let job = member.address;
+            member.ports.clone().into_iter().map(move |forward| Published { forward, job })
+        };
+        let ports: Vec<Published> = members.iter().flat_map(published).collect();
+        let changed = network.bridge().set_up(&ports)?;
+        self.write_hosts(&members);
+        Ok(changed)
+    }
+
+    /// A job that can't be told goes on with what it knows.
+    fn write_hosts(&self, members: &[Member]) {
+        let entries: Vec<(Ipv4Addr, Vec<String>)> =
+            members.iter().map(|m| (m.address, names(&self.0.job(&m.job)))).collect();
+        for member in members {
+            let path = hosts::file(&self.0.job(&member.job));
+            if let Err(error) = hosts::update(&path, &entries) {
+                tracing::warn!(%error, "cannot tell a job who is on its network");
+            }
+        }
+    }
+
+    /// Puts a job, which the caller owns, on its network.
+    pub(crate) fn attach(
+        &self,
+        job: &JobDir,
+        wanted: &Attachment,
+        ports: &[PortForward],
+        base: &str,
+    ) -> Result<Attached, NetworkError> {
+        create_private_dir(&self.folder())?;
+        let lock = self.lock()?;
+        let name = &wanted.network;
+        let network = match self.network(name) {
+            Err(NetworkError::Unknown(_)) if *name == NetworkName::usual() => {
+                self.create_locked(name, &NewNetwork::default(), &routed())?;
+                self.network(name)?
+            }
+            found => found?,
+        };
+        self.bury(&network)?;
+        let held = hold_ports(&network, ports)?;
+        let address = network.choose(wanted.address, &self.members(&network)?)?;
+        let member = Member { job: job.id().to_owned(), address, ports: ports.to_vec() };
+        hosts::create(&hosts::file(job), base)?;
+        write_json(&network.member(job.id()), &member)?;
+        // From here on, dropping it takes back what was done.
+        let mut attached = Attached {
+            state: self.0.clone(),
+            link: network.link(job.id(), address),
+            hosts: hosts::file(job),
+            network,
+            job: job.id().to_owned(),
+            changed: bridge::Changed::default(),
+            _held: held,
+        };
+        match self.bring_up_to_date(&attached.network) {
+            Ok(changed) => attached.changed = changed,
+            Err(error) => {
+                drop(lock);
+                return Err(error);
+            }
+        }
+        Ok(attached)
+    }
+
+    fn detach(&self, network: &Network, job: &str) -> Result<(), NetworkError> {
+        let _lock = self.lock()?;
+        network.forget(job)?;
+        self.bring_up_to_date(network).map(|_| ())
+    }
+}
+
+/// What the host has routes to now.
+///
+/// A host that doesn't say has none.
+pub fn routed() -> Vec<Ipv4Net> {
+    bridge::routed_networks(&fs::read_to_string("/proc/net/route").unwrap_or_default())
+}
+
+/// By what names others find a job: its own, that of its machine, its id, aliases.
+fn names(job: &JobDir) -> Vec<String> {
+    let mut names = Vec::new();
+    if let Ok(config) = job.config() {
+        names.extend(config.name);
+        names.extend(config.spec.hostname);
+        names.extend(config.network.into_iter().flat_map(|network| network.aliases));
+    }
+    names.push(job.id().to_owned());
+    let mut seen = BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn networks_come_and_go() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::open(root.path()).unwrap();
+        let networks = state.networks();
+        let name: NetworkName = "back".parse().unwrap();
+        assert!(matches!(networks.find(&name), Err(NetworkError::Unknown(_))));
+        let config = networks.create(&name, &NewNetwork::default(), &[]).unwrap();
+        assert_eq!(
+            (config.subnet, config.gateway),
+            (net("10.90.0.0/24"), "10.90.0.1".parse().unwrap())
+        );
+        let again = networks.create(&name, &NewNetwork::default(), &[]);
+        assert!(matches!(again, Err(NetworkError::Exists(_))));
+        let other = NewNetwork { subnet: Some(net("10.90.0.128/25")), ..NewNetwork::default() };
+        let other = networks.create(&"other".parse().unwrap(), &other, &[]);
+        assert_eq!(
+            other.unwrap_err().to_string(),
+            "the subnet 10.90.0.128/25 overlaps network back"
+        );
+        assert_eq!(networks.find(&name).unwrap().config, config);
+        for bad in ["", "host", "a/b", "none", "a b"] {
+            assert!(bad.parse::<NetworkName>().is_err(), "{bad}");
+        }
+    }
+}

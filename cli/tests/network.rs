@@ -1,0 +1,301 @@
+//! Bridge networks, for real: each test has a host of its own (a network namespace) with an outside (another one) behind
+//! it, so nothing of the machine's own network changes.
+#![allow(clippy::unwrap_used)] // helpers of tests, outside of test functions
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+
+use common::{Ran, User, World, need_fuse, wait_for};
+use serde_json::Value;
+
+/// A network namespace, for as long as its process lives.
+struct Namespace(Child);
+
+impl Namespace {
+    fn new() -> Self {
+        let mut child = Command::new("unshare")
+            .args(["--net", "sh", "-c", "ip link set lo up && echo ready && exec sleep 1000"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("this test needs unshare (util-linux) and ip (iproute2)");
+        let mut ready = [0; 6];
+        child.stdout.as_mut().unwrap().read_exact(&mut ready).expect("a network namespace");
+        Self(child)
+    }
+
+    /// `nsenter`'s argument.
+    fn flag(&self) -> String {
+        format!("--net=/proc/{}/ns/net", self.0.id())
+    }
+
+    /// Runs a line of shell; its output if it succeeds.
+    fn sh(&self, line: &str) -> Result<String, String> {
+        let output =
+            Command::new("nsenter").args([&self.flag(), "sh", "-c", line]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            return Ok(text);
+        }
+        Err(format!("{line}: {text}{}", String::from_utf8_lossy(&output.stderr)))
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+struct Host {
+    world: World,
+    inside: Namespace,
+    outside: Namespace,
+}
+
+/// The host's address, and that of a machine beyond it.
+const HOST: &str = "192.0.2.1";
+const BEYOND: &str = "192.0.2.2";
+
+impl Host {
+    fn new() -> Self {
+        need_fuse();
+        assert!(rustix::process::geteuid().is_root(), "this test needs root: it makes networks");
+        let world = World::new(User::Me);
+        world.write("tree/hello.txt", "hello\n");
+        world.ok(&["image", "pack", "tree", "-o", "app.xar"]);
+        let (inside, outside) = (Namespace::new(), Namespace::new());
+        let peer = outside.0.id();
+        let line = format!(
+            "ip link add out type veth peer name in netns {peer} && ip addr add {HOST}/24 dev out && ip link set out up"
+        );
+        inside.sh(&line).unwrap();
+        outside.sh(&format!("ip addr add {BEYOND}/24 dev in && ip link set in up")).unwrap();
+        Self { world, inside, outside }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.world.command("nsenter");
+        command.arg(self.inside.flag()).arg(self.world.binary()).args(args);
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        self.command(args).output().unwrap().into()
+    }
+
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> Ran {
+        let ran = self.run(args);
+        assert_eq!(ran.code, Some(0), "mica {args:?}\n{ran:#?}");
+        ran
+    }
+
+    #[track_caller]
+    fn fails(&self, args: &[&str]) -> String {
+        let ran = self.run(args);
+        assert!(ran.code.is_some_and(|code| code != 0), "mica {args:?}\n{ran:#?}");
+        ran.stderr
+    }
+
+    /// Starts a job that answers `hello` to whoever asks at port 80, and waits until it does.
+    fn serve(&self, name: &str, flags: &[&str]) {
+        let serve = ["--image", "app.xar", "--", "python3", "-m", "http.server", "80"];
+        self.ok(&[&["run", "-d", "--name", name], flags, &serve].concat());
+        wait_for(|| self.reaches(name, "127.0.0.1"));
+    }
+
+    /// Does this job get an answer from there?
+    fn reaches(&self, job: &str, place: &str) -> bool {
+        self.run(&["exec", job, "curl", "-sSm3", &format!("http://{place}/hello.txt")]).stdout
+            == "hello\n"
+    }
+
+    fn members(&self, network: &str) -> Vec<(String, String)> {
+        let text = self.ok(&["network", "inspect", network]).stdout;
+        let value: Value = serde_json::from_str(&text).unwrap();
+        let members = value[0]["members"].as_array().unwrap().iter();
+        let word = |value: &Value| value.as_str().unwrap().to_owned();
+        members.map(|m| (word(&m["job"]), word(&m["address"]))).collect()
+    }
+
+    fn address(&self, job: &str) -> String {
+        let text = self.ok(&["inspect", job]).stdout;
+        let value: Value = serde_json::from_str(&text).unwrap();
+        let address = value["status"]["link"]["address"].as_str().unwrap();
+        address.split('/').next().unwrap().to_owned()
+    }
+
+    /// What is on the host of mica's.
+    fn traces(&self) -> String {
+        self.inside.sh("ip -o link | grep -oE ' (mica-[0-9a-f]{8}|m[0-9a-f]{12})[:@]' || true; nft list tables").unwrap()
+    }
+}
+
+#[test]
+fn jobs_find_each_other_by_name_and_nobody_else() {
+    let host = Host::new();
+    host.ok(&["network", "create", "back"]);
+    host.ok(&["network", "create", "--subnet", "10.20.0.0/16", "--gateway", "10.20.9.9", "front"]);
+    let said = host.fails(&["network", "create", "--subnet", "10.20.5.0/24", "more"]);
+    assert!(said.contains("overlaps network front"), "{said}");
+    let said = host.fails(&["network", "create", "--subnet", "192.0.2.0/25", "more"]);
+    assert!(said.contains("overlaps the host's route to 192.0.2.0/24"), "{said}");
+
+    host.serve("db", &["--network", "back", "--hostname", "store", "--network-alias", "sql"]);
+    host.serve("web", &["--network", "back:ip=10.90.0.77,alias=www"]);
+    host.serve("far", &["--network", "front"]);
+    assert_eq!(host.address("web"), "10.90.0.77");
+    for name in ["db", "store", "sql", &host.address("db")] {
+        assert!(host.reaches("web", name), "{name}");
+    }
+    // The job that was there first knows of the one that came later.
+    assert!(host.reaches("db", "web") && host.reaches("db", "www"));
+    assert!(!host.reaches("far", "db") && !host.reaches("far", &host.address("db")));
+    assert!(!host.reaches("db", &host.address("far")));
+    host.inside.sh(&format!("curl -sSm5 http://{}/hello.txt", host.address("db"))).unwrap();
+
+    host.ok(&["rename", "db", "base"]);
+    assert!(host.reaches("web", "base") && !host.reaches("web", "db"));
+    host.ok(&["exec", "web", "sh", "-c", "echo 10.90.0.77 myself >> /etc/hosts"]);
+    host.ok(&["stop", "-t", "0", "base"]);
+    assert!(!host.reaches("web", "base") && host.reaches("web", "myself"));
+    host.ok(&["start", "base"]);
+    wait_for(|| host.reaches("web", "base"));
+
+    let said = host.fails(&["network", "rm", "back"]);
+    assert!(said.contains("network back is in use by job"), "{said}");
+    let taken = ["run", "--network", "back:ip=10.90.0.77", "--image", "app.xar", "--", "true"];
+    assert!(host.fails(&taken).contains("10.90.0.77 belongs to job"));
+    host.ok(&["rm", "-f", "base", "web", "far"]);
+    host.ok(&["network", "rm", "back", "front"]);
+    assert_eq!(host.ok(&["network", "ls", "-q"]).stdout, "");
+    assert_eq!(host.traces(), "");
+}
+
+#[test]
+fn published_ports_lead_in_and_all_else_only_out() {
+    let host = Host::new();
+    let listen =
+        format!("cd {} && exec python3 -m http.server 80", host.world.path("tree").display());
+    let mut beyond = Command::new("nsenter")
+        .args([&host.outside.flag(), "sh", "-c", &listen])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for(|| host.outside.sh("curl -sSm3 http://127.0.0.1/hello.txt").is_ok());
+
+    let ports = ["--network", "bridge", "-p", "8080:80", "-p", "127.0.0.1:8081:80"];
+    host.serve("web", &ports);
+    let inside = |place: &str| host.inside.sh(&format!("curl -sSm3 http://{place}/hello.txt"));
+    let outside = |place: &str| host.outside.sh(&format!("curl -sSm3 http://{place}/hello.txt"));
+    assert_eq!(outside(&format!("{HOST}:8080")).unwrap(), "hello\n");
+    assert_eq!(inside("127.0.0.1:8080").unwrap(), "hello\n");
+    assert_eq!(inside(&format!("{HOST}:8080")).unwrap(), "hello\n");
+    assert_eq!(inside("127.0.0.1:8081").unwrap(), "hello\n");
+    outside(&format!("{HOST}:8081")).unwrap_err();
+    // The job itself, too, by the host's address.
+    assert!(host.reaches("web", &format!("{HOST}:8080")));
+    // Somebody outside who knows where the job is.
+    host.outside.sh(&format!("ip route add 10.90.0.0/24 via {HOST}")).unwrap();
+    outside(&host.address("web")).unwrap_err();
+    // The host's loopback isn't the jobs'.
+    host.ok(&["exec", "web", "sh", "-c", "! curl -sSm1 http://10.90.0.1:8081/"]);
+
+    assert!(host.reaches("web", BEYOND));
+    host.ok(&["network", "create", "--internal", "closed"]);
+    host.serve("shy", &["--network", "closed"]);
+    assert!(!host.reaches("shy", BEYOND) && !host.reaches("shy", &format!("{HOST}:8080")));
+    let shy = host.address("shy");
+    inside(&shy).unwrap();
+    let run = ["run", "--rm", "--network", "closed", "-p", "9090:80", "--image", "app.xar", "true"];
+    assert!(host.fails(&run).contains("network closed is internal"));
+    let run = ["run", "--rm", "--network", "bridge", "-p", "8080:81", "--image", "app.xar", "true"];
+    assert!(host.fails(&run).contains("cannot publish the port 8080"));
+
+    host.ok(&["rm", "-f", "web", "shy"]);
+    inside("127.0.0.1:8080").unwrap_err();
+    assert_eq!(host.traces(), "");
+    beyond.kill().unwrap();
+    // What came from the job bore the host's address.
+    let mut log = String::new();
+    beyond.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    beyond.wait().unwrap();
+    assert!(log.contains(&format!("{HOST} - -")) && !log.contains("10.90."), "{log}");
+}
+
+#[test]
+fn addresses_are_unique_and_come_back() {
+    let host = Host::new();
+    host.ok(&["network", "create", "--subnet", "10.30.0.0/27", "small"]);
+    let run = ["run", "-d", "--network", "small", "--image", "app.xar", "--", "sleep", "1000"];
+    let started: Vec<Child> =
+        (0..20).map(|_| host.command(&run).stdout(Stdio::piped()).spawn().unwrap()).collect();
+    for child in started {
+        let ran: Ran = child.wait_with_output().unwrap().into();
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+    }
+    let members = host.members("small");
+    let addresses: BTreeSet<&String> = members.iter().map(|(_, address)| address).collect();
+    assert_eq!((members.len(), addresses.len()), (20, 20), "{members:?}");
+
+    let (job, address) = members[7].clone();
+    let record: Value = serde_json::from_str(&host.ok(&["inspect", &job]).stdout).unwrap();
+    let supervisor = record["status"]["supervisor"].as_i64().unwrap();
+    host.inside.sh(&format!("kill -9 {supervisor}")).unwrap();
+    wait_for(|| !host.members("small").iter().any(|(_, known)| *known == address));
+    host.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "heir",
+        "--network",
+        "small",
+        "--image",
+        "app.xar",
+        "--",
+        "sleep",
+        "1000",
+    ]);
+    assert_eq!(host.address("heir"), address, "the lowest that is free");
+
+    let jobs: Vec<String> = host.members("small").into_iter().map(|(job, _)| job).collect();
+    let jobs: Vec<&str> = jobs.iter().map(String::as_str).collect();
+    host.ok(&[&["rm", "-f"][..], &jobs].concat());
+    assert_eq!(host.members("small"), []);
+    assert_eq!(host.traces(), "");
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let host = Host::new();
+    let run = ["run", "--rm", "--network", "nowhere", "--image", "app.xar", "true"];
+    let said = host.fails(&run);
+    assert!(
+        said.contains("there is no network nowhere") && said.contains("mica network ls"),
+        "{said}"
+    );
+    let run = ["run", "--rm", "--network", "bridge", "--image", "app.xar", "true"];
+    let mut command = host.world.command("nsenter");
+    let path = format!("PATH={}", host.world.path("tree").display());
+    command.args([host.inside.flag(), "env".into(), path]).arg(host.world.binary()).args(run);
+    let ran: Ran = command.output().unwrap().into();
+    assert!(ran.stderr.contains("install the package nftables"), "{ran:?}");
+    assert_eq!(host.traces(), "");
+
+    let world = World::new(User::Ordinary);
+    world.write("tree/hello.txt", "hello\n");
+    world.hand_over();
+    world.ok(&["image", "pack", "tree", "-o", "app.xar"]);
+    for args in [
+        &["network", "create", "x"][..],
+        &["run", "--network", "bridge", "--image", "app.xar", "true"],
+    ] {
+        let ran = world.run(args);
+        assert!(ran.code != Some(0) && ran.stderr.contains("need"), "{ran:?}");
+    }
+}

@@ -1,0 +1,38 @@
+//! Fetching again what was damaged.
+
+use mica_graph::PackageRef;
+
+use crate::cache::{Cache, Damage, Verified};
+use crate::pull::{PullError, PullOptions, fetch_blob, pull};
+use crate::registry::Registry;
+
+/// Fetches again what a [`Cache::verify`] with `repair` took out. Blobs that no manifest knows stay out.
+pub fn heal(
+    registry: &dyn Registry,
+    cache: &Cache,
+    verified: &Verified,
+    options: &PullOptions,
+) -> Result<(), PullError> {
+    for damage in &verified.damage {
+        let blob = match damage {
+            Damage::Manifest { of: Some((name, entry)), .. }
+            | Damage::NoManifest { of: (name, entry), .. } => {
+                let exact =
+                    PackageRef { name: name.clone(), selector: Some(entry.version.clone()) };
+                pull(registry, &exact, cache, options, &())?;
+                continue;
+            }
+            Damage::Blob { blob: Some(blob), .. } => blob,
+            Damage::Signatures { of: Some((name, entry)), .. } => {
+                let exact =
+                    PackageRef { name: name.clone(), selector: Some(entry.version.clone()) };
+                let digest = registry.resolve(&exact)?.manifest.digest;
+                cache.add_signatures(&digest, &registry.signatures(&digest)?)?;
+                continue;
+            }
+            _ => continue,
+        };
+        fetch_blob(registry, cache, blob, options)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! Network interfaces, by netlink: requests and the kernel's answers, nothing about jobs.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
+
+use ipnet::Ipv4Net;
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{
+    AddressFamily as Family, RecvFlags, SendFlags, SocketFlags, SocketType, netdevice, recv,
+    sendto, socket_with,
+};
+use rustix::process::Pid;
+
+/// A conversation with the kernel about the network of this process.
+pub(crate) struct Links {
+    socket: OwnedFd,
+    sequence: u32,
+}
+
+/// The first answer to a request is short: an error with the request's header.
+const ANSWER: usize = 8 << 10;
+
+/// A host of a bridge has a hardware address that follows from its own, so what neighbours remember stays true when an
+/// address is given to another job.
+fn hardware_address(address: Ipv4Addr) -> Vec<u8> {
+    // Locally administered, not a group's.
+    [&[0x02, 0x6d], address.octets().as_slice()].concat()
+}
+
+impl Links {
+    pub(crate) fn new() -> io::Result<Self> {
+        let socket = socket_with(
+            Family::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            None, // protocol 0 is routing's
+        )?;
+        Ok(Self { socket, sequence: 0 })
+    }
+
+    /// The number of an interface.
+    fn index(&self, name: &str) -> io::Result<u32> {
+        Ok(netdevice::name_to_index(&self.socket, name)?)
+    }
+
+    pub(crate) fn exists(&self, name: &str) -> io::Result<bool> {
+        match netdevice::name_to_index(&self.socket, name) {
+            Ok(_) => Ok(true),
+            Err(Errno::NODEV) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes a bridge, if it isn't there, gives it an address and brings it up.
+    pub(crate) fn add_bridge(&mut self, name: &str, network: Ipv4Net) -> io::Result<()> {
+        let mut bridge = up(named(name));
+        bridge.attributes.extend([
+            LinkAttribute::Address(hardware_address(network.addr())),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
+        ]);
+        existing(self.create(RouteNetlinkMessage::NewLink(bridge)))?;
+        let index = self.index(name)?;
+        self.add_address(index, network)
+    }
+
+    /// Makes a pair of interfaces: `name`, a port of the bridge, and `inner` in the network of the process `pid`.
+    pub(crate) fn add_pair(
+        &mut self,
+        name: &str,
+        bridge: &str,
+        inner: &str,
+        address: Ipv4Addr,
+        pid: Pid,
+    ) -> io::Result<()> {
+        let mut peer = named(inner);
+        peer.attributes.extend([
+            LinkAttribute::Address(hardware_address(address)),
+            LinkAttribute::NetNsPid(pid.as_raw_nonzero().get().unsigned_abs()),
+        ]);
+        let mut outer = up(named(name));
+        outer.attributes.extend([
+            LinkAttribute::Controller(self.index(bridge)?),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+            ]),
+        ]);
+        self.create(RouteNetlinkMessage::NewLink(outer))?;
+        // A job that connects to its own published port gets its packets back through the same port of the bridge.
+        let mut port = named(name);
+        port.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+        ]));
+        self.request(RouteNetlinkMessage::NewLink(port), 0)
+    }
+
+    /// Gives an interface its address, brings it up, and leads everything else to the gateway.
+    pub(crate) fn set_up(
+        &mut self,
+        name: &str,
+        address: Ipv4Net,
+        gateway: Option<Ipv4Addr>,
+    ) -> io::Result<()> {
+        let index = self.index(name)?;
+        self.add_address(index, address)?;
+        let mut link = up(LinkMessage::default());
+        link.header.index = index;
+        self.request(RouteNetlinkMessage::SetLink(link), 0)?;
+        let Some(gateway) = gateway else { return Ok(()) };
+        let mut route = RouteMessage::default();
+        route.header.address_family = AddressFamily::Inet;
+        route.header.table = libc::RT_TABLE_MAIN;
+        route.header.protocol = RouteProtocol::Static;
+        route.header.scope = RouteScope::Universe;
+        route.header.kind = RouteType::Unicast;
+        route.attributes =
+            vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway)), RouteAttribute::Oif(index)];
+        self.create(RouteNetlinkMessage::NewRoute(route))
+    }
+
+    /// Removes an interface; true if it was there.
+    pub(crate) fn remove(&mut self, name: &str) -> io::Result<bool> {
+        match self.request(RouteNetlinkMessage::DelLink(named(name)), 0) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn add_address(&mut self, index: u32, network: Ipv4Net) -> io::Result<()> {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = network.prefix_len();
+        message.header.index = index;
+        let address = IpAddr::V4(network.addr());
+        message.attributes = vec![
+            AddressAttribute::Local(address),
+            AddressAttribute::Address(address),
+            AddressAttribute::Broadcast(network.broadcast()),
+        ];
+        existing(self.create(RouteNetlinkMessage::NewAddress(message)))
+    }
+
+    fn create(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
+        self.request(message, NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Sends a request and waits for the kernel's answer.
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.sequence += 1;
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        sendto(&self.socket, &bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+        loop {
+            let mut buffer = vec![0; ANSWER];
+            let (length, _) = rustix::io::retry_on_intr(|| {
+                recv(&self.socket, buffer.as_mut_slice(), RecvFlags::empty())
+            })?;
+            let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&buffer[..length])
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+            if answer.header.sequence_number != self.sequence {
+                continue;
+            }
+            if let NetlinkPayload::Error(error) = answer.payload {
+                return if error.code.is_none() { Ok(()) } else { Err(error.to_io()) };
+            }
+        }
+    }
+}
+
+fn named(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}
+
+fn up(mut message: LinkMessage) -> LinkMessage {
+    message.header.flags |= LinkFlags::Up;
+    message.header.change_mask |= LinkFlags::Up;
+    message
+}
+
+/// What is there already is as good as made.
+fn existing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => Ok(()),
+        result => result,
+    }
+}

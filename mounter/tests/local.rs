@@ -1,0 +1,195 @@
+//! What programs expect of a local file system, beyond reading and writing.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RawDir, SeekFrom};
+use rustix::io::Errno;
+use support::{Layer, Scratch, names, stack};
+
+fn scratch() -> Scratch {
+    let mut holes = vec![0_u8; 1 << 20];
+    holes[300_000..310_000].fill(7);
+    let mut layer = Layer::new().file("f", "content").file("holes", holes).dir("d");
+    for n in 0..2000 {
+        layer = layer.file(&format!("many/{n:04}"), "");
+    }
+    Scratch::new(stack([layer.image()]), true)
+}
+
+#[test]
+fn holes_of_a_layer_and_of_the_upper_are_found() {
+    let scratch = scratch();
+    let seek = |file: &File| {
+        let data = rustix::fs::seek(file, SeekFrom::Data(0)).unwrap();
+        (data, rustix::fs::seek(file, SeekFrom::Hole(data)).unwrap())
+    };
+    let layer = File::open(scratch.path("holes")).unwrap();
+    let (data, hole) = seek(&layer);
+    assert!(data <= 300_000 && (310_000..1 << 20).contains(&hole), "{data} {hole}");
+    assert_eq!(rustix::fs::seek(&layer, SeekFrom::Data(1 << 20)).unwrap_err(), Errno::NXIO);
+    let upper = File::create_new(scratch.path("new")).unwrap();
+    upper.set_len(1 << 20).unwrap();
+    upper.write_all_at(&[1; 4096], 1 << 19).unwrap();
+    assert_eq!(seek(&upper), (1 << 19, (1 << 19) + 4096));
+}
+
+#[test]
+fn files_beyond_four_gigabytes_are_written_and_read() {
+    let scratch = scratch();
+    let path = scratch.path("large");
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).unwrap();
+    file.write_all_at(b"end", 5 << 30).unwrap();
+    let mut read = [0; 3];
+    file.read_exact_at(&mut read, 5 << 30).unwrap();
+    assert_eq!((&read, file.metadata().unwrap().len()), (b"end", (5 << 30) + 3));
+}
+
+#[test]
+fn a_position_in_a_directory_stays_good_while_names_come_and_go() {
+    let scratch = scratch();
+    let open = || {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(scratch.path("many"), flags, Mode::empty()).unwrap()
+    };
+    let dir = open();
+    let mut buffer = Vec::with_capacity(4096);
+    let mut seen = Vec::new();
+    let mut cookies = Vec::new();
+    let mut entries = RawDir::new(&dir, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = entry.unwrap();
+        seen.push(entry.file_name().to_owned());
+        cookies.push(entry.next_entry_cookie());
+        if seen.len() == 500 {
+            fs::remove_file(scratch.path("many/0000")).unwrap();
+            fs::remove_file(scratch.path("many/1999")).unwrap();
+            fs::write(scratch.path("many/new"), "").unwrap();
+        }
+    }
+    let count = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), count, "a name was told twice");
+    let there = |n: &usize| seen.iter().any(|s| s.to_bytes() == format!("{n:04}").as_bytes());
+    assert_eq!((1..1999).filter(there).count(), 1998, "a name that stayed was left out");
+    // Back to a position that was told (seekdir).
+    rustix::fs::seek(&dir, SeekFrom::Start(cookies[99])).unwrap();
+    let mut buffer = Vec::with_capacity(4096);
+    let mut entries = RawDir::new(&dir, buffer.spare_capacity_mut());
+    let next = entries.next().unwrap().unwrap().file_name().to_owned();
+    assert_eq!(next.to_bytes(), b"0098", "`.`, `..`, then the names in order");
+}
+
+#[test]
+fn unknown_ioctls_are_refused_as_elsewhere() {
+    let scratch = scratch();
+    for path in ["f", "d"] {
+        let file = File::open(scratch.path(path)).unwrap();
+        assert_eq!(rustix::termios::tcgetattr(&file).unwrap_err(), Errno::NOTTY, "{path}");
+    }
+}
+
+#[test]
+fn space_is_that_of_the_upper_or_full() {
+    let mut scratch = scratch();
+    let space = rustix::fs::statvfs(scratch.root()).unwrap();
+    assert!(space.f_bavail > 0 && space.f_namemax == 255);
+    scratch.unmount();
+    scratch.mount(stack([Layer::new().file("f", "x").image()]), false);
+    let space = rustix::fs::statvfs(scratch.root()).unwrap();
+    assert!(space.f_blocks > 0 && space.f_files > 0 && space.f_bfree == 0 && space.f_ffree == 0);
+}
+
+#[test]
+fn locks_hold_between_those_who_have_a_file_open() {
+    let scratch = scratch();
+    let open = || OpenOptions::new().read(true).write(true).open(scratch.path("f")).unwrap();
+    let (one, other) = (open(), open());
+    rustix::fs::flock(&one, FlockOperation::LockExclusive).unwrap();
+    let refused = rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive);
+    assert_eq!(refused.unwrap_err(), Errno::WOULDBLOCK);
+    drop(one);
+    rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+    rustix::fs::fcntl_lock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+}
+
+#[test]
+fn fifos_and_sockets_connect() {
+    let scratch = scratch();
+    let fifo = scratch.path("d/fifo");
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(CWD, &fifo, kind, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    assert!(fs::metadata(&fifo).unwrap().file_type().is_fifo());
+    std::thread::scope(|scope| {
+        scope.spawn(|| fs::write(&fifo, "through").unwrap());
+        assert_eq!(fs::read(&fifo).unwrap(), b"through");
+    });
+    let listener = UnixListener::bind(scratch.path("d/socket")).unwrap();
+    let mut client = UnixStream::connect(scratch.path("d/socket")).unwrap();
+    client.write_all(b"hello").unwrap();
+    drop(client);
+    let mut got = String::new();
+    listener.accept().unwrap().0.read_to_string(&mut got).unwrap();
+    assert_eq!(
+        (got.as_str(), names(scratch.path("d"))),
+        ("hello", vec!["fifo".into(), "socket".into()])
+    );
+}
+
+#[test]
+fn groups_are_inherited_and_the_sticky_bit_holds() {
+    let scratch = scratch();
+    let dir = scratch.path("d");
+    std::os::unix::fs::chown(&dir, None, Some(77)).unwrap();
+    fs::set_permissions(&dir, Permissions::from_mode(0o3777)).unwrap();
+    fs::write(dir.join("file"), "").unwrap();
+    fs::create_dir(dir.join("sub")).unwrap();
+    assert_eq!(fs::metadata(dir.join("file")).unwrap().gid(), 77);
+    let sub = fs::metadata(dir.join("sub")).unwrap();
+    assert_eq!((sub.gid(), sub.mode() & 0o2000), (77, 0o2000));
+    let script = format!("rm -f {}", dir.join("file").display());
+    let run = std::process::Command::new("setpriv")
+        .args(["--reuid=1234", "--regid=1234", "--clear-groups", "sh", "-c", &script])
+        .output()
+        .expect("this test needs root and setpriv");
+    assert!(!run.status.success() && dir.join("file").exists(), "another's file was removed");
+}
+
+#[test]
+fn set_user_id_programs_and_devices_of_the_mount_are_not_honoured() {
+    let scratch = scratch();
+    let space = rustix::fs::statvfs(scratch.root()).unwrap();
+    let flags = rustix::fs::StatVfsMountFlags::NOSUID | rustix::fs::StatVfsMountFlags::NODEV;
+    assert!(space.f_flag.contains(flags));
+    let null = scratch.path("null");
+    let kind = rustix::fs::FileType::CharacterDevice;
+    rustix::fs::mknodat(CWD, &null, kind, Mode::RUSR, rustix::fs::makedev(1, 3)).unwrap();
+    assert_eq!(File::open(&null).unwrap_err().raw_os_error(), Some(libc::EACCES));
+}
+
+#[test]
+fn an_image_file_cut_short_under_its_mount_is_an_error_of_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, root) = (dir.path().join("image"), dir.path().join("root"));
+    fs::create_dir(&root).unwrap();
+    let noise: Vec<u8> =
+        (0..3_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    fs::write(&path, Layer::new().file("f", noise).bytes()).unwrap();
+    let layer = mica_mounter::StackLayer::open("cut", &path).unwrap();
+    let stack = mica_mounter::Stack { layers: vec![layer] };
+    let mounted =
+        mica_mounter::mount(stack, &root, &mica_mounter::MountOptions::default()).unwrap();
+    let file = File::open(root.join("f")).unwrap();
+    OpenOptions::new().write(true).open(&path).unwrap().set_len(1_000_000).unwrap();
+    let error = file.read_at(&mut [0; 4096], 8_000_000).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+    file.read_exact_at(&mut [0; 4096], 0).unwrap();
+    drop(file);
+    mounted.unmount().unwrap();
+}
