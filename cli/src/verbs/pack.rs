@@ -42,6 +42,7 @@ pub(crate) struct Args {
     tags: Vec<Version>,
     #[command(flatten)]
     patches: PatchFlags,
+    #[command(flatten)]
     sign: SignFlags,
     /// Compression level
     #[arg(long, value_name = "N")]
