@@ -21,7 +21,7 @@ pub(crate) enum Verb {
     /// Build, publish, fetch, mount and run the example monorepo, then change one module
     Demo(verbs::demo::Args),
     /// Build a target, pack its modules into layers and publish the package
-    Pack(verbs::pack::Args),
+    Pack(Box<verbs::pack::Args>),
     /// Show a target's layers in stack order
     Plan(verbs::plan::Args),
     /// Pack, list and read single images

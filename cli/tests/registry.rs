@@ -251,18 +251,17 @@ fn nginx_serves_a_registry_with_ranges() {
     assert!(log.contains("\" 206 "), "{log}");
 
     // A fetch that was cut off goes on where it was: the first megabyte is here, the rest comes by one range.
-    let reference = world.ok(&["inspect", "m@v2"]).stdout;
-    let digest = reference.split("\"layers\"").nth(1).unwrap().split("blake3:").nth(1).unwrap();
-    let image = std::fs::read(world.path("cache/blobs").join(&digest[..64])).unwrap();
+    let inspected = world.ok(&["inspect", "m@v2"]).stdout;
+    let inspected: serde_json::Value = serde_json::from_str(&inspected).unwrap();
+    let digest = inspected["manifest"]["layers"][0]["digest"].as_str().unwrap();
+    let digest = digest.strip_prefix("blake3:").unwrap();
+    let image = std::fs::read(world.path("cache/blobs").join(digest)).unwrap();
     let args = ["pull", "m@v2", "--registry", &served.url];
     let there =
         |args: &[&str]| world.mica(args).env("MICA_CACHE", world.path("other")).output().unwrap();
     assert!(there(&["images"]).status.success());
-    std::fs::write(
-        world.path("other/incoming").join(format!("{}.part", &digest[..64])),
-        &image[..1 << 20],
-    )
-    .unwrap();
+    std::fs::write(world.path("other/incoming").join(format!("{digest}.part")), &image[..1 << 20])
+        .unwrap();
     let resumed = there(&args);
     let said = String::from_utf8_lossy(&resumed.stderr).into_owned();
     assert!(resumed.status.success() && said.contains("resumed     3.0 MiB"), "{said}");

@@ -8,10 +8,10 @@ mod attributes;
 mod content;
 mod details;
 mod list;
+mod notice;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ use crate::ScanCache;
 pub(crate) use content::Identity;
 use content::{Root, ScannedFile};
 use list::{Details, Entry, Failure, Inspected};
+pub use notice::{Change, Notice};
 
 /// What the image says about owners and times, instead of what the machine says.
 #[derive(Clone, Debug)]
@@ -81,48 +82,6 @@ pub struct Output {
     pub tree_path: PathBuf,
     /// The file or directory on disk. A symlink is packed as a symlink.
     pub source: PathBuf,
-}
-
-/// Something the image does not say as the input does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
-    /// The entry, relative to the layer's root.
-    pub path: PathBuf,
-    /// What was done to it.
-    pub change: Change,
-}
-
-/// What a [`Notice`] is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// A time before 1970 became 1970: the format has none earlier.
-    TimeBeforeEpoch,
-    /// An access control list was left out: the format has none. Its mask stood in the place of the
-    /// group's permissions, which are now what the list gave the group.
-    AccessControlList,
-    /// The same for the list that a directory passes on.
-    DefaultAccessControlList,
-    /// This attribute was left out, here and wherever else it was: it belongs to the host's file
-    /// system (`system.nfs4_acl`) or policy (`security.selinux`), not to the content.
-    HostAttribute(String),
-}
-
-impl fmt::Display for Notice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.path.display())?;
-        match &self.change {
-            Change::TimeBeforeEpoch => f.write_str("a time before 1970 becomes 1970"),
-            Change::AccessControlList => f.write_str(
-                "the access control list is left out, which squashfs cannot hold; owner, group and others keep what it gave them",
-            ),
-            Change::DefaultAccessControlList => {
-                f.write_str("the default access control list is left out, which squashfs cannot hold")
-            }
-            Change::HostAttribute(name) => {
-                write!(f, "the host's attribute {name} is left out, here and wherever else it is")
-            }
-        }
-    }
 }
 
 /// The input of a layer, scanned: names and metadata are in memory, contents are not.
@@ -410,7 +369,7 @@ impl<'a> Builder<'a> {
         mut xattrs: Vec<Attribute>,
         place: &Place<'_>,
     ) -> (u32, Vec<Attribute>) {
-        xattrs.retain(|xattr| match kept(&xattr.name) {
+        xattrs.retain(|xattr| match Change::of_attribute(&xattr.name) {
             None => true,
             Some(change) => {
                 if change == Change::AccessControlList
@@ -439,26 +398,6 @@ impl<'a> Builder<'a> {
         }
         self.scan.notices.push(Notice { path: place.tree_path(), change });
     }
-}
-
-/// What is said of an attribute that an image does not hold.
-fn kept(attribute: &[u8]) -> Option<Change> {
-    match attribute {
-        b"system.posix_acl_access" => Some(Change::AccessControlList),
-        b"system.posix_acl_default" => Some(Change::DefaultAccessControlList),
-        b"security.selinux" => Some(host(attribute)),
-        _ if [&b"user."[..], b"trusted.", b"security."]
-            .iter()
-            .any(|p| attribute.starts_with(p)) =>
-        {
-            None
-        }
-        _ => Some(host(attribute)),
-    }
-}
-
-fn host(attribute: &[u8]) -> Change {
-    Change::HostAttribute(String::from_utf8_lossy(attribute).into_owned())
 }
 
 impl Failure {
