@@ -200,3 +200,33 @@ fn bases_and_packages() {
     Process { entrypoint: ["./run"], cmd: ["x"], env: {"A": "1", "B": "3"}, workdir: Some("/tmp"), user: Some("1000") }
     "#);
 }
+
+#[test]
+fn a_package_says_how_its_jobs_live() {
+    let analyze = |attributes: &str| {
+        let build = format!(
+            "genrule(name = 'g', outs = ['o'], cmd = 'echo >$@')\n\
+             mica_package(name = 'pkg', binary = ':g', {attributes})"
+        );
+        let workspace = Memory::new([("BUILD", build.as_str())]);
+        let analysis = workspace.analyze("//:pkg").map_err(|error| error.to_string())?;
+        Ok::<_, String>(analysis.modules.last().unwrap().module.service.clone())
+    };
+    let service = analyze(
+        "ports = [\"8080\", \"53/udp\"], health_cmd = \"true\", health_interval = 0.5, \
+         health_retries = 2, stop_signal = \"INT\", stop_timeout = 3",
+    )
+    .unwrap();
+    let ports: Vec<String> = service.ports.iter().map(ToString::to_string).collect();
+    assert_eq!(ports, ["53/udp", "8080/tcp"]);
+    let health = service.health.unwrap();
+    assert_eq!((health.interval_ms, health.retries, health.timeout_ms), (Some(500), Some(2), None));
+    assert_eq!((service.stop_signal.as_deref(), service.stop_timeout), (Some("INT"), Some(3)));
+    for (wrong, says) in [
+        ("ports = [\"0\"]", "not a port"),
+        ("health_interval = 1", "without `health_cmd`"),
+        ("stop_timeout = 0", "positive"),
+    ] {
+        assert!(analyze(wrong).unwrap_err().contains(says), "{wrong}");
+    }
+}
