@@ -5,10 +5,12 @@ use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use mica_agent::Verify;
 use mica_fetcher::{KeyError, PublicKey, SecretKey, Signatures, Trust, TrustRule};
-use mica_graph::Manifest;
+use mica_graph::{Manifest, PackageName};
 use serde::Deserialize;
 
+use crate::error::Advise as _;
 use crate::verbs::login;
 
 /// One `[[trust]]`.
@@ -128,4 +130,17 @@ pub(crate) fn signers(trust: &Trust, manifest: &Manifest, signatures: &Signature
     signers.sort();
     signers.dedup();
     signers
+}
+
+/// Of a package that needs signatures nothing is read that was not compared with what was signed.
+pub(crate) fn check_verify(
+    trust: &Trust,
+    name: &PackageName,
+    verify: Verify,
+) -> anyhow::Result<()> {
+    if verify != Verify::Never || !trust.covers(name) {
+        return Ok(());
+    }
+    Err(anyhow::anyhow!("{name} needs signatures, so what is read of it must be verified"))
+        .hint("leave `--verify never` out")
 }

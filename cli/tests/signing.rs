@@ -127,6 +127,11 @@ fn what_is_not_signed_as_the_policy_says_is_not_used() {
     };
     let all = || {
         world.ok(&["run", "--rm", "--pull", "never", "m@good", "--", "true"]);
+        for verb in ["run", "mount"] {
+            let said = world
+                .fails(if verb == "run" { 125 } else { 1 }, &[verb, "--verify", "never", "m@good"]);
+            assert!(said.contains("must be verified") && said.contains("hint: "), "{said}");
+        }
         world.ok(&["start", "--attach", "good"]);
         refused(1, &["pull", "m@bad"]);
         for pull in ["never", "missing", "always"] {

@@ -11,7 +11,7 @@ use mica_graph::PackageRef;
 use super::{pull, run};
 use crate::context::Context;
 use crate::registries::RegistryFlags;
-use crate::{app, error, hints, output};
+use crate::{app, error, hints, output, trust};
 
 /// Mount a package, or image files, as one directory tree
 ///
@@ -89,6 +89,7 @@ fn config(args: &Args, context: &Context) -> anyhow::Result<MountConfig> {
         };
         let reference: PackageRef = reference.to_string_lossy().parse()?;
         let cache = context.cache()?;
+        trust::check_verify(&context.places.trust, &reference.name, args.verify)?;
         let manifest =
             pull::obtain(context, &cache, &reference, args.pull, args.quiet, &args.lazy)?;
         let layers = pull::cached_layers(&cache, &manifest, &args.lazy)?;

@@ -10,8 +10,8 @@ use mica_graph::PackageRef;
 use super::run::{self, Way};
 use crate::context::Context;
 use crate::error::Advise;
-use crate::output;
 use crate::terminal::DetachKeys;
+use crate::{output, trust};
 
 /// Start jobs that have ended again, with what they wrote
 #[derive(Debug, clap::Args)]
@@ -59,12 +59,13 @@ pub(crate) fn start(job: &JobDir, context: &Context, keys: &DetachKeys) -> anyho
 
 /// Whether the package of a job may still be used.
 fn check(config: &JobConfig, context: &Context) -> anyhow::Result<()> {
-    let trust = &context.places.trust;
+    let rules = &context.places.trust;
     let Some(folder) = &config.cache else { return Ok(()) };
     let package: PackageRef = config.source.parse()?;
-    if !trust.covers(&package.name) {
+    if !rules.covers(&package.name) {
         return Ok(());
     }
+    trust::check_verify(rules, &package.name, config.verify)?;
     let manifest = match &config.manifest {
         Some(digest) => Cache::open(folder)?.manifest(digest)?,
         None => None,
@@ -74,5 +75,5 @@ fn check(config: &JobConfig, context: &Context) -> anyhow::Result<()> {
             "it says who signed the package: `mica pull` brings it, `mica run` makes a new job",
         );
     };
-    Ok(Cache::open(folder)?.check_trust(trust, &manifest)?)
+    Ok(Cache::open(folder)?.check_trust(rules, &manifest)?)
 }

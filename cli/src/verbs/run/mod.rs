@@ -25,7 +25,7 @@ use crate::context::Context;
 use crate::output::note;
 use crate::terminal::{self, DetachKeys, Dialogue, Over, Raw};
 use crate::verbs::pull;
-use crate::{app, error, hints, output};
+use crate::{app, error, hints, output, trust};
 
 /// What `mica run` passes on to the job, as docker does.
 pub(crate) const FORWARDED: [i32; 7] = [
@@ -222,6 +222,7 @@ fn source(args: &Args, context: &Context) -> anyhow::Result<(Source, Vec<OsStrin
     };
     let reference: PackageRef = reference.to_string_lossy().parse()?;
     let cache = context.cache()?;
+    trust::check_verify(&context.places.trust, &reference.name, args.storage.verify)?;
     let manifest = pull::obtain(context, &cache, &reference, args.pull, args.quiet, &args.lazy)?;
     let layers = pull::cached_layers(&cache, &manifest, &args.lazy)?;
     let mut source = Source::of_package(&manifest, layers, &context.places.cache);
