@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{User, World, need_fuse};
+use common::{User, World, need_fuse, noise};
 use serde_json::{Value, json};
 
 fn graph(world: &World) {
@@ -71,23 +71,12 @@ fn a_package_brings_its_defaults_and_flags_replace_them() {
     assert!(refused.stderr.contains("stop signal of m"), "{}", refused.stderr);
 }
 
-/// Bytes that do not compress.
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed;
-    let step = || {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    };
-    std::iter::repeat_with(step).take(length).collect()
-}
-
 #[test]
 fn a_rebuilt_layer_comes_as_a_patch() {
     let world = World::new(User::Me);
     let library = |change: u8| -> Vec<u8> {
         // As after a rebuild: every block has changed a little.
-        let mut bytes = noise(1, 4 << 20);
+        let mut bytes = noise(4 << 20);
         bytes.iter_mut().step_by(20_000).for_each(|byte| *byte ^= change);
         bytes
     };

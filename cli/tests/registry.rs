@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-use common::{User, World};
+use common::{User, World, noise};
 
 /// `mica serve` on a free port; killed when dropped.
 struct Served {
@@ -109,17 +109,8 @@ fn packing_again_writes_nothing_and_needs_a_new_version_for_new_content() {
 #[test]
 fn of_a_large_layer_only_the_changed_chunks_are_fetched() {
     let world = World::new(User::Me);
-    // Bytes that do not compress, the same in every run.
-    let mut state = 1_u64;
-    let noise: Vec<u8> = std::iter::repeat_with(|| {
-        state =
-            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 56) as u8
-    })
-    .take(4 << 20)
-    .collect();
     world.write("data/note.txt", "one\n");
-    std::fs::write(world.path("data/model.bin"), noise).unwrap();
+    std::fs::write(world.path("data/model.bin"), noise(4 << 20)).unwrap();
     world.write(
         "graph.json",
         r#"{"modules": [{"label": "//:m", "outputs": [{"path": "", "source": "data"}]}]}"#,
@@ -220,18 +211,8 @@ fn nginx(world: &World) -> Served {
 #[test]
 fn nginx_serves_a_registry_with_ranges() {
     let world = World::new(User::Me);
-    let noise = |seed: u64| -> Vec<u8> {
-        let mut state = seed;
-        let step = || {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        };
-        std::iter::repeat_with(step).take(4 << 20).collect()
-    };
     world.write("data/note.txt", "one\n");
-    std::fs::write(world.path("data/model.bin"), noise(1)).unwrap();
+    std::fs::write(world.path("data/model.bin"), noise(4 << 20)).unwrap();
     world.write(
         "graph.json",
         r#"{"modules": [{"label": "//:m", "outputs": [{"path": "", "source": "data"}]}]}"#,
