@@ -106,22 +106,28 @@ fn packing_again_writes_nothing_and_needs_a_new_version_for_new_content() {
     assert!(dry.stdout.is_empty() && dry.stderr.matches("would reuse").count() == 6, "{dry:?}");
 }
 
-#[test]
-fn of_a_large_layer_only_the_changed_chunks_are_fetched() {
-    let world = World::new(User::Me);
+/// A graph of one module, `m`, of the files in `data`.
+fn one_module(world: &World) {
     world.write("data/note.txt", "one\n");
-    std::fs::write(world.path("data/model.bin"), noise(4 << 20)).unwrap();
     world.write(
         "graph.json",
         r#"{"modules": [{"label": "//:m", "outputs": [{"path": "", "source": "data"}]}]}"#,
     );
-    let pack = |version| {
-        world.ok(&["pack", "--graph", "graph.json", "--target", "//:m", "--version", version])
-    };
-    pack("v1");
+}
+
+fn pack_module(world: &World, version: &str) {
+    world.ok(&["pack", "--graph", "graph.json", "--target", "//:m", "--version", version]);
+}
+
+#[test]
+fn of_a_large_layer_only_the_changed_chunks_are_fetched() {
+    let world = World::new(User::Me);
+    one_module(&world);
+    std::fs::write(world.path("data/model.bin"), noise(4 << 20)).unwrap();
+    pack_module(&world, "v1");
     world.ok(&["pull", "m@v1"]);
     world.write("data/note.txt", "two\n");
-    pack("v2");
+    pack_module(&world, "v2");
     let pulled = world.ok(&["pull", "m@v2"]).stderr;
     assert!(pulled.contains("fetched") && pulled.contains("KiB of     4.0 MiB"), "{pulled}");
     assert_eq!(world.ok(&["cache", "verify"]).stdout, "");
@@ -211,20 +217,13 @@ fn nginx(world: &World) -> Served {
 #[test]
 fn nginx_serves_a_registry_with_ranges() {
     let world = World::new(User::Me);
-    world.write("data/note.txt", "one\n");
+    one_module(&world);
     std::fs::write(world.path("data/model.bin"), noise(4 << 20)).unwrap();
-    world.write(
-        "graph.json",
-        r#"{"modules": [{"label": "//:m", "outputs": [{"path": "", "source": "data"}]}]}"#,
-    );
-    let pack = |version| {
-        world.ok(&["pack", "--graph", "graph.json", "--target", "//:m", "--version", version])
-    };
-    pack("v1");
+    pack_module(&world, "v1");
     let served = nginx(&world);
     world.ok(&["pull", "m@v1", "--registry", &served.url]);
     world.write("data/note.txt", "two\n");
-    pack("v2");
+    pack_module(&world, "v2");
     // Only the changed chunks, by ranges.
     let pulled = world.ok(&["pull", "m@v2", "--registry", &served.url]).stderr;
     assert!(pulled.contains("KiB of     4.0 MiB"), "{pulled}");
@@ -263,11 +262,7 @@ fn a_credential_helper_is_asked() {
     let helper = world.path("bin/docker-credential-test");
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
-    world.write("data/note.txt", "one\n");
-    world.write(
-        "graph.json",
-        r#"{"modules": [{"label": "//:m", "outputs": [{"path": "", "source": "data"}]}]}"#,
-    );
+    one_module(&world);
     let args = ["pack", "--graph", "graph.json", "--target", "//:m", "--version", "v1"];
     let pack = |config: &str| {
         world.write("home/.docker/config.json", config);
