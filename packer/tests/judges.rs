@@ -11,6 +11,7 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use common::picture::{Picture, assert_same, of_directory, of_image};
 use common::{run, torture};
@@ -241,4 +242,78 @@ fn the_header_is_one_that_xarexec_takes_and_a_shell_refuses() {
     let payload = blake3::hash(&bytes[4096..]).to_hex();
     assert_eq!(header.uuid.as_deref(), Some(&payload[..8]));
     assert!(Path::new(&image).exists());
+}
+
+#[test]
+fn cpython_takes_what_was_compiled_before_packing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name);
+    fs::create_dir_all(path("tree/package")).unwrap();
+    for name in [
+        "package/__init__",
+        "package/good",
+        "package/stale",
+        "good",
+        "optimised",
+        "by_hash",
+        "dot.ted",
+    ] {
+        fs::write(path(&format!("tree/{name}.py")), format!("name = {name:?}\n")).unwrap();
+    }
+    let python = |arguments: &[&dyn AsRef<OsStr>]| run("python3", arguments);
+    let tree = path("tree");
+    let tree = tree.to_str().unwrap();
+    python(&[&"-m", &"compileall", &"-q", &"-x", &"by_hash|optimised", &tree]);
+    python(&[&"-O", &"-m", &"compileall", &"-q", &format!("{tree}/optimised.py")]);
+    python(&[
+        &"-m",
+        &"compileall",
+        &"-q",
+        &"--invalidation-mode",
+        &"checked-hash",
+        &format!("{tree}/by_hash.py"),
+    ]);
+    // Changed since it was compiled, to something of the same length.
+    fs::write(path("tree/package/stale.py"), "name = 'package/fresh'\n").unwrap();
+    let later = SystemTime::now() + Duration::from_secs(60);
+    fs::File::open(path("tree/package/stale.py")).unwrap().set_modified(later).unwrap();
+
+    let image = path("image");
+    let packed = pack_dir(Path::new(tree), &image, &PackOptions::default()).unwrap();
+    let unpacked = path("unpacked");
+    run("unsquashfs", &[&"-q", &"-n", &"-o", &"4096", &"-d", &unpacked, &image]);
+    let verdict = |flags: &[&str], module: &str| {
+        let program = format!(
+            "import sys, importlib; sys.path.insert(0, {unpacked:?}); print(importlib.import_module({module:?}).name)"
+        );
+        let done = std::process::Command::new("python3")
+            .args(flags)
+            .args(["-v", "-B", "-c", &program])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        let path = format!("{}.py", unpacked.join(module.replace('.', "/")).display());
+        let fresh = said.lines().any(|line| line.contains(" matches ") && line.ends_with(&path));
+        (fresh, String::from_utf8(done.stdout).unwrap().trim().to_owned())
+    };
+    let is = |fresh: bool, name: &str| (fresh, name.to_owned());
+    assert_eq!(verdict(&[], "good"), is(true, "good"));
+    assert_eq!(verdict(&[], "package.good"), is(true, "package/good"));
+    assert_eq!(verdict(&["-O"], "optimised"), is(true, "optimised"));
+    assert_eq!(verdict(&[], "by_hash"), is(true, "by_hash"));
+    // Never what was compiled from an earlier source.
+    assert_eq!(verdict(&[], "package.stale"), is(false, "package/fresh"));
+
+    // Whoever needs no time keeps none.
+    let times = |name: &str| fs::metadata(unpacked.join(name)).unwrap().mtime();
+    assert_ne!(times("dot.ted.py"), 0);
+    for name in ["by_hash.py", "package/stale.py", "package", "__pycache__"] {
+        assert_eq!(times(name), 0, "{name}");
+    }
+    let again = pack_dir(
+        Path::new(tree),
+        &path("again"),
+        &PackOptions { jobs: Some(1), ..PackOptions::default() },
+    );
+    assert_eq!(again.unwrap().digest, packed.digest);
 }

@@ -5,6 +5,7 @@
 //! changed or left out (times, ACLs, the host's own attributes) is a [`Notice`].
 
 mod attributes;
+mod compiled;
 mod content;
 mod details;
 mod list;
@@ -156,7 +157,7 @@ pub fn scan_outputs(outputs: &[Output], options: &ScanOptions) -> Result<Scan, S
     for output in outputs {
         builder.output(output)?;
     }
-    Ok(builder.scan)
+    Ok(builder.finish())
 }
 
 /// The same as [`scan_dir`] but where `is_known` says of what names and `stat`s of everything in the
@@ -179,7 +180,7 @@ pub(crate) fn scan_dir_unless(
     builder.scan.fingerprint = fingerprint;
     let node = builder.scan.tree.root();
     builder.directory(&root, &dir, listings, node, Vec::new())?;
-    Ok(Some(builder.scan))
+    Ok(Some(builder.finish()))
 }
 
 /// Makes the tree of what was listed.
@@ -188,6 +189,8 @@ struct Builder<'a> {
     scan: Scan,
     /// Files with several names, by device and inode.
     linked: HashMap<(u64, u64), NodeId>,
+    /// Python sources that get another time.
+    sources: HashMap<NodeId, compiled::Source>,
 }
 
 /// Where an entry is and where it goes.
@@ -223,7 +226,12 @@ impl<'a> Builder<'a> {
     fn new(options: &'a ScanOptions) -> Self {
         let tree = Tree::new(Metadata::with_mode(0o755));
         let scan = Scan { tree, notices: Vec::new(), bytes: 0, files: 0, fingerprint: None };
-        Self { options, scan, linked: HashMap::new() }
+        Self { options, scan, linked: HashMap::new(), sources: HashMap::new() }
+    }
+
+    fn finish(mut self) -> Scan {
+        compiled::keep_times(&mut self.scan.tree, &self.sources);
+        self.scan
     }
 
     fn output(&mut self, output: &Output) -> Result<(), ScanError> {
@@ -323,6 +331,12 @@ impl<'a> Builder<'a> {
         let node = node.map_err(|source| place.refused(source))?;
         if names > 1 {
             self.linked.insert(links, node);
+        }
+        if let Ok(mtime) = u32::try_from(identity.mtime.0)
+            && mtime > self.options.mtime
+            && place.name.ends_with(b".py")
+        {
+            self.sources.insert(node, compiled::Source { mtime, size: identity.size as u32 });
         }
         Ok(node)
     }
