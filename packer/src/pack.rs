@@ -86,7 +86,9 @@ pub enum PackError {
 pub fn pack_dir(dir: &Path, image: &Path, options: &PackOptions) -> Result<Packed, PackError> {
     let started = Instant::now();
     let Some(cache) = &options.scan_cache else {
-        let packed = pack_scan(&scan_dir(dir, &options.scan())?, image, options)?;
+        let scan = scan_dir(dir, &options.scan())?;
+        let packed = pack_scan(&scan, image, options)?;
+        discard(scan);
         return Ok(Packed { elapsed: started.elapsed(), ..packed });
     };
     let made = Made::find(image, cache, options);
@@ -105,9 +107,16 @@ pub fn pack_dir(dir: &Path, image: &Path, options: &PackOptions) -> Result<Packe
     named.map_err(|source| PackError::Output { image: image.to_owned(), source })?;
     let known = known.unwrap_or_default();
     let last = unchanged::encode(&scan, image, &packed, options);
+    discard(scan);
     let saved = known.save_with(cache, &last);
     saved.map_err(|source| PackError::Output { image: cache.clone(), source })?;
     Ok(Packed { elapsed: started.elapsed(), ..packed })
+}
+
+/// Frees what was scanned, which is in many small pieces, while others go on; at the end of a process nobody need wait
+/// for it.
+fn discard(scan: Scan) {
+    std::thread::spawn(move || drop(scan));
 }
 
 /// Packs the outputs of a module.
@@ -119,6 +128,7 @@ pub fn pack_layer(
     let started = Instant::now();
     let scan = scan_outputs(outputs, &options.scan())?;
     let packed = pack_scan(&scan, image, options)?;
+    discard(scan);
     Ok(Packed { elapsed: started.elapsed(), ..packed })
 }
 

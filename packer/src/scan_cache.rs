@@ -150,11 +150,11 @@ impl ScanCache {
     /// What the file of this entry holds.
     pub(crate) fn digest(&self, at: u32) -> Option<ContentDigest> {
         let pieces = self.entry(at)?.1?;
-        let piece = |bytes: &[u8]| {
+        // Each has its length, so none is left out.
+        let pieces = pieces.chunks_exact(PIECE).filter_map(|bytes| {
             let (offset, hash) = bytes.split_first_chunk()?;
             Some((u64::from_le_bytes(*offset), hash.try_into().ok()?))
-        };
-        let pieces = pieces.chunks_exact(PIECE).map(piece).collect::<Option<_>>()?;
+        });
         let (_, size) = self.entries.get(at as usize..)?.split_at_checked(16)?;
         Some(ContentDigest::new(u64::from_le_bytes(*size.first_chunk()?), pieces))
     }

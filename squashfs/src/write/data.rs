@@ -26,6 +26,7 @@ use crate::format::{BlockSize, FragmentEntry, FragmentPosition};
 /// Where a file's content is.
 #[derive(Clone, Default)]
 pub(super) struct FileRecord {
+    pub(super) size: u64,
     pub(super) start: u64,
     pub(super) blocks: Vec<BlockSize>,
     pub(super) sparse: u64,
@@ -123,11 +124,15 @@ pub(super) fn write_data<'t, W: Write>(
     let mut feed = Feed::new(tree, plan, options, pool)?;
     let window = options.window();
     let mut queue = VecDeque::new();
+    let mut records = vec![None; tree.len()];
+    for File { id, size, .. } in &feed.files {
+        records[id.index()] = Some(FileRecord { size: *size, ..FileRecord::default() });
+    }
     let mut writer = Writer {
         plan,
         layout,
         data: Data {
-            records: (0..tree.len()).map(|_| None).collect(),
+            records,
             fragments: Vec::new(),
             duplicates: 0,
             reused: 0,
@@ -175,8 +180,7 @@ impl<W: Write> Writer<'_, '_, '_, W> {
         match item {
             Item::Begin { id, hash } => {
                 self.layout.boundary(hash).map_err(WriteError::Output)?;
-                let start = self.layout.position();
-                *self.record(id) = FileRecord { start, ..FileRecord::default() };
+                self.record(id).start = self.layout.position();
                 self.pieces.clear();
             }
             Item::Block { id, offset, raw, stored } => {
@@ -202,7 +206,7 @@ impl<W: Write> Writer<'_, '_, '_, W> {
                 }
                 self.record(id).blocks.shrink_to_fit();
                 if self.remember && known.is_none() {
-                    content.remember_digest(ContentDigest::new(size, self.pieces.clone()));
+                    content.remember_digest(ContentDigest::new(size, self.pieces.drain(..)));
                 }
             }
             Item::Duplicate { id, of } => self.duplicates.push((id, of)),
@@ -301,8 +305,9 @@ impl<'a, 't> Feed<'a, 't> {
         if u64::from(block_size) == PIECE {
             files.iter_mut().for_each(|file| file.known = file.content.known_digest());
         }
-        let small = files.iter().filter(|file| file.size < block_size.into());
-        let unknown = small.filter(|file| file.known.is_none()).copied().collect();
+        let small = || files.iter().filter(|file| file.size < block_size.into());
+        let twins = small().filter(|file| file.twin).count();
+        let unknown = small().filter(|file| file.known.is_none()).copied().collect();
         Ok(Self {
             plan,
             paths: Paths { plan, dir: None, path: Vec::new(), prefix: 0 },
@@ -311,7 +316,7 @@ impl<'a, 't> Feed<'a, 't> {
             files,
             next: 0,
             large,
-            seen: HashMap::new(),
+            seen: HashMap::with_capacity(twins),
             small: Small::new(unknown, pool, options.jobs()),
             filling: Filling::new(block_size as usize),
             ready: VecDeque::new(),
@@ -354,7 +359,7 @@ impl<'a, 't> Feed<'a, 't> {
         if let Some(digest) = digest {
             if self.remember && file.known.is_none() {
                 let piece = Some((0, digest)).filter(|_| digest != [0; 32]);
-                let digest = ContentDigest::new(file.size, piece.into_iter().collect());
+                let digest = ContentDigest::new(file.size, piece);
                 file.content.remember_digest(digest);
             }
             if file.twin {

@@ -13,12 +13,28 @@ pub(super) const PIECE: u64 = 128 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContentDigest {
     size: u64,
-    pieces: Vec<(u64, [u8; 32])>,
+    pieces: Pieces,
+}
+
+type Piece = (u64, [u8; 32]);
+
+/// Most files are one piece, and trees have many of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Pieces {
+    One(Piece),
+    Many(Box<[Piece]>),
 }
 
 impl ContentDigest {
     /// From the hashes of the pieces that are not all zeros, by ascending offset.
-    pub fn new(size: u64, pieces: Vec<(u64, [u8; 32])>) -> Self {
+    pub fn new(size: u64, pieces: impl IntoIterator<Item = (u64, [u8; 32])>) -> Self {
+        let mut pieces = pieces.into_iter();
+        let pieces = match (pieces.next(), pieces.next()) {
+            (Some(one), None) => Pieces::One(one),
+            (first, second) => {
+                Pieces::Many(first.into_iter().chain(second).chain(pieces).collect())
+            }
+        };
         Self { size, pieces }
     }
 
@@ -29,14 +45,17 @@ impl ContentDigest {
 
     /// Offset and hash of each piece that is not all zeros.
     pub fn pieces(&self) -> &[(u64, [u8; 32])] {
-        &self.pieces
+        match &self.pieces {
+            Pieces::One(one) => std::slice::from_ref(one),
+            Pieces::Many(many) => many,
+        }
     }
 
     /// All of it in one hash.
     pub fn hash(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.size.to_le_bytes());
-        for (offset, hash) in &self.pieces {
+        for (offset, hash) in self.pieces() {
             hasher.update(&offset.to_le_bytes());
             hasher.update(hash);
         }
@@ -44,8 +63,9 @@ impl ContentDigest {
     }
 
     /// The first piece at or after `offset` that is not all zeros.
-    pub(super) fn next(&self, offset: u64) -> Option<&(u64, [u8; 32])> {
-        self.pieces.get(self.pieces.partition_point(|(at, _)| *at < offset))
+    pub(super) fn next(&self, offset: u64) -> Option<&Piece> {
+        let pieces = self.pieces();
+        pieces.get(pieces.partition_point(|(at, _)| *at < offset))
     }
 }
 
@@ -95,7 +115,7 @@ pub fn content_digest(
         data_from = data_from.max(offset);
     }
     if open.is_unchanged()? {
-        Ok(ContentDigest { size, pieces })
+        Ok(ContentDigest::new(size, pieces))
     } else {
         Err(ContentDigestError::Changed)
     }

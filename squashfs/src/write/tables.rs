@@ -132,11 +132,11 @@ impl Encoder<'_> {
     fn other(&self, id: NodeId, kind: &NodeKind) -> Result<(InodeBody, Vec<u8>), WriteError> {
         let nlink = self.tree.link_count(id);
         Ok(match kind {
-            NodeKind::File(content) => {
+            NodeKind::File(_) => {
                 let empty = FileRecord::default();
                 let record = self.records[id.index()].as_ref().unwrap_or(&empty);
                 let tail = record.blocks.iter().flat_map(|block| block.0.to_le_bytes()).collect();
-                let (start, size) = (record.start, content.size());
+                let (start, size) = (record.start, record.size);
                 let (sparse, fragment) = (record.sparse, record.fragment);
                 (InodeBody::File { start, size, sparse, nlink, fragment }, tail)
             }
