@@ -319,6 +319,7 @@ pub fn serve_config(
         Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).map_err(ServeMountError::Signals)?;
     let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
     let mut options = stack::options(config.upper.as_ref());
+    options.push = config.lazy.is_none();
     options.idle_timeout = config.idle_timeout.map(Duration::from_secs);
     if let Some(trace) = &config.trace {
         trace.apply(&mut options);

@@ -53,7 +53,6 @@ impl BlockCache {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    #[cfg(test)]
     /// Whether the block is there or on its way.
     pub(crate) fn contains(&self, key: BlockKey) -> bool {
         self.lock().slots.contains_key(&key)

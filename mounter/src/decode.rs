@@ -151,6 +151,17 @@ impl Decoder {
         Ok(result)
     }
 
+    /// Whether a block is at hand, or on its way.
+    pub(crate) fn is_decoded(&self, file: &OpenFile, index: u64) -> bool {
+        match file.blocks.block(index) {
+            Ok(Block::Data { block, .. } | Block::Fragment { block, .. }) => {
+                self.blocks.contains(BlockKey { layer: file.layer as u32, offset: block.offset })
+            }
+            Ok(Block::Hole { .. }) => true,
+            Err(_) => false,
+        }
+    }
+
     fn prepare(&self, file: &OpenFile, index: u64) {
         let (block, len) = match file.blocks.block(index) {
             Ok(Block::Data { block, len }) => (block, len),

@@ -113,6 +113,12 @@ pub(crate) fn lower_ino(layer: usize, number: u32) -> u64 {
     ((layer as u64 + 1) << 32) | u64::from(number)
 }
 
+/// Layer and number, if it is one of a layer.
+pub(crate) fn lower_place(ino: u64) -> Option<(usize, u32)> {
+    let (layer, number) = (ino >> 32, ino as u32);
+    (ino & UPPER == 0).then(|| layer.checked_sub(1)).flatten().map(|layer| (layer as usize, number))
+}
+
 pub(crate) fn upper_ino(ino: u64) -> u64 {
     UPPER | ino
 }
@@ -168,5 +174,8 @@ mod tests {
         assert_ne!(lower_ino(0, u32::MAX), lower_ino(1, 0));
         assert!(lower_ino(0, 0) > ROOT);
         assert!(upper_ino(7) > lower_ino(1 << 20, u32::MAX));
+        assert_eq!(lower_place(lower_ino(7, 9)), Some((7, 9)));
+        assert_eq!(lower_place(lower_ino(0, u32::MAX)), Some((0, u32::MAX)));
+        assert_eq!([ROOT, upper_ino(7), upper_ino(7 << 32)].map(lower_place), [None; 3]);
     }
 }

@@ -56,6 +56,7 @@ mod lower;
 mod mount;
 mod options;
 mod overlay;
+mod push;
 mod readahead;
 mod server;
 mod stack;

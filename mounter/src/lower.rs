@@ -257,6 +257,35 @@ impl Lower {
         Ok(reply(&out))
     }
 
+    /// Calls `store` with the blocks of a file if it has no more than `limit` bytes, and says how many. What is not decoded
+    /// is decoded here if `decode` says so, or else begins to be, and nothing is stored.
+    pub(crate) fn hand_over(
+        &self,
+        part: LowerPart,
+        limit: u64,
+        decode: bool,
+        mut store: impl FnMut(u64, &[u8]),
+    ) -> Res<Option<u64>> {
+        let file = self.file(part)?;
+        let (size, count) = (file.blocks.size(), file.blocks.count());
+        let ready = decode || (0..count).all(|index| self.decoder.is_decoded(&file, index));
+        if size > limit || !ready {
+            if !decode {
+                self.ahead.ask(&self.decoder, &file, 0);
+            }
+            return Ok(None);
+        }
+        for index in 0..count {
+            let at = index * u64::from(file.blocks.block_size());
+            self.decoder.with_block(&file, index, false, |bytes, _| {
+                if let Some(bytes) = bytes {
+                    store(at, bytes);
+                }
+            })?;
+        }
+        Ok(Some(size))
+    }
+
     /// Calls `sink` with every stored run of a file, in order; holes are left out.
     pub(crate) fn copy<E>(
         &self,

@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::sync::Arc;
 
+use mica_mounter::MountOptions;
 use mica_squashfs::write::NodeKind;
 use support::{Layer, Scratch, names, stack};
 
@@ -185,4 +186,69 @@ fn a_recorded_trace_is_read_ahead_and_that_of_other_images_does_no_harm() {
     let wrong = mounted(following(), other);
     assert_eq!(fs::read(dir.path().join("y")).unwrap(), pattern(400_000));
     wrong.unmount().unwrap();
+}
+
+/// Files of one directory: small ones of many sizes, larger ones, holes, links, and what another layer hides or replaces.
+fn library() -> (Vec<Layer>, Vec<(String, Vec<u8>)>) {
+    let content = |i: usize| pattern(i * 7919 % 9000).into_iter().map(|b| b ^ i as u8).collect();
+    let mut files: Vec<(String, Vec<u8>)> =
+        (0..400).map(|i| (format!("lib/m{i:03}.py"), content(i))).collect();
+    files[100].1 = pattern(40_000);
+    files[101].1 = vec![0; 50_000];
+    files[150].1 = pattern(300_001);
+    files[151].1 = pattern(131_072);
+    files[152].1 = pattern(4096);
+    let base =
+        files.iter().fold(Layer::new(), |layer, (path, content)| layer.file(path, content.clone()));
+    let base = base.symlink("lib/m200-link", "m200.py").hard_link("lib/m201-too", "lib/m201.py");
+    let top = Layer::new().file("lib/m300.py", "another").whiteout("lib/m301.py");
+    files.remove(301);
+    files[300].1 = b"another".into();
+    (vec![top, base], files)
+}
+
+#[test]
+fn who_reads_a_directory_finds_the_next_files_in_the_page_cache() {
+    let (layers, files) = library();
+    let reads = |push: bool| {
+        let mut scratch = Scratch::new(stack([]), true);
+        scratch.unmount();
+        let images = layers.iter().map(Layer::image);
+        scratch.mount_with(stack(images), &MountOptions { push, ..MountOptions::default() });
+        assert_eq!(names(scratch.path("lib")).len(), files.len() + 2);
+        for (path, content) in &files {
+            assert_eq!(&fs::read(scratch.path(path)).unwrap(), content, "{path}");
+        }
+        scratch.requests("read")
+    };
+    let (without, with) = (reads(false), reads(true));
+    assert!(without >= files.len() as u64 && with * 5 < without, "{with} instead of {without}");
+}
+
+#[test]
+fn many_readers_at_once_get_what_is_in_the_files() {
+    let (layers, files) = library();
+    let scratch = Scratch::new(stack(layers.iter().map(Layer::image)), false);
+    names(scratch.path("lib"));
+    std::thread::scope(|scope| {
+        for reader in 0..8_usize {
+            let (root, files) = (scratch.root(), &files);
+            scope.spawn(move || {
+                for round in 0..12 {
+                    for i in 0..files.len() {
+                        // Forwards, backwards, and in strides that have no factor in common with the number of files.
+                        let stride = [1, files.len() - 1, 8, 37][(reader + round) % 4];
+                        let (path, content) = &files[(i * stride + reader * 50) % files.len()];
+                        let file = fs::File::open(root.join(path)).unwrap();
+                        let mut found = Vec::new();
+                        std::io::Read::read_to_end(&mut &file, &mut found).unwrap();
+                        assert_eq!(&found, content, "{path}");
+                        // So that others have to read it again.
+                        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    assert!(scratch.requests("read") > files.len() as u64);
 }

@@ -21,6 +21,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use self::open::Backings;
+use crate::push::Pusher;
 use crate::stats::{Counters, Op, Stats};
 use crate::tree::{Listing, Node, Tree};
 
@@ -34,6 +35,7 @@ const KEPT_LISTINGS: usize = 16;
 pub(crate) struct Shared {
     pub(crate) tree: Tree,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) pusher: Pusher,
 }
 
 impl std::fmt::Debug for Shared {
@@ -44,7 +46,7 @@ impl std::fmt::Debug for Shared {
 
 impl Shared {
     pub(crate) fn new(tree: Tree) -> Shared {
-        Shared { tree, counters: Arc::new(Counters::new()) }
+        Shared { tree, counters: Arc::new(Counters::new()), pusher: Pusher::default() }
     }
 
     pub(crate) fn stats(&self) -> Stats {

@@ -155,6 +155,19 @@ impl Tree {
         Ok(reply(&buffer[..filled]))
     }
 
+    /// [`Lower::hand_over`](crate::lower::Lower::hand_over) of a layer's file.
+    pub(crate) fn hand_over(
+        &self,
+        node: &Node,
+        limit: u64,
+        decode: bool,
+        store: impl FnMut(u64, &[u8]),
+    ) -> Option<u64> {
+        let part = node.state().lower?;
+        // Whoever reads it sees why it can't be read.
+        self.lower.hand_over(part, limit, decode, store).ok().flatten()
+    }
+
     pub(crate) fn write(
         &self,
         node: &Arc<Node>,

@@ -1,0 +1,165 @@
+//! Handing small files to the kernel before it asks for them (`FUSE_NOTIFY_STORE`).
+//!
+//! A request costs more than what a small file takes to decode and to copy. An image holds files in the order of their
+//! directories, and many small ones in one block. So whoever reads the files of a directory one after the other finds the
+//! next ones in the page cache: while one is read, those behind it are decoded anyway.
+//!
+//! Only for mounts without an upper, where content never changes.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+
+use fuser::{INodeNo, Notifier};
+
+use crate::ids::{lower_ino, lower_place};
+use crate::kind::Kind;
+use crate::tree::Tree;
+
+/// A file this near to one that was read before continues a run.
+const NEAR: u32 = 8;
+/// Runs that are known, the oldest dropped: one for each directory that somebody may be reading.
+const RUNS: usize = 16;
+/// Bytes that are handed over with one request: a block of small files.
+const MOST: u64 = 128 << 10;
+
+#[derive(Default)]
+pub(crate) struct Pusher {
+    notifier: OnceLock<Notifier>,
+    runs: Mutex<Runs>,
+    /// Held while storing. The kernel has whoever stores wait for a page that is just being read, which another thread
+    /// answers, and that one may not store.
+    storing: Mutex<()>,
+}
+
+impl Pusher {
+    /// From now on files are handed over. More than one thread answers requests.
+    pub(crate) fn start(&self, notifier: Notifier) {
+        // A mount has one session.
+        let _ = self.notifier.set(notifier);
+    }
+
+    /// The first `end` bytes of a file are about to be read. Hands over its rest, if it is small, and what is decoded of the
+    /// files behind it, if one before it was read as well.
+    pub(crate) fn before(&self, tree: &Tree, ino: u64, end: u64) {
+        let (Some(notifier), Some((layer, number))) = (self.notifier.get(), lower_place(ino))
+        else {
+            return;
+        };
+        let from = self.runs().note(layer, number);
+        let _storing = match self.storing.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let store = |ino: u64, offset: u64, bytes: &[u8]| {
+            if let Err(error) = notifier.store(INodeNo(ino), offset, bytes) {
+                tracing::debug!(%error, "cannot hand a file to the kernel");
+            }
+        };
+        let Ok(node) = tree.node(ino) else { return };
+        let whole = tree.hand_over(&node, MOST, true, |offset, bytes| {
+            let skipped = end.saturating_sub(offset).min(bytes.len() as u64) as usize;
+            if skipped < bytes.len() {
+                store(ino, offset + skipped as u64, &bytes[skipped..]);
+            }
+        });
+        if let (Some(_), Some(from)) = (whole, from) {
+            let next = hand_over_from(tree, layer, from, store);
+            self.runs().handed_over(layer, number, next);
+        }
+    }
+
+    fn runs(&self) -> MutexGuard<'_, Runs> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Hands over the files from inode `number` on as far as they are decoded, and has the next one decoded; says which that is.
+fn hand_over_from(
+    tree: &Tree,
+    layer: usize,
+    mut number: u32,
+    store: impl Fn(u64, u64, &[u8]),
+) -> u32 {
+    let (mut left, mut unknown) = (MOST, 0);
+    while left > 0 && unknown < NEAR {
+        let ino = lower_ino(layer, number);
+        match tree.node(ino) {
+            // The kernel doesn't know of it yet, or another layer hides it.
+            Err(_) => unknown += 1,
+            Ok(node) if node.kind == Kind::File => {
+                let stored =
+                    tree.hand_over(&node, left, false, |offset, bytes| store(ino, offset, bytes));
+                let Some(bytes) = stored else { break };
+                left = left.saturating_sub(bytes);
+            }
+            // The files in it came before it.
+            Ok(node) if node.kind == Kind::Directory => break,
+            Ok(_) => {}
+        }
+        number = number.saturating_add(1);
+    }
+    number
+}
+
+/// Files of a layer that are read one after the other.
+struct Run {
+    layer: usize,
+    /// The one read last.
+    last: u32,
+    /// The first that was not handed over.
+    next: u32,
+}
+
+#[derive(Default)]
+struct Runs(VecDeque<Run>);
+
+impl Runs {
+    /// Notes that a file is read. If that continues a run, says which is the first to hand over.
+    fn note(&mut self, layer: usize, number: u32) -> Option<u32> {
+        let near = |run: &&mut Run| {
+            let (from, to) = (run.last.saturating_sub(NEAR), run.next.saturating_add(NEAR));
+            run.layer == layer && (from..=to).contains(&number)
+        };
+        let after = number.saturating_add(1);
+        let Some(run) = self.0.iter_mut().find(near) else {
+            self.0.truncate(RUNS - 1);
+            self.0.push_front(Run { layer, last: number, next: after });
+            return None;
+        };
+        run.last = number;
+        // What was handed over and is asked for all the same the kernel had no room for.
+        (after >= run.next).then_some(after)
+    }
+
+    fn handed_over(&mut self, layer: usize, last: u32, next: u32) {
+        if let Some(run) = self.0.iter_mut().find(|run| run.layer == layer && run.last == last) {
+            run.next = next;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_handed_over_once_to_those_who_go_on() {
+        let mut runs = Runs::default();
+        assert_eq!(runs.note(0, 100), None, "one file is no run");
+        assert_eq!(runs.note(1, 101), None, "another layer");
+        assert_eq!(runs.note(0, 101), Some(102));
+        runs.handed_over(0, 101, 150);
+        assert_eq!(runs.note(0, 120), None, "it was handed over");
+        assert_eq!(runs.note(0, 150), Some(151));
+        assert_eq!(runs.note(0, 153), Some(154), "some may be skipped");
+        assert_eq!(runs.note(0, 900), None);
+        assert_eq!(runs.note(0, 898), None, "backwards there is nothing to hand over");
+        for far in 0..RUNS as u32 {
+            runs.note(2, far * 1000);
+        }
+        assert_eq!(runs.note(0, 155), None, "the oldest run is forgotten");
+        assert_eq!(runs.note(2, u32::MAX), None);
+        assert_eq!(runs.note(2, u32::MAX), Some(u32::MAX));
+    }
+}
