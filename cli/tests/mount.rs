@@ -140,6 +140,51 @@ fn a_server_ends_on_a_signal_and_tells_its_counters_on_another() {
 }
 
 #[test]
+fn a_mount_in_use_survives_the_signal_to_end_until_its_last_user_is_gone() {
+    let world = world_with_images();
+    let point = world.ok(&["mount", "--image", "base.xar"]).stdout;
+    let point = std::path::Path::new(point.trim());
+    let mut open = std::fs::File::open(point.join("etc/b")).unwrap();
+    signal_server(&world, rustix::process::Signal::TERM);
+    wait_for(|| !point.join("etc").exists());
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut open, &mut text).unwrap();
+    assert_eq!(text, "base b\n");
+    drop(open);
+    world.ends_clean();
+}
+
+#[test]
+fn a_mount_outlives_the_terminal_it_was_made_on() {
+    let world = world_with_images();
+    std::fs::create_dir(world.path("mnt")).unwrap();
+    let line =
+        format!("{} mount --image base.xar mnt; echo mounted; sleep 600", world.binary().display());
+    // `script` is the terminal: killed, it hangs up on all who have it.
+    let mut terminal = world
+        .command("script")
+        .args(["-qefc", &line, "/dev/null"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut printed = std::io::BufReader::new(terminal.stdout.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("mounted") {
+        line.clear();
+        assert_ne!(std::io::BufRead::read_line(&mut printed, &mut line).unwrap(), 0);
+    }
+    terminal.kill().unwrap();
+    terminal.wait().unwrap();
+    // The end of its output: nobody has the terminal any more.
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut printed, &mut rest).unwrap();
+    assert_eq!(read(&world, "mnt/etc/a"), "base a\n");
+    world.ok(&["umount", "mnt"]);
+    world.ends_clean();
+}
+
+#[test]
 fn a_recorded_trace_lies_beside_the_package_and_damage_is_found_on_the_way() {
     need_fuse();
     let world = World::new(User::Me);

@@ -23,10 +23,12 @@ fn noise(len: usize) -> Vec<u8> {
     .collect()
 }
 
-/// An image that reads as zeros once it is broken.
+/// An image that can't be read once it is broken.
 struct Fragile {
     bytes: Vec<u8>,
     broken: Arc<AtomicBool>,
+    /// Reading it is a bug then.
+    panics: bool,
 }
 
 impl Source for Fragile {
@@ -35,6 +37,7 @@ impl Source for Fragile {
     }
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         if self.broken.load(Ordering::Relaxed) {
+            assert!(!self.panics, "a bug made for a test");
             return Err(io::Error::other("the image was truncated"));
         }
         self.bytes.read_exact_at(buf, offset)
@@ -56,20 +59,32 @@ fn a_damaged_block_is_an_error_of_its_file_alone() {
     assert_eq!(names(scratch.root()), ["bad", "good"]);
 }
 
-#[test]
-fn an_image_that_goes_away_is_an_error_and_not_the_end() {
+fn breaks_and_comes_back(panics: bool) {
     let broken = Arc::new(AtomicBool::new(false));
     let bytes = Layer::new().file("f", noise(400_000)).bytes();
-    let source = Fragile { bytes, broken: Arc::clone(&broken) };
+    let source = Fragile { bytes, broken: Arc::clone(&broken), panics };
     let fragile = Image::from_source(Box::new(source), &OpenOptions::default()).unwrap();
     let whole = Layer::new().file("g", "fine").image();
     let scratch = Scratch::new(stack([Arc::new(fragile), whole]), false);
     assert_eq!(names(scratch.root()), ["f", "g"]);
     broken.store(true, Ordering::Relaxed);
-    assert!(fs::read(scratch.path("f")).is_err());
+    for _ in 0..3 {
+        let error = fs::read(scratch.path("f")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    }
     assert_eq!(scratch.read("g"), "fine");
     broken.store(false, Ordering::Relaxed);
     assert_eq!(fs::read(scratch.path("f")).unwrap(), noise(400_000));
+}
+
+#[test]
+fn an_image_that_goes_away_is_an_error_and_not_the_end() {
+    breaks_and_comes_back(false);
+}
+
+#[test]
+fn a_panic_costs_the_requests_it_comes_from_and_no_others() {
+    breaks_and_comes_back(true);
 }
 
 #[test]
