@@ -1,6 +1,7 @@
 //! The read-only side: the stack's images as layers of the overlay, and the content of their files.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mica_squashfs::{Block, FileKind, Image, Inode, InodeRef, ReadError};
@@ -257,33 +258,63 @@ impl Lower {
         Ok(reply(&out))
     }
 
-    /// Calls `store` with the blocks of a file if it has no more than `limit` bytes, and says how many. What is not decoded
-    /// is decoded here if `decode` says so, or else begins to be, and nothing is stored.
+    /// Calls `store` with the blocks of a file if it has no more than `limit` bytes, and says how many. If they are not
+    /// decoded, they begin to be, and nothing is stored.
     pub(crate) fn hand_over(
         &self,
         part: LowerPart,
         limit: u64,
-        decode: bool,
         mut store: impl FnMut(u64, &[u8]),
     ) -> Res<Option<u64>> {
         let file = self.file(part)?;
         let (size, count) = (file.blocks.size(), file.blocks.count());
-        let ready = decode || (0..count).all(|index| self.decoder.is_decoded(&file, index));
-        if size > limit || !ready {
-            if !decode {
-                self.ahead.ask(&self.decoder, &file, 0);
-            }
+        if size > limit || !(0..count).all(|index| self.decoder.is_decoded(&file, index)) {
+            self.ahead.ask(&self.decoder, &file, 0);
             return Ok(None);
         }
         for index in 0..count {
             let at = index * u64::from(file.blocks.block_size());
             self.decoder.with_block(&file, index, false, |bytes, _| {
-                if let Some(bytes) = bytes {
-                    store(at, bytes);
-                }
+                bytes.into_iter().for_each(|bytes| store(at, bytes));
             })?;
         }
         Ok(Some(size))
+    }
+
+    /// Decodes the blocks of which a read will take a part, and calls `store` with the other parts. Those that were decoded
+    /// before are left alone.
+    pub(crate) fn hand_over_rest(
+        &self,
+        part: LowerPart,
+        range: Range<u64>,
+        mut store: impl FnMut(u64, &[u8]),
+    ) -> Res<()> {
+        let file = self.file(part)?;
+        let (size, block_size) = (file.blocks.size(), u64::from(file.blocks.block_size()));
+        if range.start >= size.min(range.end) {
+            return Ok(());
+        }
+        let (first, last) = (range.start / block_size, (range.end.min(size) - 1) / block_size);
+        for index in first..=last {
+            let at = index * block_size;
+            let end = size.min(at + block_size);
+            let is_part = range.start > at || range.end < end;
+            if !is_part || (self.decoder.is_decoded(&file, index) && size > block_size) {
+                continue;
+            }
+            self.decoder.with_block(&file, index, false, |bytes, len| {
+                let Some(bytes) = bytes else { return };
+                let before = range.start.saturating_sub(at) as usize;
+                let after = len.min((range.end - at) as usize);
+                if before > 0 {
+                    store(at, &bytes[..before]);
+                }
+                if after < len {
+                    store(at + after as u64, &bytes[after..]);
+                }
+            })?;
+        }
+        Ok(())
     }
 
     /// Calls `sink` with every stored run of a file, in order; holes are left out.

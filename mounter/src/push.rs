@@ -1,12 +1,13 @@
-//! Handing small files to the kernel before it asks for them (`FUSE_NOTIFY_STORE`).
+//! Handing to the kernel what is decoded before it asks for it (`FUSE_NOTIFY_STORE`).
 //!
-//! A request costs more than what a small file takes to decode and to copy. An image holds files in the order of their
-//! directories, and many small ones in one block. So whoever reads the files of a directory one after the other finds the
-//! next ones in the page cache: while one is read, those behind it are decoded anyway.
+//! Decoding a block costs much more than copying it, and a request more than a small file. So the rest of a block that is
+//! decoded for a read goes into the page cache with it. And whoever reads the files of a directory one after the other finds
+//! the next ones there: an image holds files in the order of their directories, and many small ones in one block.
 //!
 //! Only for mounts without an upper, where content never changes.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use fuser::{INodeNo, Notifier};
@@ -38,14 +39,14 @@ impl Pusher {
         let _ = self.notifier.set(notifier);
     }
 
-    /// The first `end` bytes of a file are about to be read. Hands over its rest, if it is small, and what is decoded of the
-    /// files behind it, if one before it was read as well.
-    pub(crate) fn before(&self, tree: &Tree, ino: u64, end: u64) {
+    /// A range of a file is about to be read. Hands over the rest of the blocks that are decoded for it, and at the beginning
+    /// of a file what is decoded of those behind it, if one before it was read as well.
+    pub(crate) fn before(&self, tree: &Tree, ino: u64, range: Range<u64>) {
         let (Some(notifier), Some((layer, number))) = (self.notifier.get(), lower_place(ino))
         else {
             return;
         };
-        let from = self.runs().note(layer, number);
+        let from = if range.start == 0 { self.runs().note(layer, number) } else { None };
         let _storing = match self.storing.try_lock() {
             Ok(guard) => guard,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -57,13 +58,8 @@ impl Pusher {
             }
         };
         let Ok(node) = tree.node(ino) else { return };
-        let whole = tree.hand_over(&node, MOST, true, |offset, bytes| {
-            let skipped = end.saturating_sub(offset).min(bytes.len() as u64) as usize;
-            if skipped < bytes.len() {
-                store(ino, offset + skipped as u64, &bytes[skipped..]);
-            }
-        });
-        if let (Some(_), Some(from)) = (whole, from) {
+        tree.hand_over_rest(&node, range, |offset, bytes| store(ino, offset, bytes));
+        if let Some(from) = from {
             let next = hand_over_from(tree, layer, from, store);
             self.runs().handed_over(layer, number, next);
         }
@@ -88,8 +84,7 @@ fn hand_over_from(
             // The kernel doesn't know of it yet, or another layer hides it.
             Err(_) => unknown += 1,
             Ok(node) if node.kind == Kind::File => {
-                let stored =
-                    tree.hand_over(&node, left, false, |offset, bytes| store(ino, offset, bytes));
+                let stored = tree.hand_over(&node, left, |offset, bytes| store(ino, offset, bytes));
                 let Some(bytes) = stored else { break };
                 left = left.saturating_sub(bytes);
             }

@@ -1,6 +1,7 @@
 //! Content of files.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, Mode, OFlags, SeekFrom};
@@ -155,17 +156,26 @@ impl Tree {
         Ok(reply(&buffer[..filled]))
     }
 
-    /// [`Lower::hand_over`](crate::lower::Lower::hand_over) of a layer's file.
+    /// [`Lower::hand_over`](crate::lower::Lower::hand_over) of a layer's file. Whoever reads it sees why it can't be read.
     pub(crate) fn hand_over(
         &self,
         node: &Node,
         limit: u64,
-        decode: bool,
         store: impl FnMut(u64, &[u8]),
     ) -> Option<u64> {
         let part = node.state().lower?;
-        // Whoever reads it sees why it can't be read.
-        self.lower.hand_over(part, limit, decode, store).ok().flatten()
+        self.lower.hand_over(part, limit, store).ok().flatten()
+    }
+
+    /// The same of [`Lower::hand_over_rest`](crate::lower::Lower::hand_over_rest).
+    pub(crate) fn hand_over_rest(
+        &self,
+        node: &Node,
+        range: Range<u64>,
+        store: impl FnMut(u64, &[u8]),
+    ) {
+        let lower = node.state().lower;
+        drop(lower.map(|part| self.lower.hand_over_rest(part, range, store)));
     }
 
     pub(crate) fn write(
