@@ -1,10 +1,10 @@
 //! The process that serves a job's mount and waits for its end.
 //!
-//! It is the same binary, started by the hidden word [`crate::SUPERVISE`], and lives outside the job's
-//! namespaces and control group:
+//! It is the same binary, started by the hidden word [`crate::SUPERVISE`], or a copy of the process that starts the job;
+//! and it lives outside the job's namespaces and control group:
 //!
 //! ```text
-//! take over lock and pipe -> own session, own mount namespace -> mount the stack (threads start here)
+//! take over lock and pipe -> own session, own mount namespace -> start the job's init -> mount the stack (threads start here)
 //!   -> launch -> report "started" -> pass output on, serve requests -> wait -> (once more, if its restart policy says so)
 //!   -> unmount -> record -> report "ended" -> release lock
 //! ```
@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use mica_fetcher::CacheError;
-use mica_launcher::{Exit, Job, LaunchError, Stdio, launch};
+use mica_launcher::{Exit, Job, LaunchError, Prepared, Stdio, launch};
 use mica_mounter::{Mount, MountError};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -38,6 +38,7 @@ use crate::session::{Session, Wishes};
 use crate::stack::{self, StackError};
 use crate::state::{JobDir, StateDir, now_ms};
 use crate::status::{Failure, Phase, Status};
+use crate::sys;
 
 /// Why a job did not start.
 #[derive(Debug, thiserror::Error)]
@@ -87,10 +88,10 @@ impl SuperviseError {
 /// The command line of a supervisor, written by [`crate::start`]; `None` if a person typed the word.
 #[derive(Debug)]
 pub struct Invocation {
-    job: JobDir,
-    handover: Handover,
+    pub(crate) job: JobDir,
+    pub(crate) handover: Handover,
     /// The size of the command's terminal, if a command is attached.
-    attached: Option<Size>,
+    pub(crate) attached: Option<Size>,
 }
 
 impl Invocation {
@@ -184,7 +185,9 @@ impl Supervisor<'_> {
         let sinks = self.sinks(reporter).map_err(SuperviseError::Streams)?;
         let mut session = Session::start(self.job, &config, reporter.pipe(), sinks)
             .map_err(SuperviseError::Streams)?;
+        sys::hold_signals(false);
         namespace::enter()?;
+        let prepared = mica_launcher::prepare(&config.spec)?;
         // Threads may begin here.
         if config.terminal && self.attached.is_some() {
             let typed = io::stdin().as_fd().try_clone_to_owned();
@@ -194,7 +197,8 @@ impl Supervisor<'_> {
         let attached = self.attach(&config)?;
         let mount = self.mount(&config)?;
         self.status.timings.mounted_us = Some(self.elapsed_us());
-        let ended = self.run_again_and_again(&config, &mut session, reporter, attached.as_ref());
+        let init = Init { attached: attached.as_ref(), prepared };
+        let ended = self.run_again_and_again(&config, &mut session, reporter, init);
         drop(attached);
         if let Some(trace) = &config.trace {
             trace.save(mount.trace());
@@ -257,12 +261,12 @@ impl Supervisor<'_> {
         config: &JobConfig,
         session: &mut Session,
         reporter: &mut Reporter,
-        attached: Option<&Attached>,
+        mut init: Init<'_>,
     ) -> Result<(), SuperviseError> {
         let mut delay = FIRST_DELAY;
         loop {
             let started = Instant::now();
-            let exit = self.launch(config, session, reporter, attached)?;
+            let exit = self.launch(config, session, reporter, &mut init)?;
             let code = exit.code();
             self.status.exit_code = Some(code);
             self.status.oom_killed = exit.oom_killed;
@@ -298,16 +302,19 @@ impl Supervisor<'_> {
         config: &JobConfig,
         session: &mut Session,
         reporter: &mut Reporter,
-        attached: Option<&Attached>,
+        init: &mut Init<'_>,
     ) -> Result<Exit, SuperviseError> {
         let Streams { stdio, mut outputs, input } =
             self.streams(config).map_err(SuperviseError::Streams)?;
         let mut spec = config.spec.clone();
         spec.limits = session.limits().clone();
-        if let Some(attached) = attached {
+        if let Some(attached) = init.attached {
             attached.connect(&mut spec);
         }
-        let mut job = launch(&spec, stdio)?;
+        let mut job = match init.prepared.take() {
+            Some(prepared) => prepared.launch(&spec, stdio),
+            None => launch(&spec, stdio),
+        }?;
         session.input.lead_to(input);
         if let Some(terminal) = job.program().take_terminal() {
             let copy = || terminal.try_clone().map_err(SuperviseError::Streams);
@@ -316,7 +323,7 @@ impl Supervisor<'_> {
             outputs.push((Stream::Stdout, terminal));
         }
         let output = Output::start(self.job, outputs, &session.sinks, self.since)?;
-        let further = attached.and_then(Attached::warning).map(str::to_owned);
+        let further = init.attached.and_then(Attached::warning).map(str::to_owned);
         self.status.warnings = job.warnings().iter().cloned().chain(further).collect();
         self.record_start(config, &job)?;
         reporter.send(&Report::Started(self.status.clone()));
@@ -366,6 +373,13 @@ impl Supervisor<'_> {
     fn elapsed_us(&self) -> u64 {
         as_us(self.since.elapsed())
     }
+}
+
+/// What a job's program is started with.
+struct Init<'a> {
+    attached: Option<&'a Attached>,
+    /// For the first start.
+    prepared: Option<Prepared>,
 }
 
 /// A job's streams.
