@@ -138,6 +138,17 @@ impl StateDir {
         Ok(config)
     }
 
+    /// Removes what supervisors have left that were killed when they removed their jobs.
+    pub(crate) fn empty_trash(&self) -> Result<(), FileError> {
+        for entry in fs::read_dir(trash_dir(&self.root)).into_iter().flatten().flatten() {
+            let job = JobDir::at(entry.path());
+            if let Some(lock) = job.try_lock()? {
+                job.remove(&lock)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Gives a job another name.
     pub fn rename(&self, job: &JobDir, name: &str) -> Result<(), CreateError> {
         let config = self.reconfigure(job, |config| {
@@ -226,6 +237,11 @@ impl StateDir {
     }
 }
 
+/// Where folders of jobs are that nobody needs any more.
+fn trash_dir(root: &Path) -> PathBuf {
+    root.join("trash")
+}
+
 impl JobDir {
     /// Opens the folder a supervisor was told.
     pub(crate) fn at(path: PathBuf) -> Self {
@@ -302,6 +318,16 @@ impl JobDir {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Takes the folder away from the jobs, at once; the caller holds the lock, removes what is returned, and need not hurry
+    /// about that. After a kill the next command does it.
+    pub(crate) fn retire(self, _lock: &Lock) -> Result<Self, FileError> {
+        let trash = trash_dir(self.root());
+        create_private_dir(&trash)?;
+        let path = trash.join(&self.id);
+        fs::rename(&self.path, &path).map_err(at("rename", &self.path))?;
+        Ok(Self { path, ..self })
     }
 
     /// Removes the folder; the caller holds the lock.

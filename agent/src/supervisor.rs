@@ -6,7 +6,7 @@
 //! ```text
 //! take over lock and pipe -> own session, own mount namespace -> start the job's init -> mount the stack (threads start here)
 //!   -> launch -> report "started" -> pass output on, serve requests -> wait -> (once more, if its restart policy says so)
-//!   -> unmount -> record -> report "ended" -> release lock
+//!   -> unmount -> record, or take the job's folder away -> release lock -> report "ended"
 //! ```
 //!
 //! Whatever fails on the way is recorded in `status.json` and reported, so nobody has to read a log to learn why.
@@ -120,6 +120,7 @@ impl Invocation {
 /// The process must have one thread.
 pub fn supervise(invocation: Invocation, hint: impl Fn(&SuperviseError) -> Option<String>) {
     let since = Instant::now();
+    sys::keep_heap_small();
     let Invocation { job, handover: Handover { lock, pipe }, attached } = invocation;
     let mut reporter = Reporter::new(pipe);
     let mut status = Status::starting();
@@ -139,20 +140,30 @@ pub fn supervise(invocation: Invocation, hint: impl Fn(&SuperviseError) -> Optio
     status.finished_ms = Some(now_ms());
     // What is left of its control group, if anything, is for the next command to remove.
     status.cgroup = status.cgroup.filter(|group| !mica_launcher::cleanup(group));
-    if let Err(error) = job.write_status(&status) {
-        tracing::error!(%error, "cannot record how the job ended");
-    }
-    let remove = never_ran || job.config().is_ok_and(|config| config.remove);
+    let config = job.config().ok();
+    let remove = never_ran || config.as_ref().is_some_and(|config| config.remove);
+    let mut retired = None;
     if remove && status.cgroup.is_none() {
-        if let Ok(config) = job.config() {
-            events::record(&job, &config, "destroy", &[]);
+        if let Some(config) = &config {
+            events::record(&job, config, "destroy", &[]);
         }
-        if let Err(error) = job.remove(&lock) {
-            tracing::error!(%error, "cannot remove the job's folder");
+        match job.clone().retire(&lock) {
+            Ok(folder) => retired = Some(folder),
+            Err(error) => tracing::error!(%error, "cannot take the job's folder away"),
         }
     }
-    drop(lock);
+    let Some(retired) = retired else {
+        if let Err(error) = job.write_status(&status) {
+            tracing::error!(%error, "cannot record how the job ended");
+        }
+        drop(lock);
+        return reporter.send(&Report::Ended(status));
+    };
+    // From here on no command sees the job: its name is free, and nobody has to wait until its files are gone.
     reporter.send(&Report::Ended(status));
+    if let Err(error) = retired.remove(&lock) {
+        tracing::error!(%error, "cannot remove the job's folder");
+    }
 }
 
 fn exit_code(error: &SuperviseError) -> i32 {
@@ -187,7 +198,6 @@ impl Supervisor<'_> {
             .map_err(SuperviseError::Streams)?;
         sys::hold_signals(false);
         namespace::enter()?;
-        let prepared = mica_launcher::prepare(&config.spec)?;
         // Threads may begin here.
         if config.terminal && self.attached.is_some() {
             let typed = io::stdin().as_fd().try_clone_to_owned();
@@ -195,6 +205,11 @@ impl Supervisor<'_> {
         }
         let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
         let attached = self.attach(&config)?;
+        let mut spec = config.spec.clone();
+        if let Some(attached) = &attached {
+            attached.connect(&mut spec);
+        }
+        let prepared = mica_launcher::prepare(&spec)?;
         let mount = self.mount(&config)?;
         self.status.timings.mounted_us = Some(self.elapsed_us());
         let init = Init { attached: attached.as_ref(), prepared };

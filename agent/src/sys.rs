@@ -105,6 +105,18 @@ pub(crate) fn set_command_line(words: Vec<u8>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Keeps the heap of a process small that has several threads and little to do: two arenas, not one for each thread, and
+/// large buffers go back to the kernel when they are freed (mallopt(3): else the largest ever freed sets the limit).
+pub(crate) fn keep_heap_small() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: plain integers; nobody allocates meanwhile, as the process has one thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 20);
+    }
+}
+
 /// Holds all signals back, or takes them again, those included that came meanwhile.
 pub(crate) fn hold_signals(hold: bool) {
     // SAFETY: sigset_t is plain data, which one of the two functions initialises; no old set is asked for.

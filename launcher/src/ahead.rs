@@ -98,6 +98,8 @@ fn start(
     }
     // One that has died by now has said why.
     rustix::net::send(&init.control, b"g", SendFlags::NOSIGNAL).ok();
+    // If it waits for our processor, it goes on to its exec now, where the kernel finds it another.
+    rustix::thread::sched_yield();
     Ok(init)
 }
 

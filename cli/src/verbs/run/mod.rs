@@ -170,7 +170,7 @@ impl Session<'_> {
             return Ok(Some(status));
         }
         let job = started.job().clone();
-        let each = |signal| {
+        let each = move |signal| {
             let resize = |size| drop(Remote::connect(&job).and_then(|job| job.resize(size)));
             terminal::pass_signal(signal, way.tty, resize, |signal| forward(&job, signal));
         };
