@@ -147,7 +147,7 @@ pub fn supervise(invocation: Invocation, hint: impl Fn(&SuperviseError) -> Optio
         if let Some(config) = &config {
             events::record(&job, config, "destroy", &[]);
         }
-        match job.clone().retire(&lock) {
+        match job.retire(&lock) {
             Ok(folder) => retired = Some(folder),
             Err(error) => tracing::error!(%error, "cannot take the job's folder away"),
         }
@@ -161,7 +161,7 @@ pub fn supervise(invocation: Invocation, hint: impl Fn(&SuperviseError) -> Optio
     };
     // From here on no command sees the job: its name is free, and nobody has to wait until its files are gone.
     reporter.send(&Report::Ended(status));
-    if let Err(error) = retired.remove(&lock) {
+    if let Err(error) = retired.remove() {
         tracing::error!(%error, "cannot remove the job's folder");
     }
 }
