@@ -475,11 +475,7 @@ pub(crate) fn unshare_mounts() -> io::Result<()> {
 /// Starts a cgroup namespace at the caller's current cgroup.
 pub(crate) fn unshare_cgroup() -> io::Result<()> {
     // SAFETY: a cgroup namespace has no effect on descriptors or memory.
-    if unsafe { libc::unshare(libc::CLONE_NEWCGROUP) } == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })
 }
 
 /// Brings the interface `lo` up.
