@@ -1,7 +1,9 @@
 //! The other side of a supervisor: starting one, and acting on a job from any command.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -13,10 +15,13 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use crate::control::{ControlError, Remote, Size};
 use crate::events;
 use crate::files::{FileError, Lock};
+use crate::handover::Handover;
 use crate::logs::{self, Entry};
 use crate::report::{Report, Reports};
 use crate::state::JobDir;
 use crate::status::Status;
+use crate::supervisor::Invocation;
+use crate::sys;
 
 /// The word that makes the binary a supervisor; the command line hands it to [`crate::supervise`].
 pub const SUPERVISE: &str = "supervise-job";
@@ -47,6 +52,40 @@ pub enum StartError {
     Died(String),
 }
 
+/// How a supervisor comes to be.
+pub enum Supervisor<'a> {
+    /// From the binary that calls [`crate::supervise`] for the word [`SUPERVISE`].
+    Program(&'a Path),
+    /// As a copy of this process, which hands the invocation to [`crate::supervise`]. Quicker, where [`may_fork`] says so.
+    Fork(&'a dyn Fn(Invocation)),
+}
+
+/// Whether this process has one thread, so that a copy of it can run any code.
+pub fn may_fork() -> bool {
+    // One link for each thread, and two as every folder has.
+    rustix::fs::stat("/proc/self/task").is_ok_and(|stat| stat.st_nlink == 3)
+}
+
+/// Signals are held back while this lives: a supervisor that is forked meanwhile inherits no handler of the caller's, and
+/// takes signals when it has its own.
+#[derive(Debug)]
+pub struct HeldSignals(());
+
+impl HeldSignals {
+    /// Holds them back from the calling thread.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Self {
+        sys::hold_signals(true);
+        Self(())
+    }
+}
+
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        sys::hold_signals(false);
+    }
+}
+
 /// A job whose supervisor has been started.
 #[derive(Debug)]
 pub struct StartedJob {
@@ -55,14 +94,50 @@ pub struct StartedJob {
 }
 
 /// Starts the supervisor of `job`, which goes on without the calling process, and hands it the job's `lock`.
-///
-/// `program` is the binary that calls [`crate::supervise`] for the word [`SUPERVISE`].
 pub fn start(
-    program: &Path,
+    supervisor: Supervisor<'_>,
     job: JobDir,
     lock: Lock,
     attach: Attach,
 ) -> Result<StartedJob, StartError> {
+    let reports = match supervisor {
+        Supervisor::Program(program) => spawn(program, &job, lock, attach),
+        Supervisor::Fork(work) => fork(work, job.clone(), lock, attach),
+    };
+    Ok(StartedJob { job, reports: reports.map_err(StartError::Spawn)? })
+}
+
+/// A copy of this process with nothing open but what the supervisor needs.
+fn fork(work: &dyn Fn(Invocation), job: JobDir, lock: Lock, attach: Attach) -> io::Result<Reports> {
+    let (ours, pipe) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let null = OwnedFd::from(File::options().read(true).write(true).open("/dev/null")?);
+    sys::fork(move || {
+        let keep = [lock.file().as_raw_fd(), pipe.as_raw_fd()];
+        let placed = rustix::stdio::dup2_stdin(attach.stdin.as_ref().unwrap_or(&null))
+            .and_then(|()| match attach.output {
+                Some(_) => Ok(()),
+                None => rustix::stdio::dup2_stdout(&null)
+                    .and_then(|()| rustix::stdio::dup2_stderr(&null)),
+            })
+            .map_err(io::Error::from)
+            .and_then(|()| sys::close_all_but(&keep));
+        // Closed just now.
+        std::mem::forget((attach.stdin, null));
+        if placed.is_err() {
+            return 1;
+        }
+        let words = [b"mica", SUPERVISE.as_bytes(), job.path().as_os_str().as_bytes(), b""];
+        if let Err(error) = sys::set_command_line(words.join(&0)) {
+            tracing::debug!(%error, "the supervisor has the command line of its starter");
+        }
+        let handover = Handover { lock, pipe };
+        work(Invocation { job, handover, attached: attach.output });
+        0
+    })?;
+    Ok(Reports::new(ours))
+}
+
+fn spawn(program: &Path, job: &JobDir, lock: Lock, attach: Attach) -> io::Result<Reports> {
     let stream = |wanted: bool| if wanted { Stdio::inherit() } else { Stdio::null() };
     let mut command = Command::new(program);
     command
@@ -74,8 +149,7 @@ pub fn start(
         || "detached".to_owned(),
         |Size { rows, columns }| format!("{rows}x{columns}"),
     );
-    let reports = hand_over(command, job.path(), lock, &[&last]).map_err(StartError::Spawn)?;
-    Ok(StartedJob { job, reports })
+    hand_over(command, job.path(), lock, &[&last])
 }
 
 /// Spawns a process of ours that takes over a folder with its lock, and returns the pipe it reports to. Its command

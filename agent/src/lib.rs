@@ -37,8 +37,8 @@
 //! })?;
 //! assert_eq!(state.find("greeter")?.id(), job.id());
 //!
-//! // Here `start(program, job, lock, attach)` would start the supervisor: `program` is a binary that calls `supervise`
-//! // for the word `SUPERVISE`. This command dies instead, and the next one cleans up.
+//! // Here `start(Supervisor::Program(program), job, lock, attach)` would start the supervisor: `program` is a binary that
+//! // calls `supervise` for the word `SUPERVISE`. This command dies instead, and the next one cleans up.
 //! drop(lock);
 //! mica_agent::reconcile(&state)?;
 //! assert!(state.jobs()?.is_empty());
@@ -74,8 +74,8 @@ mod sys;
 mod volumes;
 
 pub use client::{
-    Attach, FollowError, RemoveError, SUPERVISE, StartError, StartedJob, follow, remove, start,
-    stop,
+    Attach, FollowError, HeldSignals, RemoveError, SUPERVISE, StartError, StartedJob, Supervisor,
+    follow, may_fork, remove, start, stop,
 };
 pub use config::{
     HealthCheck, JobConfig, JobLayer, LazySource, Restart, UnknownRestart, UpperDirs,

@@ -24,6 +24,9 @@ pub fn reconcile(state: &StateDir) -> Result<Vec<String>, FileError> {
             ended.push(job.id().to_owned());
         }
     }
+    if let Err(error) = state.empty_trash() {
+        tracing::warn!(error = &error as &dyn std::error::Error, "cannot remove an ended job");
+    }
     if let Err(error) = state.networks().reconcile() {
         // Jobs that have nothing to do with it go on.
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot clean up networks");

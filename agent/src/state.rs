@@ -9,6 +9,7 @@
 //!           supervisor.log what the supervisor and its mount had to say
 //!           tree/          where the stack is mounted, inside the supervisor's own mount namespace
 //!           upper/ work/   the job's private writable layer
+//! trash/<id>/              a job's folder, locked itself, while it is removed
 //! volumes/<name>/data      named volumes
 //! networks/<name>/         bridge networks (see [`crate::Networks`])
 //! events.jsonl             what happened to jobs (see [`crate::events`])
@@ -21,6 +22,9 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::config::{JobConfig, UpperDirs};
 use crate::events::{self, Event};
@@ -138,6 +142,17 @@ impl StateDir {
         Ok(config)
     }
 
+    /// Removes what supervisors have left that were killed when they removed their jobs.
+    pub(crate) fn empty_trash(&self) -> Result<(), FileError> {
+        for entry in fs::read_dir(trash_dir(&self.root)).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if let Some(held) = Retired::hold(&path)? {
+                Retired { path, _held: Some(held) }.remove()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Gives a job another name.
     pub fn rename(&self, job: &JobDir, name: &str) -> Result<(), CreateError> {
         let config = self.reconfigure(job, |config| {
@@ -226,6 +241,38 @@ impl StateDir {
     }
 }
 
+/// Where folders of jobs are that nobody needs any more.
+fn trash_dir(root: &Path) -> PathBuf {
+    root.join("trash")
+}
+
+/// The folder of a job that nobody needs any more.
+#[derive(Debug)]
+pub(crate) struct Retired {
+    path: PathBuf,
+    /// Locked by whoever removes it: the folder itself, as a lock file in it would be removed before the rest is.
+    _held: Option<fs::File>,
+}
+
+impl Retired {
+    /// Locks a folder, unless somebody else does, or has removed it.
+    fn hold(path: &Path) -> Result<Option<fs::File>, FileError> {
+        let folder = match fs::File::open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            result => result.map_err(at("open", path))?,
+        };
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(folder)),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(at("lock", path)(error)),
+        }
+    }
+
+    pub(crate) fn remove(self) -> Result<(), FileError> {
+        removal::remove_dir(&self.path)
+    }
+}
+
 impl JobDir {
     /// Opens the folder a supervisor was told.
     pub(crate) fn at(path: PathBuf) -> Self {
@@ -304,6 +351,18 @@ impl JobDir {
         }
     }
 
+    /// Takes the folder away from the jobs, at once; the caller holds the lock, removes what is returned, and need not hurry
+    /// about that. After a kill the next command does it.
+    pub(crate) fn retire(&self, _lock: &Lock) -> Result<Retired, FileError> {
+        let trash = trash_dir(self.root());
+        create_private_dir(&trash)?;
+        let path = trash.join(&self.id);
+        // Before it is there: then whoever comes by leaves it to us.
+        let held = Retired::hold(&self.path)?;
+        fs::rename(&self.path, &path).map_err(at("rename", &self.path))?;
+        Ok(Retired { path, _held: held })
+    }
+
     /// Removes the folder; the caller holds the lock.
     pub(crate) fn remove(&self, _lock: &Lock) -> Result<(), FileError> {
         removal::remove_dir(&self.path)
@@ -323,4 +382,27 @@ pub(crate) fn new_id() -> String {
 /// Milliseconds since 1970.
 pub fn now_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trash_is_emptied_by_whoever_holds_it() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::open(root.path()).unwrap();
+        let job = state.job("0123");
+        create_private_dir(&job.tree()).unwrap();
+        let lock = job.try_lock().unwrap().unwrap();
+        let retired = job.retire(&lock).unwrap();
+        assert!(state.jobs().unwrap().is_empty());
+        let left = || fs::read_dir(trash_dir(root.path())).unwrap().count();
+        state.empty_trash().unwrap();
+        assert_eq!(left(), 1, "somebody is at it");
+        // As if that one had been killed.
+        drop(retired);
+        state.empty_trash().unwrap();
+        assert_eq!(left(), 0);
+    }
 }

@@ -1,12 +1,12 @@
 //! The process that serves a job's mount and waits for its end.
 //!
-//! It is the same binary, started by the hidden word [`crate::SUPERVISE`], and lives outside the job's
-//! namespaces and control group:
+//! It is the same binary, started by the hidden word [`crate::SUPERVISE`], or a copy of the process that starts the job;
+//! and it lives outside the job's namespaces and control group:
 //!
 //! ```text
-//! take over lock and pipe -> own session, own mount namespace -> mount the stack (threads start here)
+//! take over lock and pipe -> own session, own mount namespace -> start the job's init -> mount the stack (threads start here)
 //!   -> launch -> report "started" -> pass output on, serve requests -> wait -> (once more, if its restart policy says so)
-//!   -> unmount -> record -> report "ended" -> release lock
+//!   -> unmount -> record, or take the job's folder away -> release lock -> report "ended"
 //! ```
 //!
 //! Whatever fails on the way is recorded in `status.json` and reported, so nobody has to read a log to learn why.
@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use mica_fetcher::CacheError;
-use mica_launcher::{Exit, Job, LaunchError, Stdio, launch};
+use mica_launcher::{Exit, Job, LaunchError, Prepared, Stdio, launch};
 use mica_mounter::{Mount, MountError};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -38,6 +38,7 @@ use crate::session::{Session, Wishes};
 use crate::stack::{self, StackError};
 use crate::state::{JobDir, StateDir, now_ms};
 use crate::status::{Failure, Phase, Status};
+use crate::sys;
 
 /// Why a job did not start.
 #[derive(Debug, thiserror::Error)]
@@ -87,10 +88,10 @@ impl SuperviseError {
 /// The command line of a supervisor, written by [`crate::start`]; `None` if a person typed the word.
 #[derive(Debug)]
 pub struct Invocation {
-    job: JobDir,
-    handover: Handover,
+    pub(crate) job: JobDir,
+    pub(crate) handover: Handover,
     /// The size of the command's terminal, if a command is attached.
-    attached: Option<Size>,
+    pub(crate) attached: Option<Size>,
 }
 
 impl Invocation {
@@ -119,6 +120,7 @@ impl Invocation {
 /// The process must have one thread.
 pub fn supervise(invocation: Invocation, hint: impl Fn(&SuperviseError) -> Option<String>) {
     let since = Instant::now();
+    sys::keep_heap_small();
     let Invocation { job, handover: Handover { lock, pipe }, attached } = invocation;
     let mut reporter = Reporter::new(pipe);
     let mut status = Status::starting();
@@ -138,20 +140,30 @@ pub fn supervise(invocation: Invocation, hint: impl Fn(&SuperviseError) -> Optio
     status.finished_ms = Some(now_ms());
     // What is left of its control group, if anything, is for the next command to remove.
     status.cgroup = status.cgroup.filter(|group| !mica_launcher::cleanup(group));
-    if let Err(error) = job.write_status(&status) {
-        tracing::error!(%error, "cannot record how the job ended");
-    }
-    let remove = never_ran || job.config().is_ok_and(|config| config.remove);
+    let config = job.config().ok();
+    let remove = never_ran || config.as_ref().is_some_and(|config| config.remove);
+    let mut retired = None;
     if remove && status.cgroup.is_none() {
-        if let Ok(config) = job.config() {
-            events::record(&job, &config, "destroy", &[]);
+        if let Some(config) = &config {
+            events::record(&job, config, "destroy", &[]);
         }
-        if let Err(error) = job.remove(&lock) {
-            tracing::error!(%error, "cannot remove the job's folder");
+        match job.retire(&lock) {
+            Ok(folder) => retired = Some(folder),
+            Err(error) => tracing::error!(%error, "cannot take the job's folder away"),
         }
     }
-    drop(lock);
+    let Some(retired) = retired else {
+        if let Err(error) = job.write_status(&status) {
+            tracing::error!(%error, "cannot record how the job ended");
+        }
+        drop(lock);
+        return reporter.send(&Report::Ended(status));
+    };
+    // From here on no command sees the job: its name is free, and nobody has to wait until its files are gone.
     reporter.send(&Report::Ended(status));
+    if let Err(error) = retired.remove() {
+        tracing::error!(%error, "cannot remove the job's folder");
+    }
 }
 
 fn exit_code(error: &SuperviseError) -> i32 {
@@ -184,6 +196,7 @@ impl Supervisor<'_> {
         let sinks = self.sinks(reporter).map_err(SuperviseError::Streams)?;
         let mut session = Session::start(self.job, &config, reporter.pipe(), sinks)
             .map_err(SuperviseError::Streams)?;
+        sys::hold_signals(false);
         namespace::enter()?;
         // Threads may begin here.
         if config.terminal && self.attached.is_some() {
@@ -192,9 +205,15 @@ impl Supervisor<'_> {
         }
         let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
         let attached = self.attach(&config)?;
+        let mut spec = config.spec.clone();
+        if let Some(attached) = &attached {
+            attached.connect(&mut spec);
+        }
+        let prepared = mica_launcher::prepare(&spec)?;
         let mount = self.mount(&config)?;
         self.status.timings.mounted_us = Some(self.elapsed_us());
-        let ended = self.run_again_and_again(&config, &mut session, reporter, attached.as_ref());
+        let init = Init { attached: attached.as_ref(), prepared };
+        let ended = self.run_again_and_again(&config, &mut session, reporter, init);
         drop(attached);
         if let Some(trace) = &config.trace {
             trace.save(mount.trace());
@@ -257,12 +276,12 @@ impl Supervisor<'_> {
         config: &JobConfig,
         session: &mut Session,
         reporter: &mut Reporter,
-        attached: Option<&Attached>,
+        mut init: Init<'_>,
     ) -> Result<(), SuperviseError> {
         let mut delay = FIRST_DELAY;
         loop {
             let started = Instant::now();
-            let exit = self.launch(config, session, reporter, attached)?;
+            let exit = self.launch(config, session, reporter, &mut init)?;
             let code = exit.code();
             self.status.exit_code = Some(code);
             self.status.oom_killed = exit.oom_killed;
@@ -298,16 +317,19 @@ impl Supervisor<'_> {
         config: &JobConfig,
         session: &mut Session,
         reporter: &mut Reporter,
-        attached: Option<&Attached>,
+        init: &mut Init<'_>,
     ) -> Result<Exit, SuperviseError> {
         let Streams { stdio, mut outputs, input } =
             self.streams(config).map_err(SuperviseError::Streams)?;
         let mut spec = config.spec.clone();
         spec.limits = session.limits().clone();
-        if let Some(attached) = attached {
+        if let Some(attached) = init.attached {
             attached.connect(&mut spec);
         }
-        let mut job = launch(&spec, stdio)?;
+        let mut job = match init.prepared.take() {
+            Some(prepared) => prepared.launch(&spec, stdio),
+            None => launch(&spec, stdio),
+        }?;
         session.input.lead_to(input);
         if let Some(terminal) = job.program().take_terminal() {
             let copy = || terminal.try_clone().map_err(SuperviseError::Streams);
@@ -316,7 +338,7 @@ impl Supervisor<'_> {
             outputs.push((Stream::Stdout, terminal));
         }
         let output = Output::start(self.job, outputs, &session.sinks, self.since)?;
-        let further = attached.and_then(Attached::warning).map(str::to_owned);
+        let further = init.attached.and_then(Attached::warning).map(str::to_owned);
         self.status.warnings = job.warnings().iter().cloned().chain(further).collect();
         self.record_start(config, &job)?;
         reporter.send(&Report::Started(self.status.clone()));
@@ -366,6 +388,13 @@ impl Supervisor<'_> {
     fn elapsed_us(&self) -> u64 {
         as_us(self.since.elapsed())
     }
+}
+
+/// What a job's program is started with.
+struct Init<'a> {
+    attached: Option<&'a Attached>,
+    /// For the first start.
+    prepared: Option<Prepared>,
 }
 
 /// A job's streams.

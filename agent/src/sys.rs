@@ -1,7 +1,9 @@
 //! The few system calls that need `unsafe`.
 #![allow(unsafe_code)]
 
+use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -21,11 +23,111 @@ pub(crate) fn fork(work: impl FnOnce() -> u8) -> Result<Pid, Errno> {
     // SAFETY: with one thread, nobody holds a lock in the child's copy, so that it may run any code.
     match unsafe { libc::fork() } {
         0 => {
-            let code = work();
+            // A panic must not get out into what is the parent's.
+            let code = catch_unwind(AssertUnwindSafe(work)).unwrap_or(101);
             // SAFETY: no preconditions; destructors and buffers are the parent's.
             unsafe { libc::_exit(code.into()) }
         }
         pid => Pid::from_raw(pid).filter(|_| pid > 0).ok_or(Errno::AGAIN),
+    }
+}
+
+/// Closes every descriptor above the standard ones but these.
+///
+/// Only for a forked child that never comes back to the code which owns them.
+pub(crate) fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
+    let mut keep: Vec<libc::c_uint> = keep.iter().map(|&fd| fd as libc::c_uint).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for end in keep.into_iter().chain([libc::c_uint::MAX]) {
+        if first < end {
+            // SAFETY: plain integers. What owns them is on frames that this process never returns to.
+            if unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        first = end.saturating_add(1);
+    }
+    Ok(())
+}
+
+/// Lets `/proc` and `ps` show this command line, of words that end with a NUL each, for this process.
+///
+/// Where the kernel can't (it takes `CONFIG_CHECKPOINT_RESTORE`), they show what the process was started with.
+pub(crate) fn set_command_line(words: Vec<u8>) -> io::Result<()> {
+    /// The kernel's `struct prctl_mm_map`.
+    #[repr(C)]
+    struct Map {
+        addresses: [u64; 11],
+        auxv: u64,
+        auxv_size: u32,
+        executable: i32,
+    }
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // proc(5): the name, in brackets, may hold anything; the next field is the third.
+    let fields = stat.rsplit_once(')').map_or("", |(_, after)| after);
+    let fields: Vec<u64> =
+        fields.split_ascii_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
+    let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+    // For as long as the process lives.
+    let words: &'static [u8] = words.leak();
+    let start = words.as_ptr() as u64;
+    // SAFETY: a request for no more memory, which only returns the present end.
+    let end_of_heap = unsafe { libc::sbrk(0) } as u64;
+    let [code, code_end, stack] = [26, 27, 28].map(field);
+    let [data, data_end, heap] = [45, 46, 47].map(field);
+    let [environment, environment_end] = [50, 51].map(field);
+    let (arguments, arguments_end) = (start, start + words.len() as u64);
+    let map = Map {
+        addresses: [
+            code,
+            code_end,
+            data,
+            data_end,
+            heap,
+            end_of_heap,
+            stack,
+            arguments,
+            arguments_end,
+            environment,
+            environment_end,
+        ],
+        auxv: 0,
+        auxv_size: 0,
+        executable: -1,
+    };
+    let size = size_of::<Map>();
+    // SAFETY: a live structure of the kernel's layout and its size. All addresses but two are what they were; those two are
+    // the bounds of memory that is never freed.
+    let result = unsafe {
+        libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, std::ptr::from_ref(&map), size, 0)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Keeps the heap of a process small that has several threads and little to do: two arenas, not one for each thread, and
+/// large buffers go back to the kernel when they are freed (mallopt(3): else the largest ever freed sets the limit).
+pub(crate) fn keep_heap_small() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: plain integers; nobody allocates meanwhile, as the process has one thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 20);
+    }
+}
+
+/// Holds all signals back, or takes them again, those included that came meanwhile.
+pub(crate) fn hold_signals(hold: bool) {
+    // SAFETY: sigset_t is plain data, which one of the two functions initialises; no old set is asked for.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        if hold {
+            libc::sigfillset(&raw mut set)
+        } else {
+            libc::sigemptyset(&raw mut set)
+        };
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
     }
 }
 

@@ -1,9 +1,11 @@
 //! From words to verbs, from errors to exit codes.
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
-use std::path::Path;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -33,21 +35,30 @@ pub(crate) fn run() -> ExitCode {
     dispatch(&cli.verb).unwrap_or_else(|error| error::report(&error, usual))
 }
 
+/// Where the log goes when the process has let go of its terminal; made when there is something to say.
+static LOG_PATH: OnceLock<PathBuf> = OnceLock::new();
+static LOG_FILE: OnceLock<Option<File>> = OnceLock::new();
+
 fn log_to_stderr(level: Option<&str>) {
+    // No colours: a supervisor may go on as a copy of this process, and logs to a file.
     let filter = EnvFilter::new(level.unwrap_or("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).compact().init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log_writer);
+    // There is one already in a copy.
+    log.with_ansi(false).compact().try_init().ok();
 }
 
 /// The log of a process without a terminal. Without a place for it there is none.
-pub(crate) fn log_to_file(path: &Path) {
-    let filter = EnvFilter::new(std::env::var("MICA_LOG").unwrap_or_else(|_| "warn".into()));
-    if let Ok(file) = OpenOptions::new().append(true).create(true).open(path) {
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(file)
-            .with_ansi(false)
-            .compact()
-            .init();
+pub(crate) fn log_to_file(path: PathBuf) {
+    LOG_PATH.set(path).ok();
+    log_to_stderr(std::env::var("MICA_LOG").ok().as_deref());
+}
+
+fn log_writer() -> Box<dyn Write> {
+    let Some(path) = LOG_PATH.get() else { return Box::new(std::io::stderr()) };
+    let open = || OpenOptions::new().append(true).create(true).open(path).ok();
+    match LOG_FILE.get_or_init(open) {
+        Some(file) => Box::new(file),
+        None => Box::new(std::io::sink()),
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)] // only the verb that is meant has its flags looked at
 pub(crate) enum Verb {
     /// Build, publish, fetch, mount and run the example monorepo, then change one module
     Demo(verbs::demo::Args),

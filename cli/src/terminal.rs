@@ -202,19 +202,18 @@ pub(crate) fn converse(mut dialogue: Dialogue, connected: &Connected) -> anyhow:
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(MICA_FAILED)))
 }
 
-/// Runs `work` while signals to this command are handed to `each`.
+/// Runs `work` while signals to this command are handed to `each`, by a thread that nobody waits for in the end: that would
+/// cost up to a millisecond.
 pub(crate) fn with_signals<T>(
     mut signals: Signals,
-    mut each: impl FnMut(i32) + Send,
+    each: impl FnMut(i32) + Send + 'static,
     work: impl FnOnce() -> T,
 ) -> T {
     let handle = signals.handle();
-    std::thread::scope(|scope| {
-        scope.spawn(move || signals.forever().for_each(&mut each));
-        let result = work();
-        handle.close();
-        result
-    })
+    std::thread::spawn(move || signals.forever().for_each(each));
+    let result = work();
+    handle.close();
+    result
 }
 
 /// Passes a change of the terminal's size on by `resize`, and what is no such signal by `signal`.

@@ -73,6 +73,11 @@ impl HostFacts {
     /// # Errors
     /// `/proc` or the tree can't be read.
     pub fn read(spec: &Spec) -> Result<Self, FactsError> {
+        Self::of_host()?.with_tree(spec)
+    }
+
+    /// What doesn't depend on the job's tree.
+    pub(crate) fn of_host() -> Result<Self, FactsError> {
         let held = capabilities(None).map(|sets| sets.effective).unwrap_or(Held::empty());
         let caller = Caller {
             uid: geteuid().as_raw(),
@@ -82,6 +87,12 @@ impl HostFacts {
             gid_map: parse_map(&read("/proc/self/gid_map")?),
         };
         let cgroups = Layout::parse(&read("/proc/self/cgroup")?, &read("/proc/self/mountinfo")?);
+        let message_queues = Path::new("/dev/mqueue").is_dir();
+        Ok(Self { caller, message_queues, cgroups, ..Self::default() })
+    }
+
+    /// The same with what depends on the tree.
+    pub(crate) fn with_tree(self, spec: &Spec) -> Result<Self, FactsError> {
         let (users, root_entries, resolv_conf) = match &spec.root {
             Root::Tree(tree) if is_sparse(tree, spec)? => {
                 (tree.as_path(), root_entries(tree)?, None)
@@ -93,8 +104,7 @@ impl HostFacts {
         };
         let passwd = read_in(users, "etc/passwd")?;
         let group = read_in(users, "etc/group")?;
-        let message_queues = Path::new("/dev/mqueue").is_dir();
-        Ok(Self { caller, root_entries, resolv_conf, message_queues, passwd, group, cgroups })
+        Ok(Self { root_entries, resolv_conf, passwd, group, ..self })
     }
 }
 

@@ -191,6 +191,8 @@ pub struct Job {
     root: Root,
     /// The maps of its user namespace.
     ids: Option<IdMaps>,
+    /// What its init, started ahead, waits for: the plan in memory, and the streams of the program.
+    begin: Option<(OwnedFd, Stdio)>,
     /// The helper that makes its private network; ends with it.
     network: Option<Box<Job>>,
     warnings: Vec<String>,
@@ -221,6 +223,7 @@ impl Job {
             process: start.process,
             root,
             ids: start.ids,
+            begin: None,
             network: None,
             own_pids: start.own_pids,
             warnings: Vec::new(),
@@ -229,10 +232,22 @@ impl Job {
         }
     }
 
+    /// What an init that was started ahead is told when it is released.
+    pub(crate) fn begin_with(&mut self, plan: OwnedFd, stdio: Stdio) {
+        self.begin = Some((plan, stdio));
+    }
+
     /// Lets the child go on with the mounts that were made for it, and waits until the job's program runs.
     pub(crate) fn release(&mut self, mounts: &[OwnedFd]) -> Result<(), LaunchError> {
         // A child that has died by now has said why.
-        rustix::net::send(&self.control, b"g", SendFlags::NOSIGNAL).ok();
+        match self.begin.take() {
+            Some((plan, stdio)) => {
+                let descriptors: Vec<_> =
+                    std::iter::once(plan.as_fd()).chain(stdio.parts().1).collect();
+                wire::send(&self.control, &Command::Begin, &descriptors).ok();
+            }
+            None => drop(rustix::net::send(&self.control, b"g", SendFlags::NOSIGNAL)),
+        }
         for mount in mounts {
             wire::send(&self.control, &Command::Mount, &[mount.as_fd()]).ok();
         }

@@ -32,6 +32,7 @@ use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::process::{Pid, Uid};
 use rustix::thread::CapabilitySet;
 
+use crate::ahead::{self, Ahead};
 use crate::bridge::{INNER, Link};
 use crate::cgroup::{Cgroup, LimitError};
 use crate::error::LaunchError;
@@ -144,11 +145,12 @@ pub fn init_main() {
         return;
     }
     let numbers: Option<Vec<i32>> = arguments.map(|a| a.to_str()?.parse().ok()).collect();
-    let code = match numbers.map(|numbers| init::Inherited::adopt(&numbers)) {
-        Some(Ok(inherited)) => init::run(inherited),
-        _ => 125,
+    let numbers = numbers.unwrap_or_default();
+    let code = match ahead::adopt(&numbers) {
+        Some(sockets) => sockets.map(ahead::run),
+        None => init::Inherited::adopt(&numbers).map(init::run),
     };
-    sys::exit(code)
+    sys::exit(code.unwrap_or(125))
 }
 
 /// Starts a job.
@@ -159,19 +161,39 @@ pub fn init_main() {
 /// # Errors
 /// The job could not be started; nothing of it is left.
 pub fn launch(spec: &Spec, stdio: Stdio) -> Result<Job, LaunchError> {
-    if !HOOKED.load(Ordering::Relaxed) {
-        return Err(LaunchError::NoInit);
-    }
+    check_hooked()?;
     let facts = HostFacts::read(spec)?;
     let plan = plan(spec, &facts)?;
     let mut unmet = Vec::new();
-    let cgroup = Cgroup::create(
-        &facts.cgroups,
-        &spec.id,
-        &spec.limits,
-        spec.best_effort_limits.then_some(&mut unmet),
-    )?;
-    match start(spec, plan, stdio, cgroup.clone()) {
+    let cgroup = make_cgroup(spec, &facts, &mut unmet)?;
+    start(spec, plan, stdio, cgroup, None, unmet)
+}
+
+/// Whether this binary becomes a job's init when it is started as one.
+pub(crate) fn check_hooked() -> Result<(), LaunchError> {
+    if HOOKED.load(Ordering::Relaxed) { Ok(()) } else { Err(LaunchError::NoInit) }
+}
+
+/// The job's cgroup. Limits that can't be had, and needn't be, go to `unmet`.
+pub(crate) fn make_cgroup(
+    spec: &Spec,
+    facts: &HostFacts,
+    unmet: &mut Vec<LimitError>,
+) -> Result<Cgroup, LimitError> {
+    let unmet = spec.best_effort_limits.then_some(unmet);
+    Cgroup::create(&facts.cgroups, &spec.id, &spec.limits, unmet)
+}
+
+/// Starts a job in its cgroup, by an init that was started ahead or by a new one.
+pub(crate) fn start(
+    spec: &Spec,
+    plan: Plan,
+    stdio: Stdio,
+    cgroup: Cgroup,
+    ahead: Option<Ahead>,
+    unmet: Vec<LimitError>,
+) -> Result<Job, LaunchError> {
+    match start_init(spec, plan, stdio, cgroup.clone(), ahead) {
         Ok(mut job) => {
             job.warn(unmet.iter().map(limit_warning));
             Ok(job)
@@ -191,10 +213,19 @@ fn limit_warning(error: &LimitError) -> String {
     }
 }
 
-fn start(spec: &Spec, plan: Plan, stdio: Stdio, cgroup: Cgroup) -> Result<Job, LaunchError> {
+fn start_init(
+    spec: &Spec,
+    plan: Plan,
+    stdio: Stdio,
+    cgroup: Cgroup,
+    ahead: Option<Ahead>,
+) -> Result<Job, LaunchError> {
     let own_users = plan.ids.is_some();
     let (steps, all) = (plan.steps.clone(), plan.hands_over);
-    let mut job = clone_job(&spec.namespaces, &spec.root, plan, stdio, cgroup)?;
+    let mut job = match ahead {
+        Some(ahead) => adopt(&spec.root, plan, stdio, ahead)?,
+        None => clone_job(&spec.namespaces, &spec.root, plan, stdio, cgroup)?,
+    };
     if spec.namespaces.network == Network::Private {
         let helper = connect(network::program(job.pid(), own_users, &spec.ports))?;
         job.connect(helper);
@@ -249,6 +280,18 @@ fn connect(program: Process) -> Result<Job, LaunchError> {
     Ok(helper)
 }
 
+/// Makes a job of an init that was started ahead; it waits to be released.
+fn adopt(root: &Root, plan: Plan, stdio: Stdio, ahead: Ahead) -> Result<Job, LaunchError> {
+    let Ahead { pid, pidfd, control, report, cgroup } = ahead;
+    let stdio = stdio.above_two().map_err(LaunchError::Talk)?;
+    stdio.give_pipes(plan.process.uid, plan.ids.as_ref());
+    let start = Start::new(&plan, stdio.parts().0, true);
+    let memory = wire::to_memory("mica-plan", &start);
+    let mut job = Job::new(pid, pidfd, control, Program::new(report), cgroup, start, root.clone());
+    job.begin_with(memory.map_err(LaunchError::Talk)?, stdio);
+    Ok(job)
+}
+
 /// Makes the namespaces and a process in them that waits to be released.
 fn clone_job(
     namespaces: &Namespaces,
@@ -262,17 +305,7 @@ fn clone_job(
     stdio.give_pipes(plan.process.uid, plan.ids.as_ref());
     let (streams, descriptors) = stdio.parts();
     let own_pids = namespaces.pid == Namespace::New;
-    let start = Start {
-        steps: plan.steps,
-        process: plan.process,
-        stdio: streams,
-        own_pids,
-        handed_over: plan.hands_over,
-        ids: plan.ids.clone(),
-        // The kernel means the thread, not the process: where another thread than the first calls, the control socket
-        // alone has to tell the init that we are gone. So it has to where the init must live on to kill what it started.
-        die_with_parent: own_pids && rustix::thread::gettid() == rustix::process::getpid(),
-    };
+    let start = Start::new(&plan, streams, own_pids);
     let memory = wire::to_memory("mica-plan", &start).map_err(talk)?;
     let (control, control_of_init) = wire::pair().map_err(talk)?;
     let (report, report_of_init) = wire::report_pair().map_err(talk)?;
@@ -313,20 +346,20 @@ fn clone_job(
     Ok(job)
 }
 
-fn arguments(keep: &[i32]) -> Vec<CString> {
+pub(crate) fn arguments(keep: &[i32]) -> Vec<CString> {
     let texts = std::iter::once(INIT_NAME.to_owned()).chain(keep.iter().map(i32::to_string));
     texts.map(|text| CString::new(text).unwrap_or_default()).collect()
 }
 
 /// Whom the child becomes before its exec. Root, where there is one: then its capabilities survive by themselves.
-fn setup_ids(maps: &IdMaps) -> Option<(u32, u32)> {
+pub(crate) fn setup_ids(maps: &IdMaps) -> Option<(u32, u32)> {
     if maps.covers(0, 0) {
         return Some((0, 0));
     }
     Some((maps.uids.first()?.inside, maps.gids.first()?.inside))
 }
 
-fn clone_flags(namespaces: &Namespaces, mounts: bool) -> u64 {
+pub(crate) fn clone_flags(namespaces: &Namespaces, mounts: bool) -> u64 {
     let new =
         |namespace: Namespace, flag: i32| if namespace == Namespace::New { flag as u64 } else { 0 };
     let mounts = if mounts { libc::CLONE_NEWNS as u64 } else { 0 };
@@ -339,7 +372,7 @@ fn clone_flags(namespaces: &Namespaces, mounts: bool) -> u64 {
         | if namespaces.network == Network::Host { 0 } else { libc::CLONE_NEWNET as u64 }
 }
 
-fn write_maps(pid: Pid, maps: &IdMaps) -> io::Result<()> {
+pub(crate) fn write_maps(pid: Pid, maps: &IdMaps) -> io::Result<()> {
     let file = |name: &str| format!("/proc/{}/{name}", pid.as_raw_nonzero());
     if maps.deny_setgroups {
         fs::write(file("setgroups"), "deny")?;
@@ -349,7 +382,7 @@ fn write_maps(pid: Pid, maps: &IdMaps) -> io::Result<()> {
 }
 
 /// This binary, for the child to execute.
-enum OwnExecutable {
+pub(crate) enum OwnExecutable {
     Path(CString),
     Sealed(&'static OwnedFd),
     Plain(OwnedFd),
@@ -359,22 +392,27 @@ impl OwnExecutable {
     /// Out of reach of a job, or as it is where there is none.
     fn open(for_job: bool, hands_over: bool) -> io::Result<Self> {
         if for_job {
-            return match own_executable()? {
-                // Whoever the child becomes may not get there.
-                Self::Path(path) if hands_over => {
-                    let path = Path::new(OsStr::from_bytes(path.as_bytes()));
-                    let mount = volumes::clone(path, false)?;
-                    sys::mount_setattr(mount.as_fd(), false, sys::MOUNT_ATTR_RDONLY, 0)?;
-                    Ok(Self::Plain(mount))
-                }
-                executable => Ok(executable),
-            };
+            // Whoever the child becomes may not get there.
+            return if hands_over { Self::sealed_off() } else { own_executable() };
         }
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         Ok(Self::Plain(rustix::fs::open("/proc/self/exe", flags, Mode::empty())?))
     }
 
-    fn as_ref(&self) -> Executable<'_> {
+    /// On a read-only mount of its own, which the caller makes; or the sealed copy.
+    pub(crate) fn sealed_off() -> io::Result<Self> {
+        match own_executable()? {
+            Self::Path(path) => {
+                let path = Path::new(OsStr::from_bytes(path.as_bytes()));
+                let mount = volumes::clone(path, false)?;
+                sys::mount_setattr(mount.as_fd(), false, sys::MOUNT_ATTR_RDONLY, 0)?;
+                Ok(Self::Plain(mount))
+            }
+            executable => Ok(executable),
+        }
+    }
+
+    pub(crate) fn as_ref(&self) -> Executable<'_> {
         match self {
             Self::Path(path) => Executable::Path(path.clone()),
             Self::Sealed(fd) => Executable::File(fd.as_fd()),

@@ -6,6 +6,7 @@
 //!
 //! A [`Spec`] says what is wanted; [`plan()`] turns it into a list of [`Step`]s without touching the system; [`launch`]
 //! makes the namespaces and the cgroup, and lets a small init, which is this same binary started again, carry the steps out.
+//! A launcher can [`prepare`] that init while it makes the job's root, which is quicker.
 //! The init reaps, passes signals on, starts further programs and dies with its launcher; how it is kept out of the job's
 //! reach is told at [`init_main`]. The launcher knows a root directory, not how it was mounted.
 //!
@@ -43,6 +44,7 @@
 //! }
 //! ```
 
+mod ahead;
 pub mod bridge;
 mod caps;
 pub mod cdi;
@@ -68,6 +70,7 @@ mod sys;
 mod volumes;
 mod wire;
 
+pub use ahead::{Prepared, prepare};
 pub use caps::{CapabilitySet, UnknownCapability};
 pub use cgroup::{Cgroup, LimitError, Usage, cleanup};
 pub use error::LaunchError;

@@ -144,7 +144,8 @@ const MASKED: [&str; 10] = [
 const READ_ONLY: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-fn check(spec: &Spec) -> Result<(), PlanError> {
+/// Whether the job makes sense, as far as that doesn't depend on the host.
+pub(crate) fn check(spec: &Spec) -> Result<(), PlanError> {
     let good = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if spec.id.is_empty() || spec.id.len() > 128 || !spec.id.chars().all(good) {
         return Err(PlanError::Id(spec.id.clone()));

@@ -466,14 +466,16 @@ pub(crate) fn install_filter(program: &[seccompiler::sock_filter]) -> io::Result
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Starts a mount namespace with copies of the caller's mounts.
+pub(crate) fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: a mount namespace has no effect on descriptors or memory.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })
+}
+
 /// Starts a cgroup namespace at the caller's current cgroup.
 pub(crate) fn unshare_cgroup() -> io::Result<()> {
     // SAFETY: a cgroup namespace has no effect on descriptors or memory.
-    if unsafe { libc::unshare(libc::CLONE_NEWCGROUP) } == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })
 }
 
 /// Brings the interface `lo` up.

@@ -11,10 +11,11 @@ use crate::ids::IdMaps;
 pub(crate) use crate::message::{
     Message, from_memory, pair, receive, report_pair, send, to_memory,
 };
+use crate::plan::Plan;
 use crate::process::Process;
 use crate::step::Step;
 
-/// The init's `argv[0]`; the four that follow are descriptor numbers.
+/// The init's `argv[0]`; what follows are descriptor numbers.
 pub(crate) const INIT_NAME: &str = "mica-job-init";
 
 /// What the init is started with, in a memory file.
@@ -34,6 +35,22 @@ pub(crate) struct Start {
     pub(crate) die_with_parent: bool,
 }
 
+impl Start {
+    pub(crate) fn new(plan: &Plan, stdio: Streams, own_pids: bool) -> Self {
+        Self {
+            steps: plan.steps.clone(),
+            process: plan.process.clone(),
+            stdio,
+            own_pids,
+            handed_over: plan.hands_over,
+            ids: plan.ids.clone(),
+            // The kernel means the thread, not the process: where another thread than the first calls, the control socket
+            // alone has to tell the init that we are gone. So it has to where the init must live on to kill what it started.
+            die_with_parent: own_pids && rustix::thread::gettid() == rustix::process::getpid(),
+        }
+    }
+}
+
 /// The standard streams of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Streams {
@@ -46,6 +63,8 @@ pub(crate) enum Streams {
 /// From the launcher to the init.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Command {
+    /// To an init that was started ahead, before anything else. Descriptors: [`Start`] in a memory file, three streams if given.
+    Begin,
     /// Here is a mount for the next step that needs one; before anything else.
     Mount,
     /// Start a further program. Descriptors: the [`Process`] in a memory file, its report socket, three streams if given.

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use mica_agent::{Phase, Remote};
@@ -53,13 +54,15 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     if config.terminal {
         connected.resize(terminal::size());
     }
-    let each = |signal| {
+    let connected = Arc::new(connected);
+    let (signalled, passes) = (Arc::clone(&connected), !args.no_sig_proxy);
+    let each = move |signal| {
         let pass = |signal| {
-            if !args.no_sig_proxy {
-                connected.signal(signal);
+            if passes {
+                signalled.signal(signal);
             }
         };
-        terminal::pass_signal(signal, config.terminal, |size| connected.resize(size), pass);
+        terminal::pass_signal(signal, config.terminal, |size| signalled.resize(size), pass);
     };
     let keys = near.as_ref().filter(|_| config.terminal).map(|_| args.detach_keys.clone());
     let dialogue = Dialogue { input: near, keys, ..Dialogue::default() };

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use mica_agent::{Connected, Remote};
@@ -62,9 +63,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     }
     let terminal = dialogue.input.as_ref().filter(|_| args.tty).map(AsFd::as_fd);
     let terminal = terminal.map(|fd| fd.try_clone_to_owned()).transpose()?;
-    let each = |signal| {
+    let connected = Arc::new(connected);
+    let (signalled, tty) = (Arc::clone(&connected), args.tty);
+    let each = move |signal| {
         let resize = |size| set_size(terminal.as_ref(), size);
-        terminal::pass_signal(signal, args.tty, resize, |signal| connected.signal(signal));
+        terminal::pass_signal(signal, tty, resize, |signal| signalled.signal(signal));
     };
     let ended = terminal::with_signals(signals, each, || terminal::converse(dialogue, &connected));
     drop(raw);

@@ -133,7 +133,7 @@ fn upper(dir: &Path) -> anyhow::Result<UpperDirs> {
 /// The server's own process.
 pub(crate) fn serve(words: &[OsString]) -> ExitCode {
     let Some(invocation) = MountInvocation::parse(words) else { return app::not_for_people() };
-    app::log_to_file(&invocation.log_path());
+    app::log_to_file(invocation.log_path());
     mica_agent::serve_mount(invocation, |error| hints::for_chain(error.inner()));
     ExitCode::SUCCESS
 }

@@ -51,10 +51,10 @@ impl Trouble {
 
 /// The descriptors that `launch` passes, by number.
 pub(crate) struct Inherited {
-    plan: OwnedFd,
-    control: OwnedFd,
-    report: OwnedFd,
-    stdio: Option<[OwnedFd; 3]>,
+    pub(crate) plan: OwnedFd,
+    pub(crate) control: OwnedFd,
+    pub(crate) report: OwnedFd,
+    pub(crate) stdio: Option<[OwnedFd; 3]>,
 }
 
 impl Inherited {
@@ -68,14 +68,17 @@ impl Inherited {
     }
 }
 
+/// Tells the launcher why there will be no job; the exit code for that.
+pub(crate) fn tell(report: &OwnedFd, trouble: &Trouble) -> i32 {
+    // If the launcher is gone there is nobody to tell.
+    wire::send(report, &trouble.report(), &[]).ok();
+    1
+}
+
 /// Runs the init to its end and returns its exit code.
 pub(crate) fn run(inherited: Inherited) -> i32 {
     let Inherited { plan, control, report, stdio } = inherited;
-    let tell = |trouble: &Trouble| {
-        // If the launcher is gone there is nobody to tell.
-        wire::send(&report, &trouble.report(), &[]).ok();
-        1
-    };
+    let tell = |trouble: &Trouble| tell(&report, trouble);
     let start: Start = match wire::from_memory(plan) {
         Ok(start) => start,
         Err(source) => return tell(&Trouble::new("read the plan", source)),
@@ -99,10 +102,7 @@ pub(crate) fn run(inherited: Inherited) -> i32 {
     let mut init = Init { control, signals, running: Vec::new(), own_pids: start.own_pids };
     match Running::start(start.process, standard, report) {
         Ok(main) => init.running.push(main),
-        Err((trouble, report)) => {
-            wire::send(&report, &trouble.report(), &[]).ok();
-            return 1;
-        }
+        Err((trouble, report)) => return self::tell(&report, &trouble),
     }
     init.serve()
 }
@@ -260,7 +260,7 @@ impl Init {
                 let signal = if frozen { libc::SIGSTOP } else { libc::SIGCONT };
                 sys::kill(None, signal).ok();
             }
-            Ok(Command::Freeze(_) | Command::Mount) => {}
+            Ok(Command::Freeze(_) | Command::Mount | Command::Begin) => {}
             // The other side is the same binary; whatever this was, nobody waits for an answer.
             Err(_) => {}
         }

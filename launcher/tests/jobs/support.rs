@@ -1,7 +1,8 @@
 //! A small test runner for binaries that are also a job's init, and what the tests of jobs have in common.
 //!
 //! Every test runs as root, and in copies of this process as an ordinary user: outside of any namespace, and as a job's
-//! supervisor runs, in a user and mount namespace of its own, as root of it or with its own id.
+//! supervisor runs, in a user and mount namespace of its own, as root of it or with its own id. And all of that again with
+//! inits that were started ahead.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek};
@@ -11,12 +12,12 @@ use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use rustix::thread::UnshareFlags;
 
 use mica_launcher::{
-    Exit, Job, LaunchError, Mount, Namespace, Root, Spec, Stdio, init_main, launch,
+    Exit, Job, LaunchError, Mount, Namespace, Root, Spec, Stdio, init_main, launch, prepare,
 };
 
 const NOBODY: u32 = 65534;
@@ -39,6 +40,7 @@ pub(crate) fn is_root() -> bool {
 /// Runs the tests whose names hold one of the arguments; all of them if there are none.
 pub(crate) fn run(tests: &[Test]) -> ExitCode {
     init_main();
+    AHEAD.store(std::env::args().any(|argument| argument == AHEAD_OF_LAUNCH), Ordering::Relaxed);
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [mode, tree] = arguments.as_slice()
         && mode.starts_with("--supervise")
@@ -56,9 +58,9 @@ pub(crate) fn run(tests: &[Test]) -> ExitCode {
     }
     let who = match (inside, is_root()) {
         (Some(inside), _) => format!("user in a namespace, {inside}"),
-        (None, true) => "root".into(),
-        (None, false) => "user".into(),
-    };
+        (None, true) => "root".to_owned(),
+        (None, false) => "user".to_owned(),
+    } + if ahead() { ", inits started ahead" } else { "" };
     let root = inside.is_none() && is_root();
     // An ordinary user with a cgroup of its own can do what root can.
     let delegated = std::env::var_os("MICA_TEST_DELEGATED").is_some();
@@ -81,6 +83,10 @@ pub(crate) fn run(tests: &[Test]) -> ExitCode {
     if root {
         for mode in [None, Some("--inside=as-root"), Some("--inside=as-itself")] {
             failure |= !run_as_user(&arguments, mode);
+        }
+        if !ahead() {
+            let mut again = Command::new("/proc/self/exe");
+            failure |= !again.args(&arguments).arg(AHEAD_OF_LAUNCH).status().unwrap().success();
         }
     }
     if failure { ExitCode::FAILURE } else { ExitCode::SUCCESS }
@@ -238,15 +244,33 @@ pub(crate) fn sh(line: &str) -> String {
     text
 }
 
+/// Makes jobs have inits that were started ahead.
+const AHEAD_OF_LAUNCH: &str = "--ahead";
+
+static AHEAD: AtomicBool = AtomicBool::new(false);
+
+fn ahead() -> bool {
+    AHEAD.load(Ordering::Relaxed)
+}
+
+/// Launches in the way that is tested.
+fn launch_either_way(spec: &Spec, stdio: Stdio) -> Result<Job, LaunchError> {
+    let prepared = if ahead() { prepare(spec)? } else { None };
+    match prepared {
+        Some(prepared) => prepared.launch(spec, stdio),
+        None => launch(spec, stdio),
+    }
+}
+
 pub(crate) fn start(spec: &Spec, stdio: Stdio) -> Job {
-    match launch(spec, stdio) {
+    match launch_either_way(spec, stdio) {
         Ok(job) => job,
         Err(error) => panic!("{}", chain(&error)),
     }
 }
 
 pub(crate) fn refusal(spec: &Spec) -> LaunchError {
-    match launch(spec, Stdio::null().unwrap()) {
+    match launch_either_way(spec, Stdio::null().unwrap()) {
         Ok(_) => panic!("this should not have started"),
         Err(error) => error,
     }

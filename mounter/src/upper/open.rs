@@ -126,11 +126,11 @@ impl UpperDir {
             MarkSpace::Trusted => ("trusted.overlay.opaque", c"trusted.overlay.opaque"),
             MarkSpace::User => ("user.overlay.opaque", c"user.overlay.opaque"),
         };
-        let Ok((name, fd)) = self.temporary_dir() else { return false };
-        let marked = rustix::fs::setxattr(proc_path(&fd), set, b"y", XattrFlags::empty())
-            .and_then(|()| rustix::fs::removexattr(proc_path(&fd), unset));
-        self.discard(&name);
-        marked.is_ok()
+        // On the work folder, where a mark left by a kill means nothing.
+        let path = proc_path(&self.work);
+        rustix::fs::setxattr(&path, set, b"y", XattrFlags::empty())
+            .and_then(|()| rustix::fs::removexattr(&path, unset))
+            .is_ok()
     }
 }
 

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use mica_agent::{Attach, Invocation, JobDir, JobLayer, Remote, StartedJob, Status};
+use mica_agent::{
+    Attach, HeldSignals, Invocation, JobDir, JobLayer, Remote, StartedJob, Status, Supervisor,
+};
 use mica_graph::{PackageRef, Process};
 use mica_launcher::HostFacts;
 use mica_squashfs::{Image, OpenOptions};
@@ -112,7 +114,6 @@ pub(crate) fn start_job(
     keys: &DetachKeys,
     quiet: bool,
 ) -> anyhow::Result<Session<'_>> {
-    let signals = Signals::new(FORWARDED).context("cannot catch signals")?;
     let raw = terminal::check(way.tty && !way.detach, way.input)?;
     let (stdin, typed) = match (way.detach, way.input, way.tty) {
         (false, true, true) => {
@@ -123,7 +124,18 @@ pub(crate) fn start_job(
         _ => (None, None),
     };
     let attach = Attach { stdin, output: (!way.detach).then(terminal::size) };
-    let mut started = mica_agent::start(&own_program()?, job, lock, attach)?;
+    let catch = || Signals::new(FORWARDED).context("cannot catch signals");
+    let (mut started, signals) = if mica_agent::may_fork() {
+        let held = HeldSignals::new();
+        let started = mica_agent::start(Supervisor::Fork(&supervise_here), job, lock, attach)?;
+        let signals = catch()?;
+        drop(held);
+        (started, signals)
+    } else {
+        let signals = catch()?;
+        let program = own_program()?;
+        (mica_agent::start(Supervisor::Program(&program), job, lock, attach)?, signals)
+    };
     let status = started.wait_started()?;
     if !quiet {
         status.warnings.iter().for_each(|warning| note(format_args!("warning: {warning}")));
@@ -158,7 +170,7 @@ impl Session<'_> {
             return Ok(Some(status));
         }
         let job = started.job().clone();
-        let each = |signal| {
+        let each = move |signal| {
             let resize = |size| drop(Remote::connect(&job).and_then(|job| job.resize(size)));
             terminal::pass_signal(signal, way.tty, resize, |signal| forward(&job, signal));
         };
@@ -272,9 +284,13 @@ pub(crate) fn image_layers(images: &[PathBuf]) -> anyhow::Result<Vec<JobLayer>> 
 /// The supervisor's own process.
 pub(crate) fn supervise(words: &[OsString]) -> ExitCode {
     let Some(invocation) = Invocation::parse(words) else { return app::not_for_people() };
-    app::log_to_file(&invocation.log_path());
-    mica_agent::supervise(invocation, |error| hints::for_chain(error.inner()));
+    supervise_here(invocation);
     ExitCode::SUCCESS
+}
+
+fn supervise_here(invocation: Invocation) {
+    app::log_to_file(invocation.log_path());
+    mica_agent::supervise(invocation, |error| hints::for_chain(error.inner()));
 }
 
 fn dry_run(
