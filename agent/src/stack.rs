@@ -206,7 +206,8 @@ pub(crate) fn options_of_job(config: &JobConfig) -> MountOptions {
         }
         IdMapping::Auto | IdMapping::Single => None,
     };
-    MountOptions { owners, ..options(config.upper.as_ref()) }
+    let push = config.lazy.is_none();
+    MountOptions { owners, push, ..options(config.upper.as_ref()) }
 }
 
 /// Where the order of first reads of these images is kept.
