@@ -7,7 +7,7 @@ use mica_fetcher::registry::{OpenOptions, Source};
 /// The flags of every verb that talks to a registry.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct RegistryFlags {
-    /// The registry: a folder, a URL, or oci://HOST/PATH for an OCI registry
+    /// The registry: a folder, a URL, s3://BUCKET/PREFIX, or oci://HOST/PATH for an OCI registry
     #[arg(long, value_name = "R")]
     pub(crate) registry: Option<String>,
     /// File of credentials, as podman and docker keep them [default: where those look]

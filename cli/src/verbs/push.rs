@@ -87,7 +87,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let pushed = mica_fetcher::push(&*registry, &manifest, &file, &options, &bar)
         .with_context(|| format!("cannot push {}", args.reference))?;
     drop(bar);
-    cache.add_signatures(&pushed.digest, &new)?;
+    cache.add_signatures(&manifest, &new, &context.places.trust)?;
     args.patches.add(&*registry, &cache, &manifest, &file, args.quiet)?;
     if !args.quiet {
         let sent = pushed.sent.iter().filter(|sent| **sent).count();

@@ -86,7 +86,7 @@ pub(crate) fn load(args: &LoadArgs, context: &Context) -> anyhow::Result<ExitCod
         false => File::open(&args.input)
             .with_context(|| format!("cannot open {}", args.input.display()))?,
     };
-    let loaded = mica_fetcher::load(&cache, &mut archive)
+    let loaded = mica_fetcher::load(&cache, &mut archive, &context.places.trust)
         .with_context(|| format!("cannot load {}", args.input.display()))?;
     let names: Vec<String> = loaded.iter().map(|m| format!("{}@{}", m.name, m.version)).collect();
     output::lines(names.iter().map(String::as_str))?;

@@ -9,7 +9,7 @@ use super::{Access, OpenOptions, Registry, RegistryError};
 /// An address and what belongs to it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Source {
-    /// A folder, a URL, or `oci://host/path`.
+    /// A folder, a URL, `s3://bucket/prefix` or `oci://host/path`.
     pub address: String,
     /// Addresses of mirrors.
     pub mirrors: Vec<String>,

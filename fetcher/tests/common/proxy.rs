@@ -108,7 +108,11 @@ fn serve(
     let mut head = read_head(&mut client)?;
     count.fetch_add(1, Ordering::Relaxed);
     log.lock().unwrap().push(head.clone());
-    let fault = if head.contains(" /blobs/") { faults.lock().unwrap().pop_front() } else { None };
+    let fault = if head.lines().next().is_some_and(|line| line.contains("/blobs/")) {
+        faults.lock().unwrap().pop_front()
+    } else {
+        None
+    };
     let fault = fault.unwrap_or(Fault::Pass);
     match &fault {
         Fault::Refuse => return Ok(()),
