@@ -101,7 +101,8 @@ impl LoadError {
             ),
             Self::Damaged { .. } | Self::Read(_) => Some("copy it again, or save it again"),
             Self::NoPackage => Some("`mica import` takes in images that mica did not make"),
-            _ => None,
+            Self::Cache(error) => error.hint(),
+            Self::Document { .. } => None,
         }
     }
 }

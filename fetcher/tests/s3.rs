@@ -192,6 +192,17 @@ fn faults_are_ridden_out() {
     let pulled = pull(&*reader, "A", &cache);
     assert_eq!(pulled.fetched_bytes(), 500_000, "each byte once");
     bench.assert_cached(&cache, &manifest);
+    // Keys for a while, whose while is over.
+    let body = "<Error><Code>ExpiredToken</Code><Message>The token has expired</Message></Error>";
+    let answer = format!("HTTP/1.1 400 No\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let proxy = Proxy::new(store.address, vec![Fault::Answer(answer)]);
+    let reader = open(&store.through(proxy.address, "bucket"), &store.options()).unwrap();
+    let blob = Blob { digest: manifest.layers[0].digest, size: 500_000 };
+    let Err(error) = reader.blob(&blob, 0..10) else { panic!("read") };
+    assert_eq!(
+        error.to_string(),
+        "s3://bucket refuses to read: ExpiredToken: The token has expired"
+    );
 }
 
 #[test]

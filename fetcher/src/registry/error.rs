@@ -317,6 +317,12 @@ impl RegistryError {
                 "`mica pack --registry` or `mica push` makes a new one in an empty folder"
                     .to_owned()
             }
+            Self::File(error) if error.is_full() => {
+                "make room where the registry is; what was sent need not be sent again".to_owned()
+            }
+            Self::Status { status: 507, .. } => {
+                "the registry's disk is full: whoever runs it can make room".to_owned()
+            }
             Self::WrongSize { .. } | Self::WrongBytes { .. } => {
                 "the registry's copy is damaged: publish it again, or use a mirror".to_owned()
             }

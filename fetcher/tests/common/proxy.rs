@@ -25,6 +25,10 @@ pub enum Fault {
     IgnoreRange,
     /// The `Content-Range` of a partial answer says something else.
     WrongRange,
+    /// The `Content-Length` of the answer says so much more, or less, than comes.
+    WrongLength(i64),
+    /// Another server is to be asked.
+    Redirect(String),
     /// So many bytes at a time, with pauses.
     Trickle(usize, Duration),
 }
@@ -117,6 +121,13 @@ fn serve(
     match &fault {
         Fault::Refuse => return Ok(()),
         Fault::Answer(answer) => return client.write_all(answer.as_bytes()),
+        Fault::Redirect(to) => {
+            let path = head.split(' ').nth(1).unwrap();
+            let answer = format!(
+                "HTTP/1.1 307 Elsewhere\r\nlocation: {to}{path}\r\ncontent-length: 0\r\n\r\n"
+            );
+            return client.write_all(answer.as_bytes());
+        }
         Fault::IgnoreRange => {
             let lines = head.lines().filter(|line| !line.to_lowercase().starts_with("range:"));
             head =
@@ -135,6 +146,12 @@ fn serve(
     let mut answer = read_head(&mut server)?;
     if let (Fault::WrongRange, Some(range)) = (&fault, header(&answer, "content-range")) {
         answer = answer.replace(&range, "bytes 0-0/1");
+    }
+    if let (Fault::WrongLength(more), Some(length)) = (&fault, header(&answer, "content-length")) {
+        let wrong = length.parse::<i64>().unwrap() + more;
+        let said = |n: &dyn std::fmt::Display| format!("content-length: {n}\r\n");
+        answer = answer.replace(&said(&length), &said(&wrong));
+        assert!(answer.contains(&said(&wrong)));
     }
     client.write_all(answer.as_bytes())?;
     let mut body = Vec::new();

@@ -12,18 +12,14 @@
 //! Parts of a killed push stay in the store, unseen, until its lifecycle rule for incomplete uploads removes them.
 
 use std::fmt;
-use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::future::try_join_all;
 use futures_util::{StreamExt, TryStreamExt};
 use mica_graph::{Blob, Digest, Layer, PackageName, Version};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey as Key};
-use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
 use object_store::{
     BackoffConfig, Error, GetOptions, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutPayload,
@@ -37,15 +33,16 @@ use super::layout::{self, Item};
 use super::{
     BlobStream, Content, Index, Publication, Published, Registry, RegistryError, WriteRegistry,
 };
-use crate::file::{self, Named};
+use crate::file;
 use crate::patch::PatchNote;
 use crate::trust::Signatures;
 
 mod location;
+mod parts;
 mod service;
 
 pub(crate) use location::Location;
-use service::{Fault, NO_BUCKET, Service};
+use service::{Fault, Service};
 
 /// Settings of S3 stores, by the names of the environment variables that hold them (`AWS_…`).
 #[derive(Clone, Default)]
@@ -92,12 +89,6 @@ pub struct S3Registry {
 
 /// Blobs above this size go in parts.
 const WHOLE: u64 = 16 << 20;
-/// The size of a part, but of blobs that would have more than [`PARTS`] of them.
-const PART: u64 = 8 << 20;
-/// A store takes 10,000.
-const PARTS: u64 = 9000;
-/// Parts on their way at a time.
-const PARALLEL: usize = 2;
 /// How often a document is changed again because others were quicker.
 const ATTEMPTS: u32 = 100;
 
@@ -213,101 +204,7 @@ impl S3Registry {
                 other => RegistryError::Client(Box::new(other)),
             };
         };
-        match fault.clone() {
-            Fault::Away(reason, None) => self.sender.unreachable(reason),
-            Fault::Away(_, Some(source)) => self.sender.unreachable(source),
-            Fault::Refused { code, .. } if code == NO_BUCKET => {
-                RegistryError::NoBucket { registry }
-            }
-            Fault::Refused { url, status, code, message, retry_after } => {
-                let words = [code, message].into_iter().filter(|word| !word.is_empty());
-                let message = words.collect::<Vec<_>>().join(": ");
-                match status {
-                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                        let reason = if message.is_empty() { status.to_string() } else { message };
-                        RegistryError::Denied { registry, what, reason }
-                    }
-                    _ => {
-                        let status = status.as_u16();
-                        RegistryError::Status { url, status, message, retry_after }
-                    }
-                }
-            }
-        }
-    }
-
-    /// Uploads a file in parts, which become a blob if they were what they should be.
-    async fn put_parts(&self, blob: &Blob, path: &Path) -> Result<(), RegistryError> {
-        let key = self.key(&Item::Blob(blob.digest));
-        let write = |error| self.error("write", error);
-        let id = self.store.create_multipart(&key).await.map_err(write)?;
-        let sent = self.send_parts(blob, path, &key, &id).await;
-        let done = match sent {
-            Ok(parts) => {
-                let done = self.store.complete_multipart(&key, &id, parts).await;
-                done.map(drop).map_err(write)
-            }
-            Err(error) => Err(error),
-        };
-        if done.is_err()
-            && let Err(error) = self.store.abort_multipart(&key, &id).await
-        {
-            tracing::warn!(%error, "parts of an upload stay in the store");
-        }
-        done
-    }
-
-    async fn send_parts(
-        &self,
-        blob: &Blob,
-        path: &Path,
-        key: &ObjectPath,
-        id: &String,
-    ) -> Result<Vec<object_store::multipart::PartId>, RegistryError> {
-        let mut file = File::open(path).named("open", path)?;
-        let mut hasher = blake3::Hasher::new();
-        let size = PART.max(blob.size.div_ceil(PARTS)) as usize;
-        let mut parts = Vec::new();
-        loop {
-            let mut pieces = Vec::new();
-            while pieces.len() < PARALLEL {
-                let mut piece = Vec::with_capacity(size);
-                (&mut file).take(size as u64).read_to_end(&mut piece).named("read", path)?;
-                if piece.is_empty() {
-                    break;
-                }
-                hasher.update(&piece);
-                pieces.push((parts.len() + pieces.len(), Bytes::from(piece)));
-            }
-            if pieces.is_empty() {
-                break;
-            }
-            let send = pieces.into_iter().map(|(n, piece)| self.send_part(key, id, n, piece));
-            parts.extend(try_join_all(send).await?);
-        }
-        wrong(blob, hasher.finalize().into(), path).map_or(Ok(parts), Err)
-    }
-
-    async fn send_part(
-        &self,
-        key: &ObjectPath,
-        id: &String,
-        number: usize,
-        piece: Bytes,
-    ) -> Result<object_store::multipart::PartId, RegistryError> {
-        let mut failed = 0;
-        loop {
-            let sent = self.store.put_part(key, id, number, piece.clone().into()).await;
-            let error = match sent {
-                Ok(part) => return Ok(part),
-                Err(error) => self.error("write", error),
-            };
-            failed += 1;
-            let Some(wait) = self.sender.options.retry.after(failed, &error) else {
-                return Err(error);
-            };
-            tokio::time::sleep(wait).await;
-        }
+        fault.clone().error(&self.sender, what)
     }
 }
 

@@ -17,6 +17,7 @@ use object_store::client::{
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Response, StatusCode};
 
+use super::super::RegistryError;
 use super::super::http::Sender;
 
 /// How much of an error's body is read.
@@ -52,6 +53,30 @@ impl Fault {
             next = cause.source();
         }
         None
+    }
+
+    /// What it means for whoever wanted to `read` or to `write`.
+    pub(super) fn error(self, sender: &Sender, what: &'static str) -> RegistryError {
+        let registry = sender.address.clone();
+        let (url, status, code, message, retry_after) = match self {
+            Self::Away(reason, None) => return sender.unreachable(reason),
+            Self::Away(_, Some(source)) => return sender.unreachable(source),
+            Self::Refused { code, .. } if code == NO_BUCKET => {
+                return RegistryError::NoBucket { registry };
+            }
+            Self::Refused { url, status, code, message, retry_after } => {
+                (url, status, code, message, retry_after)
+            }
+        };
+        let words = [code.as_str(), &message].into_iter().filter(|word| !word.is_empty());
+        let message = words.collect::<Vec<_>>().join(": ");
+        let denied = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        // Keys for a while that are over are a bad request, says AWS.
+        if denied || code == "ExpiredToken" {
+            let reason = if message.is_empty() { status.to_string() } else { message };
+            return RegistryError::Denied { registry, what, reason };
+        }
+        RegistryError::Status { url, status: status.as_u16(), message, retry_after }
     }
 
     fn into_error(self) -> HttpError {
@@ -141,7 +166,7 @@ async fn checked(
 }
 
 /// What stores say of a bucket that is not there.
-pub(super) const NO_BUCKET: &str = "NoSuchBucket";
+const NO_BUCKET: &str = "NoSuchBucket";
 
 /// The text of an XML element that holds nothing else; empty if there is none.
 fn element(text: &str, name: &str) -> String {
