@@ -95,7 +95,7 @@ fn patch(registry: &str, new: &str, old: &str, cache: &str) -> Done {
     let cache = Cache::open(cache)?;
     let bases = PatchBases { packages: vec![old.parse()?], newest: 0 };
     let since = Instant::now();
-    let pushed = mica_fetcher::push_patches(&*registry, &cache, &manifest, &|_| None, &bases)?;
+    let pushed = mica_fetcher::push_patches(&*registry, &cache, &manifest, &|_| None, &bases, &())?;
     for PushedPatch { module, size, chunks, sent, .. } in pushed {
         println!("{module} {size} bytes, {chunks} by chunks, sent: {sent}");
     }

@@ -15,7 +15,7 @@ use common::{Bench, chain, hasty, noise};
 use mica_fetcher::registry::{Registry, open, open_writable};
 use mica_fetcher::{
     Cache, Outcome, PruneOptions, PullError, PullOptions, Pulled, PushOptions, ServeOptions,
-    Server, Trust, Writers, listen,
+    Server, TlsIdentity, Trust, Writers, listen,
 };
 use mica_graph::{Digest, Manifest};
 
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-const TESTS: [(&str, fn()); 9] = [
+const TESTS: [(&str, fn()); 10] = [
     ("a_killed_patch_goes_on", a_killed_patch_goes_on),
     ("a_killed_pull_leaves_nothing_half", a_killed_pull_leaves_nothing_half),
     ("a_killed_push_leaves_nothing_half", a_killed_push_leaves_nothing_half),
@@ -50,6 +50,7 @@ const TESTS: [(&str, fn()); 9] = [
         "an_archive_for_a_full_disk_is_whole_or_not_there",
         an_archive_for_a_full_disk_is_whole_or_not_there,
     ),
+    ("our_server_speaks_tls", our_server_speaks_tls),
     ("https_trusts_the_roots_of_the_machine", https_trusts_the_roots_of_the_machine),
 ];
 
@@ -411,20 +412,24 @@ fn openssl(folder: &Path, arguments: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn https_trusts_the_roots_of_the_machine() {
-    let (bench, _server, manifests) = published(2, 100_000, 1);
-    let folder = bench.folder.path();
+/// `leaf.pem` of this machine, signed by `ca.pem`.
+fn certificates(folder: &Path) {
     let request = "-newkey rsa:2048 -nodes -subj";
     openssl(
         folder,
         &format!("req -x509 -days 2 {request} /CN=mica-test-ca -keyout ca.key -out ca.pem"),
     );
     openssl(folder, &format!("req {request} /CN=localhost -keyout leaf.key -out leaf.csr"));
-    std::fs::write(bench.path("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").unwrap();
+    std::fs::write(folder.join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").unwrap();
     openssl(
         folder,
         "x509 -req -days 2 -in leaf.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -out leaf.pem",
     );
+}
+
+fn https_trusts_the_roots_of_the_machine() {
+    let (bench, _server, manifests) = published(2, 100_000, 1);
+    certificates(bench.folder.path());
     let mut server = Command::new("python3")
         .args(["-c", TLS_SERVER])
         .current_dir(bench.path("registry"))
@@ -438,18 +443,54 @@ fn https_trusts_the_roots_of_the_machine() {
     std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut port).unwrap();
     let url = format!("https://localhost:{}", port.trim());
     let cache = text(bench.path("cache"));
-    let pull = |trusted: &str| {
-        Command::new(std::env::current_exe().unwrap())
-            .args(["pull", &url, "A", &cache, "-"])
-            .env("SSL_CERT_FILE", bench.path(trusted))
-            .env_remove("SSL_CERT_DIR")
-            .output()
-            .unwrap()
-    };
+    let pull =
+        |trusted: &str| process_with(&["pull", &url, "A", &cache, "-"], &bench.path(trusted));
     let refused = pull("names");
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && message.contains("UnknownIssuer"), "{message}");
     let trusted = pull("ca.pem");
     assert!(trusted.status.success(), "{}", String::from_utf8_lossy(&trusted.stderr));
     bench.assert_cached(&bench.cache(), &manifests[0]);
+}
+
+fn our_server_speaks_tls() {
+    let (mut bench, _server, _) = published(2, 100_000, 1);
+    certificates(bench.folder.path());
+    let load = |cert: &str, key: &str| TlsIdentity::load(&bench.path(cert), &bench.path(key));
+    let tls = Some(load("leaf.pem", "leaf.key").unwrap());
+    let wrong = chain(&load("ca.pem", "leaf.key").unwrap_err());
+    assert!(wrong.contains("ca.pem with the key"), "{wrong}");
+    assert!(chain(&load("names", "leaf.key").unwrap_err()).contains("cannot read a certificate"));
+    let options = ServeOptions { writers: Writers::Everybody, tls, ..ServeOptions::default() };
+    let server = Server::spawn(listen("127.0.0.1:0").unwrap(), &bench.path("registry"), options);
+    let server = server.unwrap();
+    assert!(server.url().starts_with("https://"));
+    // Whoever does not shake hands keeps nobody waiting.
+    let silent = std::net::TcpStream::connect(server.address()).unwrap();
+    let manifest = bench.package("A", "next", &[("A", noise("next", 3_000_000))]);
+    let path = bench.path("manifest.json");
+    std::fs::write(&path, manifest.to_json()).unwrap();
+    let (images, cache) = (text(bench.path("images")), text(bench.path("cache")));
+    for arguments in [
+        ["push", &server.url(), &text(path), &images].as_slice(),
+        &["pull", &server.url(), "A@next", &cache, "-"],
+    ] {
+        let done = process_with(arguments, &bench.path("ca.pem"));
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+    bench.assert_cached(&bench.cache(), &manifest);
+    let refused = process_with(&["pull", &server.url(), "A", &cache, "-"], &bench.path("names"));
+    assert!(!refused.status.success());
+    server.stop().unwrap();
+    drop(silent);
+}
+
+/// A process that trusts only these roots, to its end.
+fn process_with(arguments: &[&str], trusted: &Path) -> std::process::Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args(arguments)
+        .env("SSL_CERT_FILE", trusted)
+        .env_remove("SSL_CERT_DIR")
+        .output()
+        .unwrap()
 }

@@ -61,8 +61,10 @@ impl PatchFlags {
         if bases.packages.is_empty() && bases.newest == 0 {
             return Ok(());
         }
-        let patches = mica_fetcher::push_patches(registry, cache, manifest, file, &bases)
+        let bar = pull::Bar::new(quiet);
+        let patches = mica_fetcher::push_patches(registry, cache, manifest, file, &bases, &bar)
             .context("the package is published, but not all of its patches")?;
+        drop(bar);
         for PushedPatch { module, old, size, chunks, sent } in patches.iter().filter(|_| !quiet) {
             let (size, chunks) = (output::bytes(*size), output::bytes(*chunks));
             let does = if *sent { "patch" } else { "no patch" };

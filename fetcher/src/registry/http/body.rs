@@ -8,6 +8,8 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::runtime::Handle;
 
+use super::{HttpOptions, RateLimit};
+
 /// The body of an answer.
 pub(crate) type Pieces = BoxStream<'static, io::Result<Bytes>>;
 
@@ -17,6 +19,7 @@ pub(super) struct BodyReader {
     pieces: Pieces,
     piece: Bytes,
     idle: Duration,
+    rate: Option<RateLimit>,
     /// Since the window began: time spent waiting for the network, and bytes that came.
     waited: Duration,
     came: u64,
@@ -26,9 +29,10 @@ pub(super) struct BodyReader {
 const TRICKLE: u64 = 1024;
 
 impl BodyReader {
-    pub(super) fn new(runtime: Handle, pieces: Pieces, idle: Duration) -> Self {
-        let (waited, came) = (Duration::ZERO, 0);
-        Self { runtime, pieces, piece: Bytes::new(), idle, waited, came }
+    pub(super) fn new(runtime: Handle, pieces: Pieces, options: &HttpOptions) -> Self {
+        let (waited, came, piece) = (Duration::ZERO, 0, Bytes::new());
+        let (idle, rate) = (options.idle_timeout, options.rate.clone());
+        Self { runtime, pieces, piece, idle, rate, waited, came }
     }
 
     fn next_piece(&mut self) -> io::Result<bool> {
@@ -50,6 +54,10 @@ impl BodyReader {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
             }
             (self.waited, self.came) = (Duration::ZERO, 0);
+        }
+        if let Some(rate) = &self.rate {
+            // What is not read yet is not sent yet: the network waits, too.
+            std::thread::sleep(rate.take(piece.len()));
         }
         self.piece = piece;
         Ok(true)

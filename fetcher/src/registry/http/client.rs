@@ -131,7 +131,7 @@ impl Sender {
     }
 
     pub(crate) fn read(&self, pieces: Pieces) -> impl Read + Send + use<> {
-        BodyReader::new(self.runtime().handle().clone(), pieces, self.options.idle_timeout)
+        BodyReader::new(self.runtime().handle().clone(), pieces, &self.options)
     }
 
     /// A small body in memory.

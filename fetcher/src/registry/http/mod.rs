@@ -26,11 +26,13 @@ use crate::trust::Signatures;
 
 mod body;
 mod client;
+mod rate;
 mod tls;
 mod upload;
 
 use client::HttpClient;
 pub(crate) use client::{Sender, authorize, is_loopback};
+pub use rate::RateLimit;
 pub(crate) use upload::upload;
 
 /// Credentials for a registry. Never sent to another host, also when redirected there.
@@ -77,6 +79,8 @@ pub struct HttpOptions {
     pub idle_timeout: Duration,
     /// Longest time an upload may make no progress; covers the server's fsync of a large image.
     pub upload_timeout: Duration,
+    /// How much may come and go.
+    pub rate: Option<RateLimit>,
     /// For documents; blobs are resumed by whoever reads them.
     pub retry: Retry,
 }
@@ -91,6 +95,7 @@ impl Default for HttpOptions {
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(30),
             upload_timeout: Duration::from_secs(120),
+            rate: None,
             retry: Retry::default(),
         }
     }

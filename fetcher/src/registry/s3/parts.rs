@@ -84,6 +84,9 @@ impl S3Registry {
     ) -> Result<PartId, RegistryError> {
         let mut failed = 0;
         loop {
+            if let Some(rate) = &self.sender.options.rate {
+                tokio::time::sleep(rate.take(piece.len())).await;
+            }
             let sent = self.store.put_part(key, id, number, piece.clone().into()).await;
             let error = match sent {
                 Ok(part) => return Ok(part),
