@@ -130,3 +130,8 @@ runs=1
 # What passes the slow way is counted twice, before and behind it.
 row "slowly: pull, then import numpy" "rm -rf lazy" "$mica run --rm --network host stack@v1 -- /bin/sh -c '$import'"
 row "slowly: import numpy, lazily" "rm -rf lazy" "$mica run --rm --network host --lazy stack@v1 -- /bin/sh -c '$import'"
+python3 - <<'PY'
+import glob, json
+pairs = [pair for f in glob.glob("lazy/touched/*") for pair in json.loads(open(f).read().split("\n", 1)[1])]
+print("chunks that were touched: %d, %d bytes" % (len(pairs), sum(end - start for start, end in pairs)))
+PY
