@@ -37,7 +37,7 @@ impl Context {
 
     /// How registries are reached.
     pub(crate) fn registries(&self) -> OpenOptions {
-        self.flags.options(&self.places.mirrors)
+        self.flags.options(&self.places)
     }
 
     /// The registry, for another process to reach it.
@@ -46,7 +46,7 @@ impl Context {
         if mica_fetcher::registry::is_folder(&address) && !address.contains("://") {
             address = std::path::absolute(address)?.to_string_lossy().into_owned();
         }
-        self.flags.source(&address, &self.places.mirrors)
+        self.flags.source(&address, &self.places)
     }
 
     /// The state directory as it is.

@@ -9,6 +9,7 @@ use mica_fetcher::Trust;
 use serde::Deserialize;
 
 use crate::trust;
+use crate::verbs::run::parse_size;
 
 /// One layer of settings; what is `None` is left to the next.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -22,6 +23,8 @@ struct Settings {
     mirrors: Option<Vec<String>>,
     /// Bytes that the cache may take, as in `20g`.
     quota: Option<String>,
+    /// Bytes per second that may be fetched and sent, as in `10m`.
+    limit_rate: Option<String>,
     /// Another cache, to be read only.
     shared_cache: Option<PathBuf>,
     /// The account whose subordinate ids root's jobs have.
@@ -43,6 +46,7 @@ impl Settings {
             runtime: self.runtime.or(next.runtime),
             mirrors: self.mirrors.or(next.mirrors),
             quota: self.quota.or(next.quota),
+            limit_rate: self.limit_rate.or(next.limit_rate),
             shared_cache: self.shared_cache.or(next.shared_cache),
             userns_remap: self.userns_remap.or(next.userns_remap),
             trust: Vec::new(),
@@ -58,6 +62,7 @@ impl Settings {
             mirrors: word("MICA_MIRRORS")
                 .map(|list| list.split_whitespace().map(str::to_owned).collect()),
             quota: word("MICA_QUOTA"),
+            limit_rate: word("MICA_LIMIT_RATE"),
             userns_remap: word("MICA_USERNS_REMAP"),
             shared_cache: var("MICA_SHARED_CACHE").map(PathBuf::from),
             cache: var("MICA_CACHE").map(PathBuf::from),
@@ -118,6 +123,8 @@ pub(crate) struct Places {
     pub(crate) mirrors: Vec<String>,
     /// Bytes that the cache may take.
     pub(crate) quota: Option<u64>,
+    /// Bytes per second that may be fetched and sent.
+    pub(crate) limit_rate: Option<u64>,
     /// Another cache, to be read only.
     pub(crate) shared_cache: Option<PathBuf>,
     /// The account whose subordinate ids root's jobs have.
@@ -162,17 +169,19 @@ impl Places {
         let registry = settings
             .registry
             .unwrap_or_else(|| state.join("registry").to_string_lossy().into_owned());
-        let quota = settings.quota.map(|text| {
-            let wrong = |reason| anyhow::anyhow!("the cache's quota {text}: {reason}");
-            crate::verbs::run::parse_size(&text).map_err(wrong)
-        });
+        let size = |text: Option<String>, what: &str| {
+            let wrong = |text, reason| anyhow::anyhow!("{what} {text}: {reason}");
+            let parse = |text: String| parse_size(&text).map_err(|reason| wrong(text, reason));
+            text.map(parse).transpose()
+        };
         Ok(Self {
             registry,
             cache,
             state,
             runtime,
             mirrors: settings.mirrors.unwrap_or_default(),
-            quota: quota.transpose()?,
+            quota: size(settings.quota, "the cache's quota")?,
+            limit_rate: size(settings.limit_rate, "the limit of the rate")?,
             shared_cache: settings.shared_cache,
             userns_remap: settings.userns_remap,
             trust: settings.rules,

@@ -4,10 +4,13 @@ use std::path::PathBuf;
 
 use mica_fetcher::registry::{OpenOptions, Source};
 
+use crate::places::Places;
+use crate::verbs::run::parse_size;
+
 /// The flags of every verb that talks to a registry.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct RegistryFlags {
-    /// The registry: a folder, a URL, or oci://HOST/PATH for an OCI registry
+    /// The registry: a folder, a URL, s3://BUCKET/PREFIX, or oci://HOST/PATH for an OCI registry
     #[arg(long, value_name = "R")]
     pub(crate) registry: Option<String>,
     /// File of credentials, as podman and docker keep them [default: where those look]
@@ -24,29 +27,36 @@ pub(crate) struct RegistryFlags {
         action = clap::ArgAction::Set
     )]
     tls_verify: bool,
+    /// Fetch and send no more than so many bytes per second, as in 10m
+    #[arg(long, value_name = "RATE", value_parser = parse_size)]
+    limit_rate: Option<u64>,
 }
 
 impl Default for RegistryFlags {
     fn default() -> Self {
-        Self { registry: None, authfile: None, tls_verify: true }
+        Self { registry: None, authfile: None, tls_verify: true, limit_rate: None }
     }
 }
 
 impl RegistryFlags {
     /// How the registry at an address is reached, also by another process.
-    pub(crate) fn source(&self, address: &str, mirrors: &[String]) -> anyhow::Result<Source> {
-        Ok(Source {
-            address: address.to_owned(),
-            mirrors: mirrors.to_vec(),
-            authfile: self.authfile.as_deref().map(std::path::absolute).transpose()?,
-            tls_verify: self.tls_verify,
-        })
+    pub(crate) fn source(&self, address: &str, places: &Places) -> anyhow::Result<Source> {
+        let authfile = self.authfile.as_deref().map(std::path::absolute).transpose()?;
+        Ok(Source { address: address.to_owned(), authfile, ..self.here(places) })
     }
 
     /// How registries are reached.
-    pub(crate) fn options(&self, mirrors: &[String]) -> OpenOptions {
-        let (address, mirrors) = (String::new(), mirrors.to_vec());
-        let authfile = self.authfile.clone();
-        Source { address, mirrors, authfile, tls_verify: self.tls_verify }.options()
+    pub(crate) fn options(&self, places: &Places) -> OpenOptions {
+        self.here(places).options()
+    }
+
+    fn here(&self, places: &Places) -> Source {
+        Source {
+            address: String::new(),
+            mirrors: places.mirrors.clone(),
+            authfile: self.authfile.clone(),
+            tls_verify: self.tls_verify,
+            rate: self.limit_rate.or(places.limit_rate),
+        }
     }
 }

@@ -4,10 +4,11 @@
 mod common;
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-use common::{User, World, noise};
+use common::{User, World, need_fuse, noise};
 
 /// `mica serve` on a free port; killed when dropped.
 struct Served {
@@ -361,4 +362,100 @@ fn plan_and_inspect_agree_on_the_stack() {
     assert_eq!(stack.len(), 6);
     assert_eq!(stack[0], "//app:A");
     assert_eq!(modules(&plan), stack);
+}
+
+/// What the host's administrator pulled is there for everybody; each user's own cache lies above it.
+#[test]
+fn users_share_a_cache_that_only_its_owner_changes() {
+    need_fuse();
+    assert!(rustix::process::geteuid().is_root(), "this test needs root, to be two users");
+    let (host, _, package) = packed_monorepo();
+    host.ok(&["pull", &package]);
+    let open = |path: &Path| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    open(host.dir.path());
+    let user = World::new(User::Ordinary);
+    let mica = |shared: &Path, args: &[&str]| -> common::Ran {
+        let mut command = user.mica(args);
+        command.env("MICA_REGISTRY", host.path("registry")).env("MICA_SHARED_CACHE", shared);
+        command.output().unwrap().into()
+    };
+    let shared = host.path("cache");
+    let pulled = mica(&shared, &["pull", &package]);
+    assert_eq!(pulled.stderr.matches("cached").count(), 6, "{pulled:?}");
+    let blobs = || std::fs::read_dir(user.path("cache/blobs")).unwrap().count();
+    assert_eq!(blobs(), 0);
+    let run = ["run", "--rm", "--network", "host", package.as_str(), "--", "one"];
+    let ran = mica(&shared, &run);
+    assert!(ran.code == Some(0) && ran.stdout.contains("hello"), "{ran:?}");
+    assert_eq!(mica(&shared, &["prune", "--all", "--force"]).code, Some(0));
+    assert!(host.ok(&["cache", "verify"]).stderr.contains("verified"), "it is as it was");
+    assert_eq!(host.ok(&["pull", &package]).stderr.matches("cached").count(), 6);
+
+    // One that may not be read is as good as none, and so is what its owner removes.
+    let nobodys = host.path("private");
+    std::fs::create_dir(&nobodys).unwrap();
+    std::fs::rename(&shared, nobodys.join("cache")).unwrap();
+    std::fs::set_permissions(&nobodys, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let pulled = mica(&nobodys.join("cache"), &["pull", &package]);
+    assert_eq!(pulled.stderr.matches("fetched").count(), 6, "{pulled:?}");
+    assert!(blobs() >= 6);
+    let ran = mica(&nobodys.join("cache"), &run);
+    assert!(ran.code == Some(0) && ran.stdout.contains("hello"), "{ran:?}");
+
+    // And nobody writes into another's.
+    open(&nobodys);
+    let mut command = user.mica(&["pull", &package]);
+    command.env("MICA_CACHE", nobodys.join("cache")).env("MICA_REGISTRY", host.path("registry"));
+    let refused: common::Ran = command.output().unwrap().into();
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("Permission denied"), "{refused:?}");
+    user.ends_clean();
+}
+
+#[test]
+fn a_bucket_is_reached_by_the_usual_variables() {
+    let (world, _, package) = packed_monorepo();
+    let moto = Path::new(env!("CARGO_TARGET_TMPDIR")).join("moto");
+    assert!(moto.exists(), "this test needs moto in {}: scripts/test installs it", moto.display());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fetcher/tests/common/s3.py");
+    let mut command = std::process::Command::new("python3");
+    command.arg(script).arg(moto).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("this test needs python3");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let _store = Served { child, url: String::new() };
+    let [port, key, secret] = line.split_whitespace().collect::<Vec<_>>()[..] else {
+        panic!("moto did not start: {line}")
+    };
+    let mica = |secret: &str, args: &[&str]| -> common::Ran {
+        let mut command = world.mica(args);
+        command
+            .env("MICA_REGISTRY", "s3://bucket/packages")
+            .env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}"))
+            .env("AWS_ACCESS_KEY_ID", key)
+            .env("AWS_SECRET_ACCESS_KEY", secret);
+        command.output().unwrap().into()
+    };
+    world.ok(&["pull", &package]);
+    for args in [
+        &["push", &package][..],
+        &["tag", &package, "stable"],
+        &["rm-image", &package],
+        &["prune", "--force"],
+        &["pull", "A@stable"],
+    ] {
+        let ran = mica(secret, args);
+        assert_eq!(ran.code, Some(0), "{args:?} {ran:?}");
+    }
+    let listed = mica(secret, &["images", "--remote"]);
+    assert!(listed.stdout.contains("stable"), "{listed:?}");
+    let refused = mica("wrong", &["pull", "A@stable"]);
+    assert_eq!(refused.code, Some(1));
+    for part in
+        ["s3://bucket/packages refuses to read: SignatureDoesNotMatch", "hint: keys come from"]
+    {
+        assert!(refused.stderr.contains(part), "{refused:?}");
+    }
 }

@@ -5,11 +5,14 @@
 //! transfer patch REGISTRY NAME@NEW NAME@OLD CACHE   adds the patches from one to the other
 //! transfer serve FOLDER ADDRESS
 //! transfer pull REGISTRY NAME[@VERSION] CACHE
+//! transfer layers REGISTRY NAME[@VERSION]       where the images are, below the registry's address
+//! transfer hash FILE…                           hashes on one thread
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -28,6 +31,8 @@ fn main() -> ExitCode {
         ["patch", registry, new, old, cache] => patch(registry, new, old, cache),
         ["serve", folder, address] => serve(folder, address),
         ["pull", registry, reference, cache] => pull(registry, reference, cache),
+        ["layers", registry, reference] => layers(registry, reference),
+        ["hash", files @ ..] => hash(files),
         _ => Err("see the head of transfer.rs".into()),
     };
     let Err(error) = done else { return ExitCode::SUCCESS };
@@ -95,7 +100,7 @@ fn patch(registry: &str, new: &str, old: &str, cache: &str) -> Done {
     let cache = Cache::open(cache)?;
     let bases = PatchBases { packages: vec![old.parse()?], newest: 0 };
     let since = Instant::now();
-    let pushed = mica_fetcher::push_patches(&*registry, &cache, &manifest, &|_| None, &bases)?;
+    let pushed = mica_fetcher::push_patches(&*registry, &cache, &manifest, &|_| None, &bases, &())?;
     for PushedPatch { module, size, chunks, sent, .. } in pushed {
         println!("{module} {size} bytes, {chunks} by chunks, sent: {sent}");
     }
@@ -133,5 +138,29 @@ fn pull(registry: &str, reference: &str, cache: &str) -> Done {
         }
     }
     println!("{} bytes fetched in {seconds:.3} s", pulled.fetched_bytes());
+    Ok(())
+}
+
+fn layers(registry: &str, reference: &str) -> Done {
+    let registry = open(registry, &OpenOptions::default())?;
+    for layer in registry.manifest(&registry.resolve(&reference.parse()?)?)?.layers {
+        let hex = layer.digest.hex();
+        println!("blobs/blake3/{}/{hex}", &hex[..2]);
+    }
+    Ok(())
+}
+
+fn hash(files: &[&str]) -> Done {
+    let mut buffer = vec![0; 1 << 20];
+    for file in files {
+        let (mut file, mut hasher) = (std::fs::File::open(file)?, blake3::Hasher::new());
+        loop {
+            match file.read(&mut buffer)? {
+                0 => break,
+                n => hasher.update(&buffer[..n]),
+            };
+        }
+        println!("{}", Digest::from(hasher.finalize()));
+    }
     Ok(())
 }

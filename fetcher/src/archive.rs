@@ -18,7 +18,7 @@ use crate::pull::with_room;
 use crate::registry::oci::facts;
 use crate::registry::oci::form::{self, Descriptor, Facts, OciIndex, OciManifest};
 use crate::registry::{ParseIndexError, RegistryError};
-use crate::trust::Signatures;
+use crate::trust::{Signatures, Trust};
 
 /// What was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,7 +101,8 @@ impl LoadError {
             ),
             Self::Damaged { .. } | Self::Read(_) => Some("copy it again, or save it again"),
             Self::NoPackage => Some("`mica import` takes in images that mica did not make"),
-            _ => None,
+            Self::Cache(error) => error.hint(),
+            Self::Document { .. } => None,
         }
     }
 }
@@ -244,7 +245,8 @@ fn blob_name(sha256: &str) -> String {
 }
 
 /// Takes the packages of an archive into the cache. It is read twice: what it holds first, then what of that is missing here.
-pub fn load(cache: &Cache, archive: &mut File) -> Result<Vec<Manifest>, LoadError> {
+/// Of too many signatures, those by the keys that `trust` names are kept first.
+pub fn load(cache: &Cache, archive: &mut File, trust: &Trust) -> Result<Vec<Manifest>, LoadError> {
     let documents = Documents::read(archive)?;
     let packages = documents.packages()?;
     let (mut wanted, mut leases) = (HashMap::new(), Vec::new());
@@ -261,7 +263,7 @@ pub fn load(cache: &Cache, archive: &mut File) -> Result<Vec<Manifest>, LoadErro
             let (name, selector) = (manifest.name.clone(), Some(manifest.version.clone()));
             return Err(LoadError::Incomplete { package: PackageRef { name, selector }, what });
         }
-        with_room(cache, || cache.add_signatures(&manifest.digest(), signatures))?;
+        with_room(cache, || cache.add_signatures(manifest, signatures, trust))?;
         with_room(cache, || cache.record(manifest, &[]))?;
     }
     Ok(packages.into_iter().map(|package| package.manifest).collect())

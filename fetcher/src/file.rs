@@ -6,6 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::num::NonZero;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -169,6 +170,35 @@ pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let open = file.metadata()?;
     let named = found(fs::symlink_metadata(path))?;
     Ok(named.is_some_and(|named| (named.dev(), named.ino()) == (open.dev(), open.ino())))
+}
+
+/// Lets the disk begin with what was written to a large file, so that little is left to wait for when it is synced.
+pub(crate) struct Writeback {
+    begun: u64,
+}
+
+impl Writeback {
+    /// So much at a time.
+    const STEP: u64 = 8 << 20;
+
+    pub(crate) fn new(len: u64) -> Self {
+        Self { begun: len }
+    }
+
+    /// Called when so much of the file is written.
+    pub(crate) fn wrote(&mut self, file: &File, len: u64) {
+        // What is thrown away and written again need not begin early.
+        let Some(new) = len.checked_sub(self.begun).filter(|new| *new >= Self::STEP) else {
+            return;
+        };
+        // This writes what is dirty, and forgets only what is not: the pages stay for whoever mounts the image.
+        let advice = rustix::fs::Advice::DontNeed;
+        if rustix::fs::fadvise(file, self.begun, NonZero::new(new), advice).is_err() {
+            // Then everything is written when it is synced.
+            tracing::trace!("the file system takes no advice");
+        }
+        self.begun = len;
+    }
 }
 
 /// A folder for files in the making.

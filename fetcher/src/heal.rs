@@ -26,8 +26,9 @@ pub fn heal(
             Damage::Signatures { of: Some((name, entry)), .. } => {
                 let exact =
                     PackageRef { name: name.clone(), selector: Some(entry.version.clone()) };
-                let digest = registry.resolve(&exact)?.manifest.digest;
-                cache.add_signatures(&digest, &registry.signatures(&digest)?)?;
+                let manifest = registry.manifest(&registry.resolve(&exact)?)?;
+                let found = registry.signatures(&manifest.digest())?;
+                cache.add_signatures(&manifest, &found, &options.trust)?;
                 continue;
             }
             _ => continue,

@@ -95,7 +95,10 @@ pub use progress::{Event, Progress};
 pub use pull::{Outcome, PullError, PullOptions, Pulled, pull};
 pub use push::{PushError, PushOptions, Pushed, push};
 pub use retry::Retry;
-pub use server::{ServeError, ServeOptions, Server, Writers, listen, serve, serve_until_signal};
+pub use server::{
+    ServeError, ServeOptions, Server, TlsError, TlsIdentity, Writers, listen, serve,
+    serve_until_signal,
+};
 pub use tar::{TarError, write_tar};
 pub use trust::{
     BadSignatures, KeyError, PublicKey, SecretKey, Signature, Signatures, Trust, TrustError,

@@ -65,6 +65,18 @@ pub enum Event<'a> {
         /// After how long.
         wait: Duration,
     },
+    /// A patch is being made.
+    PatchStarted {
+        /// Of this layer.
+        of: &'a Layer,
+    },
+    /// So much of the layer's contents is done.
+    PatchMade {
+        /// Bytes.
+        done: u64,
+        /// Of so many.
+        total: u64,
+    },
     /// An image is complete: in the cache, or in the registry.
     LayerDone {
         /// Which.

@@ -134,7 +134,7 @@ pub fn pull(
     let lease = with_room(cache, || cache.lease_package(&manifest))?;
     let layers = fetch_layers(registry, &manifest, cache, options, progress)?;
     let tags: Vec<_> = resolved.tag.iter().cloned().collect();
-    with_room(cache, || cache.add_signatures(&manifest.digest(), &signatures))?;
+    with_room(cache, || cache.add_signatures(&manifest, &signatures, &options.trust))?;
     with_room(cache, || cache.record(&manifest, &tags))?;
     Ok(Pulled { resolved, manifest, layers, lease })
 }

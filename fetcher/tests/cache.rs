@@ -5,10 +5,14 @@
 mod common;
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use common::{Bench, chain, noise};
-use mica_fetcher::{Cache, CacheError, Damage, LookupError, PruneOptions, PullOptions, Pulled};
+use mica_fetcher::{
+    Cache, CacheError, Damage, LookupError, PruneOptions, PullOptions, Pulled, SecretKey,
+    Signatures,
+};
 use mica_graph::{Blob, Manifest};
 
 fn pull(bench: &Bench, cache: &Cache, reference: &str) -> Pulled {
@@ -106,38 +110,100 @@ fn a_quota_removes_what_was_longest_unused() {
     drop(pull(&bench, &cache, "A@v1"));
 }
 
+/// Calls `check` with one bit of the file flipped, at its start, its middle and its end.
+fn with_flipped_bits(path: &std::path::Path, mut check: impl FnMut()) {
+    let mut bytes = std::fs::read(path).unwrap();
+    for place in [0, bytes.len() / 2, bytes.len() - 1] {
+        bytes[place] ^= 4;
+        std::fs::remove_file(path).unwrap();
+        std::fs::write(path, &bytes).unwrap();
+        bytes[place] ^= 4;
+        check();
+    }
+}
+
+/// Every kind of file that the cache's module names, but locks, which are empty.
 #[test]
 fn one_flipped_bit_in_any_file_is_found_named_and_healed() {
     let mut bench = Bench::new();
-    let manifest = published(&mut bench, &["v1"]).remove(0);
+    let pieces: Vec<Vec<u8>> = (0..4).map(|i| noise(&i.to_string(), 2000)).collect();
+    let layer = bench.chunked("L", "v1", &pieces);
+    let manifest = Manifest { layers: vec![layer.clone()], ..bench.package("A", "v1", &[]) };
+    let registry = bench.registry();
+    bench.push(&*registry, &manifest);
+    let key = SecretKey::parse(&SecretKey::generate(None).unwrap().0, None).unwrap();
+    let signatures = Signatures::from_iter([key.sign(&manifest).unwrap()]);
+    registry.add_signatures(&manifest.digest(), &signatures).unwrap();
     let cache = bench.cache();
     drop(pull(&bench, &cache, "A@v1"));
-    let registry = bench.registry();
-    let blob = cache.blob_path(&manifest.layers[1].digest);
+    let table = layer.chunks.clone().unwrap();
+    cache.insert(&table, &bench.image(&table.digest).unwrap()).unwrap();
+    cache.keep_trace(&layer.digest, &[0..2000, 4000..6000]).unwrap();
+    let own = |folder: &str, name: &str| cache.root().join(folder).join(name);
     let files = [
-        blob,
-        bench.path("cache/manifests").join(manifest.digest().hex()),
-        bench.path("cache/packages/A"),
+        cache.blob_path(&layer.digest),
+        cache.blob_path(&table.digest),
+        own("manifests", &manifest.digest().hex()),
+        own("packages", "A"),
+        own("signatures", &manifest.digest().hex()),
+        own("touched", &layer.digest.hex()),
     ];
     for path in files {
-        let mut bytes = std::fs::read(&path).unwrap();
-        for place in [0, bytes.len() / 2, bytes.len() - 1] {
-            bytes[place] ^= 4;
-            std::fs::remove_file(&path).unwrap();
-            std::fs::write(&path, &bytes).unwrap();
-            bytes[place] ^= 4;
+        with_flipped_bits(&path, || {
+            cache.keep_trace(&layer.digest, &[]).unwrap();
             let verified = cache.verify(true).unwrap();
             assert!(verified.damage.iter().any(|d| d.path() == path), "{}", path.display());
             mica_fetcher::heal(&*registry, &cache, &verified, &PullOptions::default()).unwrap();
-            let again = cache.verify(false).unwrap();
-            assert_eq!(again.damage, [], "{}", path.display());
+            // What is only a note of a run is made again by the next one.
+            cache.keep_trace(&layer.digest, &[0..2000, 4000..6000]).unwrap();
+            assert_eq!(cache.verify(false).unwrap().damage, [], "{}", path.display());
+            assert!(path.exists(), "{}", path.display());
             bench.assert_cached(&cache, &cache.lookup(&"A@v1".parse().unwrap()).unwrap());
-        }
+            assert_eq!(cache.signatures(&manifest.digest()).unwrap(), signatures);
+        });
     }
-    std::fs::write(bench.path("cache/blobs/stray"), "x").unwrap();
+    std::fs::write(own("blobs", "stray"), "x").unwrap();
     assert!(matches!(cache.verify(false).unwrap().damage[..], [Damage::Foreign { .. }]));
-    std::fs::write(bench.path("cache/version"), "mica-cache 2\n").unwrap();
-    let error = Cache::open(bench.path("cache")).unwrap_err();
+    std::fs::remove_file(own("blobs", "stray")).unwrap();
+    // Half an image of a pull that was cut off: the bit costs a second transfer.
+    let part = own("incoming", &format!("{}.part", layer.digest.hex()));
+    let half = &pieces.concat()[..5000];
+    std::fs::write(&part, half).unwrap();
+    with_flipped_bits(&part, || {
+        std::fs::remove_file(cache.blob_path(&layer.digest)).unwrap();
+        assert_eq!(pull(&bench, &cache, "A@v1").fetched_bytes(), 3000 + 8000);
+        bench.assert_cached(&cache, &manifest);
+        std::fs::write(&part, half).unwrap();
+    });
+    // A lease that cannot be read protects everything.
+    let lease = cache.lease(&[]).unwrap();
+    cache.packages().unwrap(); // removes those of the dead
+    let all = PruneOptions { all: true, ..PruneOptions::default() };
+    let name = std::fs::read_dir(own("leases", "")).unwrap().next().unwrap().unwrap().path();
+    for place in [0, 20] {
+        let file = std::fs::File::options().read(true).write(true).open(&name).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, place).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], place).unwrap();
+        assert_eq!(cache.prune(&all).unwrap().bytes, 0);
+        file.write_all_at(&byte, place).unwrap();
+    }
+    drop(lease);
+}
+
+#[test]
+fn a_version_file_is_healed_unless_it_names_another_layout() {
+    let bench = Bench::new();
+    let root = bench.cache().root().to_owned();
+    with_flipped_bits(&root.join("version"), || {
+        let error = Cache::open(&root).unwrap_err();
+        assert_eq!(error.to_string(), format!("{}/version is damaged", root.display()));
+        assert!(error.hint().unwrap().contains("verify --repair"));
+        assert!(Cache::open_damaged(&root).unwrap().1);
+        assert!(!Cache::open_damaged(&root).unwrap().1);
+    });
+    std::fs::write(root.join("version"), "mica-cache 2\n").unwrap();
+    let error = Cache::open_damaged(&root).unwrap_err();
     assert!(error.to_string().contains("has layout `mica-cache 2`"), "{error}");
 }
 

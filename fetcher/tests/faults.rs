@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::proxy::{Fault, Proxy};
 use common::{Bench, chain, hasty_retry, http, noise};
-use mica_fetcher::registry::RegistryError;
+use mica_fetcher::registry::{Access, Registry, RegistryError, open};
 use mica_fetcher::{Cache, Outcome, PullError, PullOptions, Pulled, ServeOptions, Server, listen};
 use mica_graph::{Digest, Manifest};
 
@@ -20,6 +20,11 @@ struct Faulty {
     manifest: Manifest,
     proxy: Proxy,
     server: Server,
+}
+
+fn pull(registry: &dyn Registry, cache: &Cache) -> Result<Pulled, PullError> {
+    let options = PullOptions { retry: hasty_retry(), ..PullOptions::default() };
+    mica_fetcher::pull(registry, &"A".parse().unwrap(), cache, &options, &())
 }
 
 impl Faulty {
@@ -38,9 +43,7 @@ impl Faulty {
     }
 
     fn pull_into(&self, cache: &Cache) -> Result<Pulled, PullError> {
-        let options = PullOptions { retry: hasty_retry(), ..PullOptions::default() };
-        let registry = http(&self.proxy.url());
-        mica_fetcher::pull(&*registry, &"A".parse().unwrap(), cache, &options, &())
+        pull(&*http(&self.proxy.url()), cache)
     }
 
     fn fetched(&self) -> u64 {
@@ -82,6 +85,59 @@ fn servers_that_get_ranges_wrong_are_accepted() {
     assert_eq!(ignored.fetched(), 1_400_000);
     let wrong = Faulty::new(&[Fault::Cut(400_000), Fault::WrongRange, Fault::IgnoreRange]);
     assert_eq!(wrong.fetched(), 1_400_000);
+}
+
+#[test]
+fn lengths_that_are_wrong_are_found_out() {
+    // Of a part: what is missing is asked for. Of a whole blob it is seen before anything is taken.
+    for more in [-100, 10] {
+        let part = Faulty::new(&[Fault::Cut(400_000), Fault::WrongLength(more)]);
+        assert_eq!(part.fetched(), SIZE as u64);
+        let error = Faulty::new(&[Fault::WrongLength(more)]).error();
+        let found = SIZE as i64 + more;
+        assert!(error.contains(&format!("has {found} bytes of blob")), "{error}");
+    }
+}
+
+#[test]
+fn a_byte_a_second_is_as_good_as_nothing() {
+    let slow = Fault::Trickle(1, Duration::from_secs(1));
+    let faulty = Faulty::new(&[slow]);
+    let since = Instant::now();
+    // Long enough for a byte to come now and then.
+    let mut options = common::hasty();
+    options.http.idle_timeout = Duration::from_millis(1500);
+    let registry = open(&faulty.proxy.url(), &options).unwrap();
+    let cache = faulty.bench.cache();
+    let pulled = pull(&*registry, &cache).unwrap();
+    faulty.bench.assert_cached(&cache, &faulty.manifest);
+    assert_eq!(pulled.fetched_bytes(), SIZE as u64);
+    assert!(since.elapsed() < Duration::from_secs(30));
+}
+
+#[test]
+fn credentials_do_not_follow_a_redirect_to_another_host() {
+    let origin = Faulty::new(&[]);
+    let other = Proxy::new(origin.server.address(), vec![]);
+    let faults = vec![Fault::Redirect(other.url()); 3];
+    let proxy = Proxy::new(origin.server.address(), faults);
+    for access in [
+        Access::Bearer("sesame".to_owned()),
+        Access::Basic { user: "user".to_owned(), password: "sesame".to_owned() },
+    ] {
+        let mut options = common::hasty();
+        options.http.access = access;
+        let registry = open(&proxy.url(), &options).unwrap();
+        let cache = Cache::open(origin.bench.path("elsewhere")).unwrap();
+        drop(pull(&*registry, &cache).unwrap());
+        origin.bench.assert_cached(&cache, &origin.manifest);
+    }
+    let knows = |proxy: &Proxy| {
+        let log = proxy.log.lock().unwrap();
+        log.iter().filter(|head| head.to_lowercase().contains("authorization:")).count()
+    };
+    assert!(knows(&proxy) > 2 && other.count() == 2, "{} {}", knows(&proxy), other.count());
+    assert_eq!(knows(&other), 0);
 }
 
 #[test]

@@ -146,7 +146,7 @@ fn patches_are_found_by_the_digest_of_the_image() {
     // A further one leaves the first where it is.
     let bases = PatchBases { newest: 3, ..PatchBases::default() };
     let (registry, none) = (writable(&address), |_: &_| None);
-    push_patches(&*registry, &cache, &versions.new, &none, &bases).unwrap();
+    push_patches(&*registry, &cache, &versions.new, &none, &bases, &()).unwrap();
     assert_eq!(readable(&address).patches(&versions.new.layers[0].digest).unwrap().len(), 1);
 }
 

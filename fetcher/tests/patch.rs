@@ -111,8 +111,8 @@ fn a_server_takes_patches() {
     let scratch = Cache::open(versions.bench.path("publisher")).unwrap();
     let bases = PatchBases { newest: 3, ..PatchBases::default() };
     let none = |_: &_| None;
-    let again =
-        mica_fetcher::push_patches(&*registry, &scratch, &versions.new, &none, &bases).unwrap();
+    let again = mica_fetcher::push_patches(&*registry, &scratch, &versions.new, &none, &bases, &())
+        .unwrap();
     assert!(again.iter().all(|patch| !patch.sent), "{again:?}");
 }
 
@@ -265,7 +265,8 @@ fn a_patch_that_saves_nothing_is_not_sent() {
     let cache = Cache::open(versions.bench.path("publisher")).unwrap();
     let bases = PatchBases { packages: vec!["A@v1".parse().unwrap()], newest: 0 };
     let file = |digest: &_| versions.bench.image(digest);
-    let pushed = mica_fetcher::push_patches(&*registry, &cache, &unlike, &file, &bases).unwrap();
+    let pushed =
+        mica_fetcher::push_patches(&*registry, &cache, &unlike, &file, &bases, &()).unwrap();
     assert_eq!((pushed.len(), pushed[0].sent), (1, false), "{pushed:?}");
     assert!(registry.patches(&unlike.layers[0].digest).unwrap().is_empty());
 }

@@ -15,7 +15,7 @@ use common::{Bench, chain, hasty, noise};
 use mica_fetcher::registry::{Registry, open, open_writable};
 use mica_fetcher::{
     Cache, Outcome, PruneOptions, PullError, PullOptions, Pulled, PushOptions, ServeOptions,
-    Server, listen,
+    Server, TlsIdentity, Trust, Writers, listen,
 };
 use mica_graph::{Digest, Manifest};
 
@@ -38,13 +38,19 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-const TESTS: [(&str, fn()); 7] = [
+const TESTS: [(&str, fn()); 10] = [
     ("a_killed_patch_goes_on", a_killed_patch_goes_on),
     ("a_killed_pull_leaves_nothing_half", a_killed_pull_leaves_nothing_half),
     ("a_killed_push_leaves_nothing_half", a_killed_push_leaves_nothing_half),
     ("processes_that_want_the_same_fetch_it_once", processes_that_want_the_same_fetch_it_once),
     ("pulling_and_pruning_at_once_under_a_quota", pulling_and_pruning_at_once_under_a_quota),
     ("a_full_disk_is_said_so_and_goes_on", a_full_disk_is_said_so_and_goes_on),
+    ("a_push_to_a_full_disk_is_whole_or_not_there", a_push_to_a_full_disk_is_whole_or_not_there),
+    (
+        "an_archive_for_a_full_disk_is_whole_or_not_there",
+        an_archive_for_a_full_disk_is_whole_or_not_there,
+    ),
+    ("our_server_speaks_tls", our_server_speaks_tls),
     ("https_trusts_the_roots_of_the_machine", https_trusts_the_roots_of_the_machine),
 ];
 
@@ -249,8 +255,8 @@ fn pulling_and_pruning_at_once_under_a_quota() {
     let (bench, server, manifests) = published(3, 300_000, 6);
     let folder = text(bench.path("cache"));
     let quota = (manifests[0].size() * 2).to_string();
-    for _ in 0..3 {
-        let children: Vec<Child> = (0..16)
+    for _ in 0..2 {
+        let children: Vec<Child> = (0..50)
             .map(|i| process(&["pull", &server.url(), &format!("A@v{}", i % 6), &folder, &quota]))
             .collect();
         children.into_iter().for_each(|child| drop(output(child)));
@@ -314,6 +320,72 @@ fn a_full_disk_is_said_so_and_goes_on() {
     drop(cache);
 }
 
+/// Once into a folder, once by a server.
+fn a_push_to_a_full_disk_is_whole_or_not_there() {
+    for served in [false, true] {
+        let (bench, _server, manifests) = published(2, 900_000, 2);
+        let disk = SmallDisk::new(bench.path("disk"));
+        let folder = disk.0.join("registry");
+        let options = ServeOptions { writers: Writers::Everybody, ..ServeOptions::default() };
+        let server = served
+            .then(|| Server::spawn(listen("127.0.0.1:0").unwrap(), &folder, options).unwrap());
+        let address = server.as_ref().map_or_else(|| text(folder.clone()), Server::url);
+        let registry = open_writable(&address, &hasty()).unwrap();
+        bench.push(&*registry, &manifests[0]);
+        let file = |digest: &Digest| bench.image(digest);
+        let options = PushOptions::default();
+        let pushed = mica_fetcher::push(&*registry, &manifests[1], &file, &options, &());
+        let error = pushed.unwrap_err();
+        assert!(chain(&error).contains("No space left"), "{}", chain(&error));
+        assert!(error.hint().unwrap().contains("make room"), "{:?}", error.hint());
+        let versions = registry.index(&manifests[0].name).unwrap().unwrap().versions;
+        assert_eq!(versions.len(), 1, "the version is not there");
+        let cache = bench.cache();
+        drop(pull(&*registry, "A", &cache).unwrap());
+        bench.assert_cached(&cache, &manifests[0]);
+        assert_eq!(std::fs::read_dir(folder.join("incoming")).unwrap().count(), 0);
+        let grown = Command::new("mount").args(["-o", "remount,size=9m"]).arg(&disk.0).status();
+        assert!(grown.unwrap().success());
+        bench.push(&*registry, &manifests[1]);
+        drop(pull(&*registry, "A", &cache).unwrap());
+        bench.assert_cached(&cache, &manifests[1]);
+        drop(server);
+    }
+}
+
+fn an_archive_for_a_full_disk_is_whole_or_not_there() {
+    let (bench, _server, _) = published(1, 10, 1);
+    let mut bench = bench;
+    let mut saved = |version: &str| {
+        let layers = [("x", common::oci::image(version, 1_700_000))];
+        let manifest = bench.package("A", version, &layers);
+        bench.push(&*bench.registry(), &manifest);
+        let reference = format!("A@{version}");
+        drop(pull(&*bench.registry(), &reference, &bench.cache()).unwrap());
+        let mut archive = tempfile::tempfile().unwrap();
+        let references = [reference.parse().unwrap()];
+        mica_fetcher::save(&bench.cache(), &references, &[], &mut archive).unwrap();
+        (manifest, archive)
+    };
+    let ((one, mut first), (two, mut second)) = (saved("one"), saved("two"));
+    let disk = SmallDisk::new(bench.path("disk"));
+    let cache = Cache::open(disk.0.join("cache")).unwrap();
+    let load = |archive: &mut std::fs::File| mica_fetcher::load(&cache, archive, &Trust::default());
+    load(&mut first).unwrap();
+    let held = cache.lease_package(&one).unwrap();
+    let error = load(&mut second).unwrap_err();
+    assert!(chain(&error).contains("No space left"), "{}", chain(&error));
+    assert!(error.hint().unwrap().contains("mica prune"));
+    bench.assert_cached(&cache, &one);
+    assert_clean(&cache);
+    assert!(cache.lookup(&"A@two".parse().unwrap()).is_err(), "it is not known");
+    // What nobody uses any more makes room.
+    drop(held);
+    load(&mut second).unwrap();
+    bench.assert_cached(&cache, &two);
+    assert_clean(&cache);
+}
+
 /// Kills the server at the end.
 struct Killed(Child);
 
@@ -340,20 +412,24 @@ fn openssl(folder: &Path, arguments: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn https_trusts_the_roots_of_the_machine() {
-    let (bench, _server, manifests) = published(2, 100_000, 1);
-    let folder = bench.folder.path();
+/// `leaf.pem` of this machine, signed by `ca.pem`.
+fn certificates(folder: &Path) {
     let request = "-newkey rsa:2048 -nodes -subj";
     openssl(
         folder,
         &format!("req -x509 -days 2 {request} /CN=mica-test-ca -keyout ca.key -out ca.pem"),
     );
     openssl(folder, &format!("req {request} /CN=localhost -keyout leaf.key -out leaf.csr"));
-    std::fs::write(bench.path("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").unwrap();
+    std::fs::write(folder.join("names"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").unwrap();
     openssl(
         folder,
         "x509 -req -days 2 -in leaf.csr -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -out leaf.pem",
     );
+}
+
+fn https_trusts_the_roots_of_the_machine() {
+    let (bench, _server, manifests) = published(2, 100_000, 1);
+    certificates(bench.folder.path());
     let mut server = Command::new("python3")
         .args(["-c", TLS_SERVER])
         .current_dir(bench.path("registry"))
@@ -367,18 +443,54 @@ fn https_trusts_the_roots_of_the_machine() {
     std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut port).unwrap();
     let url = format!("https://localhost:{}", port.trim());
     let cache = text(bench.path("cache"));
-    let pull = |trusted: &str| {
-        Command::new(std::env::current_exe().unwrap())
-            .args(["pull", &url, "A", &cache, "-"])
-            .env("SSL_CERT_FILE", bench.path(trusted))
-            .env_remove("SSL_CERT_DIR")
-            .output()
-            .unwrap()
-    };
+    let pull =
+        |trusted: &str| process_with(&["pull", &url, "A", &cache, "-"], &bench.path(trusted));
     let refused = pull("names");
     let message = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && message.contains("UnknownIssuer"), "{message}");
     let trusted = pull("ca.pem");
     assert!(trusted.status.success(), "{}", String::from_utf8_lossy(&trusted.stderr));
     bench.assert_cached(&bench.cache(), &manifests[0]);
+}
+
+fn our_server_speaks_tls() {
+    let (mut bench, _server, _) = published(2, 100_000, 1);
+    certificates(bench.folder.path());
+    let load = |cert: &str, key: &str| TlsIdentity::load(&bench.path(cert), &bench.path(key));
+    let tls = Some(load("leaf.pem", "leaf.key").unwrap());
+    let wrong = chain(&load("ca.pem", "leaf.key").unwrap_err());
+    assert!(wrong.contains("ca.pem with the key"), "{wrong}");
+    assert!(chain(&load("names", "leaf.key").unwrap_err()).contains("cannot read a certificate"));
+    let options = ServeOptions { writers: Writers::Everybody, tls, ..ServeOptions::default() };
+    let server = Server::spawn(listen("127.0.0.1:0").unwrap(), &bench.path("registry"), options);
+    let server = server.unwrap();
+    assert!(server.url().starts_with("https://"));
+    // Whoever does not shake hands keeps nobody waiting.
+    let silent = std::net::TcpStream::connect(server.address()).unwrap();
+    let manifest = bench.package("A", "next", &[("A", noise("next", 3_000_000))]);
+    let path = bench.path("manifest.json");
+    std::fs::write(&path, manifest.to_json()).unwrap();
+    let (images, cache) = (text(bench.path("images")), text(bench.path("cache")));
+    for arguments in [
+        ["push", &server.url(), &text(path), &images].as_slice(),
+        &["pull", &server.url(), "A@next", &cache, "-"],
+    ] {
+        let done = process_with(arguments, &bench.path("ca.pem"));
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+    bench.assert_cached(&bench.cache(), &manifest);
+    let refused = process_with(&["pull", &server.url(), "A", &cache, "-"], &bench.path("names"));
+    assert!(!refused.status.success());
+    server.stop().unwrap();
+    drop(silent);
+}
+
+/// A process that trusts only these roots, to its end.
+fn process_with(arguments: &[&str], trusted: &Path) -> std::process::Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args(arguments)
+        .env("SSL_CERT_FILE", trusted)
+        .env_remove("SSL_CERT_DIR")
+        .output()
+        .unwrap()
 }

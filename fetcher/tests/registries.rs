@@ -294,7 +294,7 @@ fn a_registry_that_is_not_there() {
         panic!("opened")
     };
     assert!(matches!(error, RegistryError::NotARegistry { .. }));
-    for bad in ["", "ftp://x", "http://", "http://h/?q", "s3://b"] {
+    for bad in ["", "ftp://x", "http://", "http://h/?q", "s3://", "s3://b/?x=1"] {
         assert!(matches!(open(bad, &hasty()), Err(RegistryError::Address { .. })), "{bad}");
     }
     // A web server that is no registry.

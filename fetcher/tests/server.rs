@@ -5,9 +5,11 @@
 mod common;
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::{Bench, noise};
-use mica_fetcher::{ServeOptions, Server, Writers, listen};
+use mica_fetcher::registry::{RateLimit, open, open_writable};
+use mica_fetcher::{PullOptions, ServeOptions, Server, Writers, listen};
 
 struct Served {
     bench: Bench,
@@ -135,4 +137,26 @@ fn a_stop_lets_requests_end_and_frees_the_port() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     };
     Server::spawn(again, &bench.path("registry"), ServeOptions::default()).unwrap();
+}
+
+#[test]
+fn a_limit_of_the_rate_holds_both_ways() {
+    let mut bench = Bench::new();
+    let manifest =
+        bench.package("A", "1", &[("A", noise("a", 400_000)), ("B", noise("b", 400_000))]);
+    bench.registry();
+    let options = ServeOptions { writers: Writers::Everybody, ..ServeOptions::default() };
+    let listener = listen("127.0.0.1:0").unwrap();
+    let server = Server::spawn(listener, &bench.path("registry"), options).unwrap();
+    let mut options = common::hasty();
+    options.http.rate = Some(RateLimit::new(1_000_000));
+    let since = Instant::now();
+    bench.push(&*open_writable(&server.url(), &options).unwrap(), &manifest);
+    assert!(since.elapsed() > Duration::from_millis(600), "{:?}", since.elapsed());
+    let since = Instant::now();
+    let registry = open(&server.url(), &options).unwrap();
+    let pull = PullOptions::default();
+    mica_fetcher::pull(&*registry, &"A".parse().unwrap(), &bench.cache(), &pull, &()).unwrap();
+    assert!(since.elapsed() > Duration::from_millis(600), "{:?}", since.elapsed());
+    bench.assert_cached(&bench.cache(), &manifest);
 }

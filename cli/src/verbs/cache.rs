@@ -41,6 +41,9 @@ impl Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let Verb::Verify(args) = &args.verb;
+    if args.repair && mica_fetcher::Cache::open_damaged(&context.places.cache)?.1 {
+        note(format_args!("the cache's version file was written anew"));
+    }
     let cache = context.cache()?;
     let verified = cache.verify(args.repair)?;
     let paths: Vec<String> =

@@ -56,6 +56,9 @@ fn place(registry: &str) -> (String, String) {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    if args.registry.starts_with("s3://") {
+        bail!("keys of S3 stores are not kept: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY");
+    }
     let (place, address) = place(&args.registry);
     let user = match &args.username {
         Some(user) => user.clone(),

@@ -267,6 +267,15 @@ impl Progress for Bar {
             Event::LayerStarted { resumed: bytes, .. } | Event::Bytes { bytes, .. } => {
                 self.0.inc(bytes)
             }
+            Event::PatchStarted { of } => {
+                let module = output::short_source(&of.module.to_string());
+                self.0.set_message(format!("patch of {module}"));
+                self.0.reset();
+            }
+            Event::PatchMade { done, total } => {
+                self.0.set_length(total);
+                self.0.set_position(done);
+            }
             Event::Retrying { error, wait, .. } => {
                 let again = output::duration(wait);
                 self.0.suspend(|| note(format_args!("{error}; trying again in {again}")));

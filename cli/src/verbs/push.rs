@@ -61,8 +61,10 @@ impl PatchFlags {
         if bases.packages.is_empty() && bases.newest == 0 {
             return Ok(());
         }
-        let patches = mica_fetcher::push_patches(registry, cache, manifest, file, &bases)
+        let bar = pull::Bar::new(quiet);
+        let patches = mica_fetcher::push_patches(registry, cache, manifest, file, &bases, &bar)
             .context("the package is published, but not all of its patches")?;
+        drop(bar);
         for PushedPatch { module, old, size, chunks, sent } in patches.iter().filter(|_| !quiet) {
             let (size, chunks) = (output::bytes(*size), output::bytes(*chunks));
             let does = if *sent { "patch" } else { "no patch" };
@@ -87,7 +89,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let pushed = mica_fetcher::push(&*registry, &manifest, &file, &options, &bar)
         .with_context(|| format!("cannot push {}", args.reference))?;
     drop(bar);
-    cache.add_signatures(&pushed.digest, &new)?;
+    cache.add_signatures(&manifest, &new, &context.places.trust)?;
     args.patches.add(&*registry, &cache, &manifest, &file, args.quiet)?;
     if !args.quiet {
         let sent = pushed.sent.iter().filter(|sent| **sent).count();

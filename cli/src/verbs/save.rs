@@ -2,11 +2,14 @@
 
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use mica_graph::PackageRef;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::context::Context;
 use crate::output::{self, note};
@@ -58,24 +61,42 @@ pub(crate) fn save(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes beside the file and puts it in its place at the end: a save that fails leaves what was there.
-fn to_named<T>(
+/// Writes beside the file and puts it in its place at the end: a save that fails leaves what was there. Until then the new file has
+/// no name, where the file system can do that, so that a killed save leaves nothing either.
+pub(crate) fn to_named<T>(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let cannot = || format!("cannot write {}", path.display());
-    let new = tempfile::Builder::new()
-        .prefix(".mica-save-")
-        .tempfile_in(folder.unwrap_or(Path::new(".")))
-        .with_context(cannot)?;
-    let mut out = BufWriter::with_capacity(1 << 18, new);
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let named = || tempfile::Builder::new().prefix(".mica-save-").tempfile_in(folder);
+    let (file, mut name) = match rustix::fs::open(folder, flags, Mode::from_raw_mode(0o644)) {
+        Ok(file) => (File::from(file), None),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            let (file, name) = named().with_context(cannot)?.into_parts();
+            (file, Some(name))
+        }
+        Err(error) => return Err(error).with_context(cannot),
+    };
+    let mut out = BufWriter::with_capacity(1 << 18, file);
     let result = write(&mut out)?;
-    let new = out.into_inner().map_err(|error| error.into_error()).with_context(cannot)?;
-    new.as_file().sync_all().with_context(cannot)?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    new.as_file().set_permissions(mode).with_context(cannot)?;
-    new.persist(path).with_context(cannot)?;
+    let file = out.into_inner().map_err(|error| error.into_error()).with_context(cannot)?;
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .and_then(|()| file.sync_all())
+        .with_context(cannot)?;
+    if name.is_none() {
+        // A link cannot take the place of a file, a rename can.
+        let free = named().with_context(cannot)?.into_temp_path();
+        std::fs::remove_file(&free).with_context(cannot)?;
+        let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::fs::linkat(CWD, from, CWD, &*free, AtFlags::SYMLINK_FOLLOW).with_context(cannot)?;
+        name = Some(free);
+    }
+    if let Some(name) = name {
+        name.persist(path).with_context(cannot)?;
+    }
     Ok(result)
 }
 
@@ -86,7 +107,7 @@ pub(crate) fn load(args: &LoadArgs, context: &Context) -> anyhow::Result<ExitCod
         false => File::open(&args.input)
             .with_context(|| format!("cannot open {}", args.input.display()))?,
     };
-    let loaded = mica_fetcher::load(&cache, &mut archive)
+    let loaded = mica_fetcher::load(&cache, &mut archive, &context.places.trust)
         .with_context(|| format!("cannot load {}", args.input.display()))?;
     let names: Vec<String> = loaded.iter().map(|m| format!("{}@{}", m.name, m.version)).collect();
     output::lines(names.iter().map(String::as_str))?;

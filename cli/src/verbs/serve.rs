@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use mica_fetcher::{ServeOptions, Writers};
+use mica_fetcher::{ServeError, ServeOptions, TlsIdentity, Writers};
 
 use crate::context::Context;
 use crate::output;
@@ -25,6 +25,12 @@ pub(crate) struct Args {
     /// File with the token that publishers must send (they set MICA_TOKEN)
     #[arg(long, value_name = "FILE", conflicts_with = "writable")]
     token_file: Option<PathBuf>,
+    /// Speak TLS: the certificate, and those that signed it, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's key, in PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// Let everybody who reaches the port publish, whatever the address
     #[arg(long)]
     writable: bool,
@@ -44,6 +50,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         }
         None => PathBuf::from(&context.places.registry),
     };
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(cert), Some(key)) => Some(TlsIdentity::load(cert, key).map_err(ServeError::from)?),
+        _ => None,
+    };
     let listener = mica_fetcher::listen(&args.listen)?;
     let loopback = listener.local_addr()?.ip().is_loopback();
     let writers = match &args.token_file {
@@ -58,10 +68,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         None if args.writable || (loopback && !args.read_only) => Writers::Everybody,
         None => Writers::Nobody,
     };
-    let options = ServeOptions { writers, ..ServeOptions::default() };
+    let options = ServeOptions { writers, tls, ..ServeOptions::default() };
+    let scheme = options.scheme();
     mica_fetcher::serve_until_signal(listener, &root, options, |address| {
         // Whoever started us may have gone; that is no reason not to serve.
-        let _ = output::lines([format!("http://{address}").as_str()]);
+        let _ = output::lines([format!("{scheme}://{address}").as_str()]);
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     };
     let digest = manifest.digest();
     if cache.manifest(&digest)?.is_some() {
-        cache.add_signatures(&digest, &signatures)?;
+        cache.add_signatures(&manifest, &signatures, &context.places.trust)?;
     }
     note(format_args!("signed {}@{}", manifest.name, manifest.version));
     output::lines([digest.to_string().as_str()])?;

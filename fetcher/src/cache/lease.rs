@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use mica_graph::{Digest, Manifest};
 
+use super::names::{check_line, checked};
 use super::{Cache, CacheError};
 use crate::file::{self, Lock, Named, Staging, Temporary};
 
@@ -39,6 +40,7 @@ impl Cache {
     /// Protects blobs, whether they are there already or still to come. Check for them afterwards.
     pub fn lease(&self, digests: &[Digest]) -> Result<Lease, CacheError> {
         let text: String = digests.iter().map(|digest| format!("{digest}\n")).collect();
+        let text = check_line(text.as_bytes()) + &text;
         let _gc = Lock::shared(&self.lock_path("gc"))?;
         let Temporary { file, path, .. } = &mut self.leases()?.create()?.persist();
         file.write_all(text.as_bytes()).named("write", path)?;
@@ -73,11 +75,13 @@ impl Cache {
         for name in file::names(&self.folder("leases"))? {
             let path = self.folder("leases").join(name);
             let Some(file) = file::found(File::open(&path)).named("open", &path)? else { continue };
-            let mut text = String::new();
-            let read = (&file).read_to_string(&mut text);
-            let parsed = text.lines().map(str::parse).collect::<Result<Vec<Digest>, _>>();
+            let mut bytes = Vec::new();
+            let read = (&file).read_to_end(&mut bytes);
+            let text = checked(&bytes).and_then(|body| std::str::from_utf8(body).ok());
+            let parse = |text: &str| text.lines().map(|line| line.parse().ok()).collect();
+            let parsed: Option<Vec<Digest>> = text.and_then(parse);
             match (read, parsed) {
-                (Ok(_), Ok(parsed)) => digests.extend(parsed),
+                (Ok(_), Some(parsed)) => digests.extend(parsed),
                 _ => {
                     tracing::warn!(path = %path.display(), "a live lease is damaged; sparing everything");
                     return Ok(None);

@@ -9,7 +9,7 @@
 //! touched/<64 hex>        which parts of an image a run touched first, after a line with their BLAKE3
 //! incoming/<64 hex>.part  a blob on its way; whoever writes it holds a flock on it
 //! incoming/tmp-*          small files on their way, likewise locked
-//! leases/tmp-*            digests in use; the user holds a flock on it
+//! leases/tmp-*            digests in use, after a line with their BLAKE3; the user holds a flock on it
 //! locks/gc                shared: whoever takes a lease; exclusive: whoever removes blobs
 //! locks/package-<name>    exclusive: whoever changes packages/<name>
 //! ```
@@ -83,6 +83,12 @@ pub enum CacheError {
         /// What its version file says.
         found: String,
     },
+    /// Its version file says nothing that any mica wrote.
+    #[error("{} is damaged", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file was altered after it was verified.
     #[error("the cached blob {digest} is damaged: {} has {found} bytes, not {expected}", path.display())]
     Damaged {
@@ -128,7 +134,7 @@ impl CacheError {
     /// What a person could do about it.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
-            Self::Damaged { .. } | Self::Document { .. } => {
+            Self::Damaged { .. } | Self::Document { .. } | Self::Version { .. } => {
                 "`mica cache verify --repair` finds what is damaged and fetches it again"
             }
             Self::Missing { .. } => "`mica pull` fetches it",
@@ -137,6 +143,12 @@ impl CacheError {
             _ => return None,
         })
     }
+}
+
+/// Whether a version file says something, if not what we know.
+fn names_a_layout(text: &[u8]) -> bool {
+    let number = text.strip_prefix(b"mica-cache ").and_then(|rest| rest.strip_suffix(b"\n"));
+    number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit))
 }
 
 const VERSION: &[u8] = b"mica-cache 1\n";
@@ -152,10 +164,11 @@ impl Cache {
         let version = root.join("version");
         match file::read_small(&version, 4096)? {
             Some(found) if found == VERSION => {}
-            Some(found) => {
+            Some(found) if names_a_layout(&found) => {
                 let found = String::from_utf8_lossy(&found).trim().to_owned();
                 return Err(CacheError::Layout { path: root, found });
             }
+            Some(_) => return Err(CacheError::Version { path: version }),
             None => {
                 let foreign = |name: &String| !FOLDERS.contains(&name.as_str());
                 // Another process may have made it since we looked.
@@ -170,6 +183,18 @@ impl Cache {
         }
         staging.sweep()?;
         Ok(Self { root, shared: None, quota: None, staging })
+    }
+
+    /// Opens the cache in `root` also if its version file is damaged, which is then written anew; whether it was.
+    pub fn open_damaged(root: impl Into<PathBuf>) -> Result<(Self, bool), CacheError> {
+        let root = root.into();
+        match Self::open(&root) {
+            Err(CacheError::Version { path }) => {
+                Staging::new(root.join("incoming"))?.write(&path, VERSION)?;
+                Ok((Self::open(root)?, true))
+            }
+            other => Ok((other?, false)),
+        }
     }
 
     /// Lets the cache use, but never change, what another one has: a node's, or one on a cluster's file server.

@@ -37,6 +37,7 @@ pub(crate) struct Part {
     blob: Blob,
     hasher: blake3::Hasher,
     len: u64,
+    writeback: file::Writeback,
 }
 
 impl Cache {
@@ -195,8 +196,9 @@ pub(crate) struct Mismatch {
 impl Part {
     /// Hashes what an earlier, interrupted fetch left, so that it counts for nothing more than bytes that come now.
     fn resume(file: File, path: PathBuf, blob: Blob) -> Result<Self, CacheError> {
-        let mut part = Self { file, path, blob, hasher: blake3::Hasher::new(), len: 0 };
-        let held = part.file.metadata().named("stat", &part.path)?.len();
+        let held = file.metadata().named("stat", &path)?.len();
+        let (hasher, writeback) = (blake3::Hasher::new(), file::Writeback::new(held));
+        let mut part = Self { file, path, blob, hasher, len: 0, writeback };
         if held > part.blob.size {
             part.restart()?;
             return Ok(part);
@@ -233,6 +235,7 @@ impl Part {
         }
         self.hasher.update(bytes);
         self.len += bytes.len() as u64;
+        self.writeback.wrote(&self.file, self.len);
         Ok(())
     }
 

@@ -86,6 +86,7 @@ impl Cache {
         if !options.dry_run {
             self.retain("manifests", &manifests)?;
             self.retain("signatures", &manifests)?;
+            self.retain("traces", &manifests)?;
             self.retain("touched", &needed)?;
         }
         let mut kept = Vec::new();

@@ -45,21 +45,30 @@ impl Cache {
         parsed.ok_or(CacheError::Document { path })
     }
 
-    /// Adds signatures to those known of a manifest.
-    pub fn add_signatures(&self, manifest: &Digest, more: &Signatures) -> Result<(), CacheError> {
+    /// Adds signatures to those known of a manifest. Of too many, those by the keys that `trust` names are kept first.
+    pub fn add_signatures(
+        &self,
+        manifest: &Manifest,
+        more: &Signatures,
+        trust: &Trust,
+    ) -> Result<(), CacheError> {
         if more.is_empty() {
             return Ok(());
         }
+        let (json, digest) = (manifest.to_json(), manifest.digest());
         let _lock = Lock::exclusive(&self.lock_path("signatures"))?;
-        let mut all = match self.signatures(manifest) {
+        let held = match self.signatures(&digest) {
             // What is damaged is replaced.
             Err(CacheError::Document { .. }) => Signatures::default(),
             other => other?,
         };
-        if all.merge(more) {
+        let mut all = held.clone();
+        all.merge(more);
+        let all = all.capped(trust.keys(), &json);
+        if all != held {
             let body = all.to_text();
             let text = check_line(body.as_bytes()) + &body;
-            self.staging.write(&self.signatures_path(manifest), text.as_bytes())?;
+            self.staging.write(&self.signatures_path(&digest), text.as_bytes())?;
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! An image that is used before all of it is here.
 //!
 //! A reader that touches a missing chunk asks for it and waits, until its deadline; a few threads fetch what readers ask
-//! for first, then the rest: what an earlier run touched, in its order, then from the beginning. Each chunk is checked
+//! for first, then what an earlier run touched, in its order, and the rest from the beginning. The rest keeps out of the way: it comes
+//! while no reader of the process waits or is likely to read on, and a request for it is given up when one does. Each chunk is checked
 //! against the table, which the manifest names by digest, before anybody sees it. When the last one is here, the digest of
 //! the whole is checked and the image gets its name in the cache; whoever reads it goes on with the same open file.
 //!
@@ -27,9 +28,11 @@ use crate::cache::{Cache, CacheError, Reserved};
 use crate::file::{self, FileError, Named};
 use crate::registry::{Registry, RegistryError};
 
+mod readers;
 mod state;
 
-use state::{Chunked, RUN, State, numbers};
+use readers::READERS;
+use state::{Chunked, Next, RUN, State, numbers};
 
 /// How to fetch lazily.
 #[derive(Clone, Debug)]
@@ -192,6 +195,7 @@ pub fn open_lazy(
         changed,
     };
     let inner = Arc::new(inner);
+    READERS.expect();
     if inner.state().missing == 0 {
         inner.complete();
     }
@@ -238,21 +242,10 @@ impl Inner {
     fn work(&self) {
         let mut pause = PAUSES.start;
         loop {
-            let run = {
-                let mut state = self.state();
-                loop {
-                    if state.stopped || state.missing == 0 {
-                        return;
-                    }
-                    if let Some(run) = state.next(&self.table, self.options.background) {
-                        state.chunks[run.clone()].fill(Chunked::Coming);
-                        break run;
-                    }
-                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                }
-            };
-            let result = self.fetch(run.clone());
+            let Some(Next { run, bulk }) = self.next() else { return };
+            let result = self.fetch(run.clone(), bulk);
             let mut state = self.state();
+            state.bulk -= usize::from(bulk);
             for chunk in run {
                 if state.chunks[chunk] == Chunked::Coming {
                     state.chunks[chunk] = Chunked::Missing;
@@ -271,8 +264,32 @@ impl Inner {
         }
     }
 
-    /// One request. Every chunk counts as soon as it has come and is right.
-    fn fetch(&self, run: Range<usize>) -> Result<(), String> {
+    /// Waits for something to fetch; `None` when there is nothing left, or nobody is interested any more.
+    fn next(&self) -> Option<Next> {
+        let mut state = self.state();
+        loop {
+            if state.stopped || state.missing == 0 {
+                return None;
+            }
+            let calm = READERS.need();
+            let may_bulk = calm.is_none() && state.bulk < self.options.parallel.div_ceil(2);
+            if let Some(next) = state.next(&self.table, self.options.background, may_bulk) {
+                state.chunks[next.run.clone()].fill(Chunked::Coming);
+                state.bulk += usize::from(next.bulk);
+                return Some(next);
+            }
+            state = match calm.filter(|_| self.options.background) {
+                Some(left) => {
+                    let waited = self.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// One request. Every chunk counts as soon as it has come and is right. What is fetched in `bulk` gives way to readers.
+    fn fetch(&self, run: Range<usize>, bulk: bool) -> Result<(), String> {
         if self.take_from_peer(run.clone()) {
             return Ok(());
         }
@@ -293,6 +310,9 @@ impl Inner {
                 return Err(format!("{} sent wrong bytes", self.registry.address()));
             }
             self.keep(number, chunk, &buffer)?;
+            if bulk && READERS.need().is_some() {
+                break;
+            }
         }
         Ok(())
     }
@@ -372,12 +392,24 @@ impl Inner {
         Ok(Digest::from(hasher.finalize()) == self.blob.digest)
     }
 
+    /// Asks for chunks that a reader will wait for, all at once.
+    fn want(&self, chunks: Range<usize>) {
+        let mut state = self.state();
+        for chunk in chunks {
+            if state.chunks[chunk] == Chunked::Missing && !state.wanted.contains(&chunk) {
+                state.wanted.push_back(chunk);
+                self.changed.notify_all();
+            }
+        }
+    }
+
     /// Waits until a chunk is here.
     fn need(&self, chunk: usize, until: Instant) -> io::Result<()> {
         let mut state = self.state();
         if !std::mem::replace(&mut state.seen[chunk], true) {
             state.touched.push(chunk);
         }
+        let _waiting = (state.chunks[chunk] != Chunked::Here).then(|| READERS.wait());
         loop {
             match state.chunks[chunk] {
                 Chunked::Here => return Ok(()),
@@ -458,7 +490,9 @@ impl mica_squashfs::Source for LazyImage {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let until = Instant::now() + inner.options.deadline;
-        for chunk in numbers(&inner.table, &(offset..end)) {
+        let chunks = numbers(&inner.table, &(offset..end));
+        inner.want(chunks.clone());
+        for chunk in chunks {
             inner.need(chunk, until)?;
         }
         FileExt::read_exact_at(&inner.file, buffer, offset)

@@ -18,6 +18,14 @@ pub(super) enum Chunked {
     Here,
 }
 
+/// What to fetch by one request.
+pub(super) struct Next {
+    /// Numbers of chunks.
+    pub(super) run: Range<usize>,
+    /// Whether nobody asked for it.
+    pub(super) bulk: bool,
+}
+
 pub(super) struct State {
     pub(super) chunks: Vec<Chunked>,
     pub(super) missing: usize,
@@ -28,6 +36,8 @@ pub(super) struct State {
     /// Chunks in the order in which readers first touched them.
     pub(super) touched: Vec<usize>,
     pub(super) seen: Vec<bool>,
+    /// Requests on their way for what nobody asked for.
+    pub(super) bulk: usize,
     /// Why the last request failed.
     pub(super) error: Option<String>,
     /// Whether the image has its name in the cache; `None` while chunks are missing.
@@ -55,33 +65,48 @@ impl State {
             first,
             touched: Vec::new(),
             seen,
+            bulk: 0,
             error: None,
             cached: None,
             stopped: false,
         }
     }
 
-    /// What to fetch next: for a reader one chunk, in the background a run of them.
-    pub(super) fn next(&mut self, table: &ChunkTable, background: bool) -> Option<Range<usize>> {
+    /// What to fetch next: what a reader waits for in one piece, or a chunk of an earlier run; in bulk a run of them.
+    pub(super) fn next(
+        &mut self,
+        table: &ChunkTable,
+        background: bool,
+        may_bulk: bool,
+    ) -> Option<Next> {
+        let one = |chunk| Next { run: chunk..chunk + 1, bulk: false };
         while let Some(chunk) = self.wanted.pop_front() {
+            if self.chunks[chunk] != Chunked::Missing {
+                continue;
+            }
+            let mut next = one(chunk);
+            while self.wanted.front() == Some(&next.run.end)
+                && self.chunks[next.run.end] == Chunked::Missing
+            {
+                self.wanted.pop_front();
+                next.run.end += 1;
+            }
+            return Some(next);
+        }
+        while background && let Some(chunk) = self.first.pop_front() {
             if self.chunks[chunk] == Chunked::Missing {
-                return Some(chunk..chunk + 1);
+                return Some(one(chunk));
             }
         }
-        if !background {
+        if !background || !may_bulk {
             return None;
-        }
-        while let Some(chunk) = self.first.pop_front() {
-            if self.chunks[chunk] == Chunked::Missing {
-                return Some(chunk..chunk + 1);
-            }
         }
         let start = self.chunks.iter().position(|chunk| *chunk == Chunked::Missing)?;
         let limit = table.chunks()[start].offset + RUN;
         let more = (start + 1..self.chunks.len()).take_while(|i| {
             self.chunks[*i] == Chunked::Missing && table.chunks()[*i].end() <= limit
         });
-        Some(start..start + 1 + more.count())
+        Some(Next { run: start..start + 1 + more.count(), bulk: true })
     }
 }
 

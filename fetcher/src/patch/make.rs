@@ -50,15 +50,17 @@ pub(super) fn open(path: &Path, kept: usize) -> Result<Image, mica_squashfs::Ope
     Image::open(path, &OpenOptions { data_cache_bytes: kept, ..OpenOptions::default() })
 }
 
-/// Writes what makes `new` of `old`, the image with the digest `old_digest`, into `out`. `scratch` is an empty file.
+/// Writes what makes `new` of `old`, the image with the digest `old_digest`, into `out`. `scratch` is an empty file. `made` is told
+/// how much of the contents is done.
 pub(super) fn make(
     old: &Image,
     old_digest: Digest,
     new: &Image,
     scratch: &mut File,
     out: &mut dyn Write,
+    made: &dyn Fn(u64, u64),
 ) -> Result<Made, MakeError> {
-    make_pieces(STEP, old, old_digest, new, scratch, out)
+    make_pieces(STEP, old, old_digest, new, scratch, out, made)
 }
 
 /// The same with pieces of `step` bytes.
@@ -69,6 +71,7 @@ pub(super) fn make_pieces(
     new: &Image,
     scratch: &mut File,
     out: &mut dyn Write,
+    done: &dyn Fn(u64, u64),
 ) -> Result<Made, MakeError> {
     let old = Contents::of(old)?;
     let known = Old::of(&old)?;
@@ -85,6 +88,8 @@ pub(super) fn make_pieces(
             scratch.write_all(&frame).map_err(MakeError::Write)?;
             pieces.push(piece);
         }
+        let so_far = pieces.len() as u64 * step;
+        done(so_far.min(described.contents.len()), described.contents.len());
     }
     let library = described.recipe.library().to_owned();
     let old_len = old.len();

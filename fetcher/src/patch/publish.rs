@@ -9,6 +9,7 @@ use super::{MakeError, PatchNote, make};
 use crate::cache::{Cache, CacheError, LookupError};
 use crate::delta;
 use crate::file::{FileError, Named};
+use crate::progress::{Event, Progress};
 use crate::pull::{PullError, fetch_image};
 use crate::registry::{Content, RegistryError, Resolved, WriteRegistry};
 
@@ -91,8 +92,9 @@ pub fn push_patches(
     manifest: &Manifest,
     file: &dyn Fn(&Digest) -> Option<PathBuf>,
     bases: &PatchBases,
+    progress: &dyn Progress,
 ) -> Result<Vec<PushedPatch>, PatchPushError> {
-    let publisher = Publisher { registry, cache, file };
+    let publisher = Publisher { registry, cache, file, progress };
     let mut pushed = Vec::new();
     let mut done: Vec<(Digest, Digest)> = Vec::new();
     for base in publisher.manifests(manifest, bases)? {
@@ -113,6 +115,7 @@ struct Publisher<'a> {
     registry: &'a dyn WriteRegistry,
     cache: &'a Cache,
     file: &'a dyn Fn(&Digest) -> Option<PathBuf>,
+    progress: &'a dyn Progress,
 }
 
 impl Publisher<'_> {
@@ -159,6 +162,7 @@ impl Publisher<'_> {
                 return Err(CacheError::NotThisBlob { path, expected, found }.into());
             }
         }
+        self.progress.event(Event::PatchStarted { of: new });
         let mut out = self.cache.scratch()?;
         let failed = |source| PatchPushError::Make { layer: name(new), source };
         let made = self.make(&old_path, old.digest, &new_path, &mut out.file).map_err(failed)?;
@@ -186,7 +190,8 @@ impl Publisher<'_> {
         let mut scratch =
             self.cache.nameless().map_err(|e| MakeError::Write(std::io::Error::other(e)))?;
         let (old, new) = (make::open(old, KEPT)?, make::open(new, KEPT)?);
-        make::make(&old, old_digest, &new, &mut scratch, out)
+        let made = |done, total| self.progress.event(Event::PatchMade { done, total });
+        make::make(&old, old_digest, &new, &mut scratch, out, &made)
     }
 
     /// The file of an image, fetched if it is not here.

@@ -39,7 +39,14 @@ fn patch(old: &[u8], new: &[u8]) -> (Vec<u8>, usize) {
     let mut out = Vec::new();
     let mut scratch = tempfile::tempfile().unwrap();
     let digest = Digest::of(old);
-    let made = make_pieces(STEP, &open(old), digest, &open(new), &mut scratch, &mut out).unwrap();
+    let so_far = std::cell::Cell::new((0, 0));
+    let progress = |done, total| {
+        assert!(done > so_far.get().0 && done <= total, "{done} of {total}");
+        so_far.set((done, total));
+    };
+    let (old, new) = (open(old), open(new));
+    let made = make_pieces(STEP, &old, digest, &new, &mut scratch, &mut out, &progress).unwrap();
+    assert_eq!(so_far.get().0, so_far.get().1, "it ends when all is done");
     assert_eq!(made.patch.size, out.len() as u64);
     assert_eq!(made.patch.digest, Digest::of(&out));
     let index = made.index.size as usize;

@@ -4,16 +4,16 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
-use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, Version};
+use mica_graph::{Blob, Digest, Layer, PackageName, Version};
 
+use super::files::{self, Change, Documents, Files};
+use super::layout::{self, Item};
 use super::{
-    BlobStream, Content, Entry, Index, Publication, Published, Registry, RegistryError,
-    WriteRegistry, layout,
+    BlobStream, Content, Index, Publication, Published, Registry, RegistryError, WriteRegistry,
 };
 use crate::file::{self, FileError, Lock, Named, Staging};
-use crate::patch::{PatchNote, PatchNotes};
+use crate::patch::PatchNote;
 use crate::trust::Signatures;
 
 /// A folder of the layout described in [the module](super).
@@ -80,62 +80,11 @@ impl DirRegistry {
         Lock::exclusive(&folder.join(name))
     }
 
-    fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, FileError> {
-        Ok(file::stat(&self.blob_path(digest))?.map(|meta| meta.len()))
-    }
-
     /// Puts a verified temporary file in the place of a blob.
     pub(crate) fn adopt(&self, staged: file::Temporary, digest: &Digest) -> Result<(), FileError> {
         let path = self.blob_path(digest);
         create_durable(&path)?;
         staged.commit(&path, 0o644)
-    }
-
-    fn require(&self, blob: &Blob) -> Result<(), RegistryError> {
-        let (registry, digest) = (self.address.clone(), blob.digest);
-        match self.blob_size(&digest)? {
-            Some(size) if size == blob.size => Ok(()),
-            Some(found) => {
-                Err(RegistryError::WrongSize { registry, digest, expected: blob.size, found })
-            }
-            None => Err(RegistryError::MissingBlob { registry, digest }),
-        }
-    }
-
-    /// Changes an index under its package's lock.
-    fn change<T>(
-        &self,
-        name: &PackageName,
-        change: impl FnOnce(&mut Index) -> Result<T, super::AddError>,
-    ) -> Result<T, RegistryError> {
-        let _lock = self.lock(&format!("package-{name}"))?;
-        let old = self.index(name)?;
-        let is_new = old.is_none();
-        let mut index = old.unwrap_or_else(|| Index::new(name.clone()));
-        let before = index.clone();
-        let add = |source| RegistryError::Add { registry: self.address.clone(), source };
-        let result = change(&mut index).map_err(add)?;
-        if index != before {
-            let path = self.root.join(layout::index(name));
-            create_durable(&path)?;
-            self.staging()?.write(&path, &index.to_json())?;
-        }
-        // Also repairs the list after a crash between the two writes.
-        if is_new || !self.packages()?.contains(name) {
-            self.list_package(name)?;
-        }
-        Ok(result)
-    }
-
-    fn list_package(&self, name: &PackageName) -> Result<(), RegistryError> {
-        let _lock = self.lock("packages")?;
-        let mut packages = self.packages()?;
-        if let Err(place) = packages.binary_search(name) {
-            packages.insert(place, name.clone());
-            let json = serde_json::to_vec(&packages).expect("names are strings");
-            self.staging()?.write(&self.root.join(layout::PACKAGES), &json)?;
-        }
-        Ok(())
     }
 }
 
@@ -163,20 +112,15 @@ impl Registry for DirRegistry {
     }
 
     fn packages(&self) -> Result<Vec<PackageName>, RegistryError> {
-        let path = self.root.join(layout::PACKAGES);
-        let Some(bytes) = file::read_small(&path, Index::MAX_SIZE)? else { return Ok(vec![]) };
-        serde_json::from_slice(&bytes).map_err(|source| document(path.display(), source.into()))
+        files::packages(self)
     }
 
     fn index(&self, name: &PackageName) -> Result<Option<Index>, RegistryError> {
-        let path = self.root.join(layout::index(name));
-        let Some(bytes) = file::read_small(&path, Index::MAX_SIZE)? else { return Ok(None) };
-        let index = Index::from_json(&bytes, name);
-        Ok(Some(index.map_err(|source| document(path.display(), source))?))
+        files::index(self, name)
     }
 
     fn blob(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError> {
-        self.require(blob)?;
+        files::require(self, blob)?;
         let path = self.blob_path(&blob.digest);
         let mut file = File::open(&path).named("open", &path)?;
         file.seek(SeekFrom::Start(range.start)).named("read", &path)?;
@@ -185,31 +129,50 @@ impl Registry for DirRegistry {
     }
 
     fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError> {
-        let path = self.root.join(layout::layer(inputs));
-        let Some(bytes) = file::read_small(&path, super::MAX_DOCUMENT)? else { return Ok(None) };
-        // A memo is only a memo: one that cannot be used means packing again.
-        let layer = serde_json::from_slice::<Layer>(&bytes).ok();
-        Ok(match layer.filter(|layer| layer.inputs == *inputs) {
-            Some(layer) if self.blob_size(&layer.digest)? == Some(layer.size) => Some(layer),
-            _ => None,
-        })
+        files::layer_by_inputs(self, inputs)
     }
 
     fn patches(&self, image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
-        let path = self.root.join(layout::patches(image));
-        let bytes = file::read_small(&path, super::MAX_DOCUMENT)?;
-        Ok(bytes.map_or_else(Vec::new, |bytes| PatchNotes::read(&bytes, image)))
+        files::patches(self, image)
     }
 
     fn signatures(&self, manifest: &Digest) -> Result<Signatures, RegistryError> {
-        let path = self.root.join(layout::signatures(manifest));
-        let bytes = file::read_small(&path, Signatures::MAX_SIZE)?;
-        super::parse_signatures(path.display().to_string(), bytes)
+        files::signatures(self, manifest)
     }
 }
 
-pub(super) fn document(name: impl ToString, source: super::ParseIndexError) -> RegistryError {
-    RegistryError::Document { document: name.to_string(), source }
+impl Files for DirRegistry {
+    fn file(&self, item: &Item, limit: u64) -> Result<Option<Vec<u8>>, RegistryError> {
+        Ok(file::read_small(&self.root.join(item.path()), limit)?)
+    }
+}
+
+impl Documents for DirRegistry {
+    /// Under a lock, of a name that no change of the layout may change.
+    fn update(
+        &self,
+        item: &Item,
+        limit: u64,
+        change: &mut Change<'_>,
+    ) -> Result<(), RegistryError> {
+        let _lock = self.lock(&match item {
+            Item::Index(name) => format!("package-{name}"),
+            Item::Signatures(_) => "signatures".to_owned(),
+            Item::Patches(_) => "patches".to_owned(),
+            Item::Layer(_) => "layers".to_owned(),
+            Item::Version | Item::Packages | Item::Blob(_) => "packages".to_owned(),
+        })?;
+        if let Some(new) = change(self.file(item, limit)?)? {
+            let path = self.root.join(item.path());
+            create_durable(&path)?;
+            self.staging()?.write(&path, &new)?;
+        }
+        Ok(())
+    }
+
+    fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, RegistryError> {
+        Ok(file::stat(&self.blob_path(digest))?.map(|meta| meta.len()))
+    }
 }
 
 impl WriteRegistry for DirRegistry {
@@ -265,39 +228,11 @@ impl WriteRegistry for DirRegistry {
         manifest: &Digest,
         signatures: &Signatures,
     ) -> Result<(), RegistryError> {
-        if self.blob_size(manifest)?.is_none() {
-            let (registry, digest) = (self.address.clone(), *manifest);
-            return Err(RegistryError::MissingBlob { registry, digest });
-        }
-        let _lock = self.lock("signatures")?;
-        let mut all = self.signatures(manifest)?;
-        if all.merge(signatures) {
-            let path = self.root.join(layout::signatures(manifest));
-            create_durable(&path)?;
-            self.staging()?.write(&path, all.to_text().as_bytes())?;
-        }
-        Ok(())
+        files::add_signatures(self, manifest, signatures)
     }
 
     fn publish(&self, publication: &Publication) -> Result<Published, RegistryError> {
-        let Publication { name, version, manifest: blob, tags } = publication;
-        let resolved = super::Resolved {
-            name: name.clone(),
-            version: version.clone(),
-            manifest: blob.clone(),
-            tag: None,
-        };
-        let manifest: Manifest = self.manifest(&resolved)?;
-        for layer in &manifest.layers {
-            self.require(&Blob { digest: layer.digest, size: layer.size })?;
-            if let Some(table) = &layer.chunks {
-                self.require(table)?;
-            }
-        }
-        let time = UNIX_EPOCH.elapsed().map_or(0, |age| age.as_secs());
-        let entry = Entry { version: version.clone(), manifest: blob.clone(), time };
-        let is_new = self.change(name, |index| index.publish(entry, tags))?;
-        Ok(if is_new { Published::New } else { Published::Unchanged })
+        files::publish(self, publication)
     }
 
     fn tag(
@@ -306,32 +241,14 @@ impl WriteRegistry for DirRegistry {
         tag: &Version,
         version: &Version,
     ) -> Result<(), RegistryError> {
-        if self.index(name)?.is_none() {
-            return Err(super::unknown_package(self, name));
-        }
-        self.change(name, |index| index.tag(tag, version))
+        files::tag(self, name, tag, version)
     }
 
     fn remember(&self, layer: &Layer) -> Result<(), RegistryError> {
-        self.require(&Blob { digest: layer.digest, size: layer.size })?;
-        if self.layer_by_inputs(&layer.inputs)?.is_some() {
-            return Ok(());
-        }
-        let path = self.root.join(layout::layer(&layer.inputs));
-        create_durable(&path)?;
-        let json = serde_json::to_vec(layer).expect("a layer holds only strings and numbers");
-        self.staging()?.write(&path, &json)?;
-        Ok(())
+        files::remember(self, layer)
     }
 
     fn add_patches(&self, image: &Digest, patches: &[PatchNote]) -> Result<(), RegistryError> {
-        patches.iter().try_for_each(|note| self.require(&note.patch))?;
-        let _lock = self.lock("patches")?;
-        let mut notes = PatchNotes::new(*image, self.patches(image)?);
-        notes.merge(patches);
-        let path = self.root.join(layout::patches(image));
-        create_durable(&path)?;
-        self.staging()?.write(&path, &notes.to_json())?;
-        Ok(())
+        files::add_patches(self, image, patches)
     }
 }

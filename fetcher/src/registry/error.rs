@@ -25,6 +25,20 @@ pub enum RegistryError {
         /// The folder or URL.
         address: String,
     },
+    /// A store without the bucket.
+    #[error("{registry} cannot be used: there is no such bucket")]
+    NoBucket {
+        /// The address.
+        registry: String,
+    },
+    /// Others change a document all the time.
+    #[error("{document} of {registry} was changed by others at every attempt")]
+    Contended {
+        /// Where.
+        registry: String,
+        /// The document.
+        document: String,
+    },
     /// Written by a later mica.
     #[error("the registry {address} has layout `{found}`; this mica knows layout 1")]
     Layout {
@@ -103,6 +117,14 @@ pub enum RegistryError {
     NoPatches {
         /// Where.
         registry: String,
+    },
+    /// Whoever may write put many there.
+    #[error("{registry} takes no more signatures of {digest}")]
+    TooManySignatures {
+        /// Where.
+        registry: String,
+        /// The manifest.
+        digest: Digest,
     },
     /// A manifest or layer names bytes that are not there.
     #[error("{registry} has no blob {digest}")]
@@ -273,6 +295,14 @@ impl RegistryError {
             Self::Unreachable { address, .. } => {
                 format!("is the registry running, and is {address} the right address?")
             }
+            Self::Denied { registry, .. } if registry.starts_with("s3://") => {
+                "keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; AWS_SKIP_SIGNATURE=true goes without"
+                    .to_owned()
+            }
+            Self::NoBucket { .. } => {
+                "make the bucket first; AWS_REGION and AWS_ENDPOINT_URL, or `?region=…&endpoint=…`, say where it is"
+                    .to_owned()
+            }
             Self::Denied { .. } => {
                 "`mica login` keeps a name and password for a registry; MICA_TOKEN holds a token"
                     .to_owned()
@@ -286,6 +316,12 @@ impl RegistryError {
             Self::NotARegistry { .. } => {
                 "`mica pack --registry` or `mica push` makes a new one in an empty folder"
                     .to_owned()
+            }
+            Self::File(error) if error.is_full() => {
+                "make room where the registry is; what was sent need not be sent again".to_owned()
+            }
+            Self::Status { status: 507, .. } => {
+                "the registry's disk is full: whoever runs it can make room".to_owned()
             }
             Self::WrongSize { .. } | Self::WrongBytes { .. } => {
                 "the registry's copy is damaged: publish it again, or use a mirror".to_owned()

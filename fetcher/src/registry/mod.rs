@@ -2,7 +2,7 @@
 //!
 //! Interfaces are graded by power: whoever only fetches asks for a [`Registry`], whoever publishes for a
 //! [`WriteRegistry`]. Every registry but OCI ones shows the same tree of files, so that a plain static file server
-//! over a registry folder is a registry too:
+//! over a registry folder is a registry too, and so is a bucket:
 //!
 //! ```text
 //! mica-registry.json                 {"mica-registry":1}   the layout's version
@@ -31,23 +31,26 @@ use crate::trust::Signatures;
 mod credentials;
 mod dir;
 mod error;
+mod files;
 pub(crate) mod http;
 mod index;
 pub(crate) mod layout;
 mod mirrored;
 pub(crate) mod oci;
 mod open;
+mod s3;
 mod source;
 pub(crate) mod wire;
 
 pub use credentials::Credentials;
 pub use dir::DirRegistry;
 pub use error::RegistryError;
-pub use http::{Access, HttpOptions, HttpRegistry};
+pub use http::{Access, HttpOptions, HttpRegistry, RateLimit};
 pub use index::{AddError, Entry, Index, ParseIndexError, Resolved, SelectError, WordKind};
 pub use mirrored::MirroredRegistry;
 pub use oci::OciRegistry;
 pub use open::{check_login, is_folder, open, open_writable};
+pub use s3::{AwsSettings, S3Registry};
 pub use source::Source;
 
 /// Whence packages come.
@@ -168,7 +171,7 @@ pub(crate) fn check_bytes(registry: &str, blob: &Blob, bytes: &[u8]) -> Result<(
 /// A document of signatures, which may not be there.
 fn parse_signatures(name: String, bytes: Option<Vec<u8>>) -> Result<Signatures, RegistryError> {
     let parsed = bytes.map(|bytes| Signatures::parse(&bytes)).transpose();
-    parsed.map(Option::unwrap_or_default).map_err(|source| dir::document(name, source.into()))
+    parsed.map(Option::unwrap_or_default).map_err(|source| files::document(name, source.into()))
 }
 
 fn unknown_package<R: Registry + ?Sized>(registry: &R, name: &PackageName) -> RegistryError {
@@ -276,10 +279,12 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
-    /// With the credentials and the `registries.conf` that podman and skopeo use, or the credentials in `authfile` alone.
+    /// With the credentials and the `registries.conf` that podman and skopeo use, or the credentials in `authfile` alone, and with
+    /// the environment's settings of S3 stores.
     pub fn usual(authfile: Option<PathBuf>) -> Self {
         let credentials = Credentials::usual(authfile);
-        let http = HttpOptions { credentials, ..HttpOptions::default() };
+        let aws = AwsSettings::from_env();
+        let http = HttpOptions { credentials, aws, ..HttpOptions::default() };
         Self { http, mirrors: Vec::new(), registries_conf: oci::conf::usual() }
     }
 }
@@ -289,4 +294,5 @@ pub(crate) enum Address {
     Folder(PathBuf),
     Http(String),
     Oci(oci::Location),
+    S3(s3::Location),
 }

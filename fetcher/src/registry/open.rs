@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use super::{
     Access, Address, DirRegistry, HttpOptions, HttpRegistry, MirroredRegistry, OciRegistry,
-    OpenOptions, Registry, RegistryError, WriteRegistry, oci,
+    OpenOptions, Registry, RegistryError, S3Registry, WriteRegistry, oci, s3,
 };
 
-/// Opens a registry for reading, with its mirrors: a folder, the URL of any server of static files over one, or
-/// `oci://host/path` (also `host:port/path`) for an OCI registry.
+/// Opens a registry for reading, with its mirrors: a folder, the URL of any server of static files over one,
+/// `s3://bucket/prefix` for a bucket, or `oci://host/path` (also `host:port/path`) for an OCI registry.
 pub fn open(address: &str, options: &OpenOptions) -> Result<Box<dyn Registry>, RegistryError> {
     let http = HttpOptions { access: Access::Anonymous, ..options.http.clone() };
     let mut mirrors: Vec<Box<dyn Registry>> = Vec::new();
@@ -55,11 +55,13 @@ fn open_one(address: &str, http: &HttpOptions) -> Result<Box<dyn Registry>, Regi
     Ok(match parse(address)? {
         Address::Folder(path) => Box::new(DirRegistry::open(&path)?),
         Address::Http(url) => Box::new(HttpRegistry::new(&url, http)?),
+        Address::S3(location) => Box::new(S3Registry::new(&location, http)?),
         Address::Oci(location) => Box::new(OciRegistry::open(location, None, http)?.0),
     })
 }
 
-/// Opens a registry for publishing: a folder (made if need be), the URL of a `mica serve`, or an OCI registry.
+/// Opens a registry for publishing: a folder or a place in a bucket (made if need be), the URL of a `mica serve`, or an OCI
+/// registry.
 pub fn open_writable(
     address: &str,
     options: &OpenOptions,
@@ -67,6 +69,7 @@ pub fn open_writable(
     Ok(match parse(address)? {
         Address::Folder(path) => Box::new(DirRegistry::create(&path)?),
         Address::Http(url) => Box::new(HttpRegistry::new(&url, &options.http)?),
+        Address::S3(location) => Box::new(S3Registry::create(&location, &options.http)?),
         Address::Oci(location) => {
             let conf = options.registries_conf.as_deref();
             Box::new(OciRegistry::open(location, conf, &options.http)?.0)
@@ -84,6 +87,7 @@ fn parse(address: &str) -> Result<Address, RegistryError> {
     }
     match address.split_once("://") {
         Some(("http" | "https", _)) => Ok(Address::Http(address.to_owned())),
+        Some(("s3", _)) => s3::Location::parse(address).map(Address::S3).map_err(error),
         Some(("file", path)) if path.starts_with('/') => Ok(Address::Folder(PathBuf::from(path))),
         Some((scheme, _)) => Err(error(format!("`{scheme}://` is not supported"))),
         None => Ok(Address::Folder(Path::new(address).to_owned())),

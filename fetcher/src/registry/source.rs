@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Access, OpenOptions, Registry, RegistryError};
+use super::{Access, OpenOptions, RateLimit, Registry, RegistryError};
 
 /// An address and what belongs to it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Source {
-    /// A folder, a URL, or `oci://host/path`.
+    /// A folder, a URL, `s3://bucket/prefix` or `oci://host/path`.
     pub address: String,
     /// Addresses of mirrors.
     pub mirrors: Vec<String>,
@@ -17,6 +17,9 @@ pub struct Source {
     pub authfile: Option<PathBuf>,
     /// Whether certificates are verified.
     pub tls_verify: bool,
+    /// Bytes per second that may come and go.
+    #[serde(default)]
+    pub rate: Option<u64>,
 }
 
 impl Source {
@@ -29,6 +32,7 @@ impl Source {
             options.http.access = Access::Bearer(token);
         }
         options.http.tls_verify = self.tls_verify;
+        options.http.rate = self.rate.map(RateLimit::new);
         options.mirrors.clone_from(&self.mirrors);
         options
     }

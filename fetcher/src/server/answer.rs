@@ -126,7 +126,11 @@ pub(super) fn refuse_error(error: &RegistryError) -> Response {
         let reason = std::error::Error::source(error).map(ToString::to_string);
         tracing::error!(%error, reason, "cannot serve");
     }
-    json(status, &Refusal { error: error.to_string(), cause })
+    let error = match (error, std::error::Error::source(error)) {
+        (RegistryError::File(_), Some(reason)) => format!("{error}: {reason}"),
+        _ => error.to_string(),
+    };
+    json(status, &Refusal { error, cause })
 }
 
 fn json(status: StatusCode, refusal: &Refusal) -> Response {

@@ -5,7 +5,7 @@
 //! versions are published under the package's lock, so that publishers on this and other hosts lose nothing.
 //!
 //! Reading is open. Writing needs the token, if there is one; without a token it must be allowed expressly.
-//! TLS is left to a proxy in front.
+//! It speaks TLS if it is given a certificate, or leaves that to a proxy in front.
 
 use std::future::Future;
 use std::io;
@@ -17,6 +17,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::Router;
+use axum::serve::{Listener, ListenerExt};
 use tokio::sync::oneshot;
 
 use crate::registry::{DirRegistry, RegistryError};
@@ -24,7 +25,10 @@ use crate::registry::{DirRegistry, RegistryError};
 mod answer;
 mod conditional;
 mod read;
+mod tls;
 mod write;
+
+pub use tls::{TlsError, TlsIdentity};
 
 /// Who may write.
 #[derive(Clone, Default)]
@@ -53,6 +57,8 @@ impl std::fmt::Debug for Writers {
 pub struct ServeOptions {
     /// Who may write.
     pub writers: Writers,
+    /// For TLS.
+    pub tls: Option<TlsIdentity>,
     /// Longest wait for the next bytes of an upload.
     pub idle_timeout: Duration,
     /// How long requests in progress may take to end after a stop.
@@ -63,9 +69,17 @@ impl Default for ServeOptions {
     fn default() -> Self {
         Self {
             writers: Writers::Nobody,
+            tls: None,
             idle_timeout: Duration::from_secs(60),
             grace: Duration::from_secs(10),
         }
+    }
+}
+
+impl ServeOptions {
+    /// How the server's URL starts.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
     }
 }
 
@@ -75,6 +89,9 @@ pub enum ServeError {
     /// The registry's folder cannot be used.
     #[error("cannot serve this folder")]
     Registry(#[from] RegistryError),
+    /// Its certificate or key.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Another program listens there.
     #[error("the address {0} is in use by another program")]
     InUse(String),
@@ -101,7 +118,10 @@ impl ServeError {
             Self::Listen { .. } => {
                 Some("an address is HOST:PORT, such as 127.0.0.1:5055".to_owned())
             }
-            Self::Failed(_) => None,
+            Self::Tls(TlsError::Pem { .. }) => {
+                Some("both are files in PEM; the key without a password".to_owned())
+            }
+            Self::Tls(TlsError::Unusable { .. }) | Self::Failed(_) => None,
         }
     }
 }
@@ -129,11 +149,25 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
     let registry = DirRegistry::create(root)?;
-    let grace = options.grace;
-    let state = Arc::new(State { registry, options });
-    let app = Router::new().fallback(answer::answer).with_state(state);
     listener.set_nonblocking(true).map_err(ServeError::Failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(ServeError::Failed)?;
+    match options.tls.clone() {
+        Some(identity) => {
+            let listener =
+                tls::TlsListener::new(listener, &identity).map_err(ServeError::Failed)?;
+            serve_on(listener, State { registry, options }, shutdown).await
+        }
+        None => serve_on(listener, State { registry, options }, shutdown).await,
+    }
+}
+
+async fn serve_on(
+    listener: impl Listener<Addr = SocketAddr>,
+    state: State,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServeError> {
+    let grace = state.options.grace;
+    let app = Router::new().fallback(answer::answer).with_state(Arc::new(state));
     let (stopping, stopped) = oneshot::channel();
     let shutdown = async move {
         shutdown.await;
@@ -141,7 +175,7 @@ pub async fn serve(
         let _ = stopping.send(());
     };
     let service = app.into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, service).with_graceful_shutdown(shutdown);
+    let server = axum::serve(listener.tap_io(|_| {}), service).with_graceful_shutdown(shutdown);
     let overdue = async {
         if stopped.await.is_err() {
             std::future::pending::<()>().await;
@@ -194,6 +228,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, ServeError> {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    scheme: &'static str,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<Result<(), ServeError>>>,
 }
@@ -207,6 +242,7 @@ impl Server {
     ) -> Result<Self, ServeError> {
         let address = listener.local_addr().map_err(ServeError::Failed)?;
         DirRegistry::create(root)?;
+        let scheme = options.scheme();
         let (stop, stopped) = oneshot::channel();
         let (started, start) = mpsc::channel();
         let root = root.to_owned();
@@ -221,7 +257,7 @@ impl Server {
         };
         let thread = std::thread::Builder::new().name("mica-serve".to_owned()).spawn(run);
         let thread = thread.map_err(ServeError::Failed)?;
-        let mut server = Self { address, stop: Some(stop), thread: Some(thread) };
+        let mut server = Self { address, scheme, stop: Some(stop), thread: Some(thread) };
         if start.recv().is_err() {
             server.end()?;
         }
@@ -235,7 +271,7 @@ impl Server {
 
     /// The URL of the registry, for [`open`](crate::registry::open).
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// Stops, and waits for requests in progress to end.

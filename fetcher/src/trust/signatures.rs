@@ -73,8 +73,8 @@ const SIGNATURE_SIZE: usize = 2 + 8 + ED25519_SIZE;
 impl Signatures {
     /// More than this is no document of ours.
     pub const MAX_SIZE: u64 = 64 << 10;
-    /// More are not kept.
-    const MAX_COUNT: usize = 64;
+    /// So many are kept of one manifest.
+    pub const MAX_COUNT: usize = 64;
 
     /// Reads a document: signatures one after the other.
     pub fn parse(bytes: &[u8]) -> Result<Self, BadSignatures> {
@@ -105,7 +105,7 @@ impl Signatures {
 
     /// Adds one, if it is not there; whether it was added.
     pub fn add(&mut self, signature: Signature) -> bool {
-        let is_new = !self.0.contains(&signature) && self.0.len() < Self::MAX_COUNT;
+        let is_new = !self.0.contains(&signature);
         if is_new {
             self.0.push(signature);
         }
@@ -115,6 +115,35 @@ impl Signatures {
     /// Adds those that are not there; whether any was added.
     pub fn merge(&mut self, others: &Self) -> bool {
         others.iter().fold(false, |any, other| self.add(other.clone()) | any)
+    }
+
+    /// Keeps as many as may be kept: first those that somebody of `keys` made of these bytes, so that whoever can add signatures
+    /// cannot crowd those out that count.
+    #[must_use]
+    pub fn capped<'k>(self, keys: impl Iterator<Item = &'k PublicKey>, bytes: &[u8]) -> Self {
+        if self.fits() {
+            return self;
+        }
+        let keys: Vec<&PublicKey> = keys.collect();
+        let counts = |signature: &Signature| keys.iter().any(|key| signature.is_by(key, bytes));
+        let (mut kept, others): (Vec<_>, Vec<_>) = self.0.into_iter().partition(counts);
+        kept.extend(others);
+        let mut kept = Self(kept);
+        while !kept.fits() {
+            kept.0.pop();
+        }
+        kept
+    }
+
+    /// Whether so many may be kept.
+    pub(crate) fn fits(&self) -> bool {
+        let bytes: usize = self.iter().map(|signature| signature.text.len()).sum();
+        self.len() <= Self::MAX_COUNT && bytes as u64 <= Self::MAX_SIZE
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// Whether there is none.

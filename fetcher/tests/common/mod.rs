@@ -12,6 +12,7 @@ use mica_graph::{Digest, Layer, Manifest};
 pub mod oci;
 pub mod patched;
 pub mod proxy;
+pub mod s3;
 
 /// Some bytes that do not compress or repeat; the same for the same seed.
 pub fn noise(seed: &str, len: usize) -> Vec<u8> {

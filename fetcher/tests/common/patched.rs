@@ -53,7 +53,7 @@ impl Versions {
         let cache = Cache::open(self.bench.path("publisher")).unwrap();
         let bases = PatchBases { packages: vec!["A@v1".parse().unwrap()], newest: 0 };
         let file = |digest: &_| -> Option<PathBuf> { self.bench.image(digest) };
-        let pushed = push_patches(registry, &cache, &self.new, &file, &bases).unwrap();
+        let pushed = push_patches(registry, &cache, &self.new, &file, &bases, &()).unwrap();
         assert_eq!((pushed.len(), pushed[0].sent), (1, true), "{pushed:?}");
     }
 

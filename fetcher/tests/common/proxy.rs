@@ -25,6 +25,10 @@ pub enum Fault {
     IgnoreRange,
     /// The `Content-Range` of a partial answer says something else.
     WrongRange,
+    /// The `Content-Length` of the answer says so much more, or less, than comes.
+    WrongLength(i64),
+    /// Another server is to be asked.
+    Redirect(String),
     /// So many bytes at a time, with pauses.
     Trickle(usize, Duration),
 }
@@ -108,11 +112,22 @@ fn serve(
     let mut head = read_head(&mut client)?;
     count.fetch_add(1, Ordering::Relaxed);
     log.lock().unwrap().push(head.clone());
-    let fault = if head.contains(" /blobs/") { faults.lock().unwrap().pop_front() } else { None };
+    let fault = if head.lines().next().is_some_and(|line| line.contains("/blobs/")) {
+        faults.lock().unwrap().pop_front()
+    } else {
+        None
+    };
     let fault = fault.unwrap_or(Fault::Pass);
     match &fault {
         Fault::Refuse => return Ok(()),
         Fault::Answer(answer) => return client.write_all(answer.as_bytes()),
+        Fault::Redirect(to) => {
+            let path = head.split(' ').nth(1).unwrap();
+            let answer = format!(
+                "HTTP/1.1 307 Elsewhere\r\nlocation: {to}{path}\r\ncontent-length: 0\r\n\r\n"
+            );
+            return client.write_all(answer.as_bytes());
+        }
         Fault::IgnoreRange => {
             let lines = head.lines().filter(|line| !line.to_lowercase().starts_with("range:"));
             head =
@@ -131,6 +146,12 @@ fn serve(
     let mut answer = read_head(&mut server)?;
     if let (Fault::WrongRange, Some(range)) = (&fault, header(&answer, "content-range")) {
         answer = answer.replace(&range, "bytes 0-0/1");
+    }
+    if let (Fault::WrongLength(more), Some(length)) = (&fault, header(&answer, "content-length")) {
+        let wrong = length.parse::<i64>().unwrap() + more;
+        let said = |n: &dyn std::fmt::Display| format!("content-length: {n}\r\n");
+        answer = answer.replace(&said(&length), &said(&wrong));
+        assert!(answer.contains(&said(&wrong)));
     }
     client.write_all(answer.as_bytes())?;
     let mut body = Vec::new();

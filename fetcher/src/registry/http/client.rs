@@ -3,13 +3,14 @@
 use std::io::Read;
 use std::time::Duration;
 
+use futures_util::{StreamExt, TryStreamExt};
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use tokio::runtime::Runtime;
 
 use super::super::RegistryError;
 use super::super::wire::Refusal;
-use super::body::BodyReader;
+use super::body::{BodyReader, Pieces};
 use super::{Access, HttpOptions, tls};
 
 /// How much of an error's body is read.
@@ -126,14 +127,27 @@ impl Sender {
     }
 
     pub(crate) fn reader(&self, response: Response) -> impl Read + Send + use<> {
-        BodyReader::new(self.runtime().handle().clone(), response, self.options.idle_timeout)
+        self.read(response.bytes_stream().map_err(std::io::Error::other).boxed())
+    }
+
+    pub(crate) fn read(&self, pieces: Pieces) -> impl Read + Send + use<> {
+        BodyReader::new(self.runtime().handle().clone(), pieces, &self.options)
     }
 
     /// A small body in memory.
     pub(crate) fn bytes(&self, response: Response, limit: u64) -> Result<Vec<u8>, RegistryError> {
         let url = response.url().to_string();
+        self.small(self.reader(response), url, limit)
+    }
+
+    pub(crate) fn small(
+        &self,
+        reader: impl Read,
+        url: String,
+        limit: u64,
+    ) -> Result<Vec<u8>, RegistryError> {
         let mut bytes = Vec::new();
-        let mut reader = self.reader(response).take(limit + 1);
+        let mut reader = reader.take(limit + 1);
         reader.read_to_end(&mut bytes).map_err(|source| self.unreachable(source))?;
         if bytes.len() as u64 > limit {
             let message = "the document is far too large".to_owned();

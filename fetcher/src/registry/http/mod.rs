@@ -12,11 +12,12 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 
 use super::credentials::Credentials;
-use super::dir::document;
+use super::files::{self, Files};
+use super::layout::{self, Item};
 use super::wire::Tagging;
 use super::{
-    BlobStream, Content, Index, Publication, Published, Registry, RegistryError, WriteRegistry,
-    layout,
+    AwsSettings, BlobStream, Content, Index, Publication, Published, Registry, RegistryError,
+    WriteRegistry,
 };
 use crate::file::Named;
 use crate::patch::{PatchNote, PatchNotes};
@@ -25,11 +26,13 @@ use crate::trust::Signatures;
 
 mod body;
 mod client;
+mod rate;
 mod tls;
 mod upload;
 
 use client::HttpClient;
 pub(crate) use client::{Sender, authorize, is_loopback};
+pub use rate::RateLimit;
 pub(crate) use upload::upload;
 
 /// Credentials for a registry. Never sent to another host, also when redirected there.
@@ -66,6 +69,8 @@ pub struct HttpOptions {
     pub access: Access,
     /// Where to look for credentials of a host.
     pub credentials: Credentials,
+    /// What S3 stores are reached with.
+    pub aws: AwsSettings,
     /// Whether a server must show a certificate that is signed for its name; without, OCI registries may also speak plain HTTP.
     pub tls_verify: bool,
     /// Longest wait for a connection.
@@ -74,6 +79,8 @@ pub struct HttpOptions {
     pub idle_timeout: Duration,
     /// Longest time an upload may make no progress; covers the server's fsync of a large image.
     pub upload_timeout: Duration,
+    /// How much may come and go.
+    pub rate: Option<RateLimit>,
     /// For documents; blobs are resumed by whoever reads them.
     pub retry: Retry,
 }
@@ -83,10 +90,12 @@ impl Default for HttpOptions {
         Self {
             access: Access::Anonymous,
             credentials: Credentials::default(),
+            aws: AwsSettings::default(),
             tls_verify: true,
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(30),
             upload_timeout: Duration::from_secs(120),
+            rate: None,
             retry: Retry::default(),
         }
     }
@@ -106,27 +115,6 @@ impl HttpRegistry {
     fn get(&self, path: &str) -> Result<Option<Response>, RegistryError> {
         let request = self.http.request(Method::GET, path)?;
         self.http.check(self.http.send(request, self.http.options.idle_timeout)?)
-    }
-
-    /// A small file of the layout; `None` if it is not there.
-    fn file(&self, path: &str, limit: u64) -> Result<Option<Vec<u8>>, RegistryError> {
-        self.http.options.retry.run(|| {
-            let Some(response) = self.get(path)? else { return Ok(None) };
-            Ok(Some(self.http.bytes(response, limit)?))
-        })
-    }
-
-    /// Tells "no such package" from "no such registry".
-    fn check_layout(&self) -> Result<(), RegistryError> {
-        let address = self.http.address.clone();
-        match self.file(layout::VERSION_FILE, 4096)? {
-            Some(found) if found == layout::VERSION => Ok(()),
-            Some(found) => {
-                let found = String::from_utf8_lossy(&found).trim().chars().take(80).collect();
-                Err(RegistryError::Layout { address, found })
-            }
-            None => Err(RegistryError::NotARegistry { address }),
-        }
     }
 
     /// Sends a change. A server of static files refuses the method.
@@ -176,22 +164,11 @@ impl Registry for HttpRegistry {
     }
 
     fn packages(&self) -> Result<Vec<PackageName>, RegistryError> {
-        let Some(bytes) = self.file(layout::PACKAGES, Index::MAX_SIZE)? else {
-            self.check_layout()?;
-            return Ok(vec![]);
-        };
-        let name = format!("{}/{}", self.http.address, layout::PACKAGES);
-        serde_json::from_slice(&bytes).map_err(|source| document(name, source.into()))
+        files::packages(self)
     }
 
     fn index(&self, name: &PackageName) -> Result<Option<Index>, RegistryError> {
-        let path = layout::index(name);
-        let Some(bytes) = self.file(&path, Index::MAX_SIZE)? else {
-            self.check_layout()?;
-            return Ok(None);
-        };
-        let url = format!("{}/{path}", self.http.address);
-        Ok(Some(Index::from_json(&bytes, name).map_err(|source| document(url, source))?))
+        files::index(self, name)
     }
 
     fn blob(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError> {
@@ -204,25 +181,24 @@ impl Registry for HttpRegistry {
     }
 
     fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError> {
-        let Some(bytes) = self.file(&layout::layer(inputs), super::MAX_DOCUMENT)? else {
-            return Ok(None);
-        };
-        // A memo is only a memo: one that cannot be used means packing again.
-        let layer = serde_json::from_slice::<Layer>(&bytes).ok();
-        let Some(layer) = layer.filter(|layer| layer.inputs == *inputs) else { return Ok(None) };
-        let there = self.has_blob(&Blob { digest: layer.digest, size: layer.size })?;
-        Ok(there.then_some(layer))
+        files::layer_by_inputs(self, inputs)
     }
 
     fn patches(&self, image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
-        let bytes = self.file(&layout::patches(image), super::MAX_DOCUMENT)?;
-        Ok(bytes.map_or_else(Vec::new, |bytes| PatchNotes::read(&bytes, image)))
+        files::patches(self, image)
     }
 
     fn signatures(&self, manifest: &Digest) -> Result<Signatures, RegistryError> {
-        let path = layout::signatures(manifest);
-        let bytes = self.file(&path, Signatures::MAX_SIZE)?;
-        super::parse_signatures(format!("{}/{path}", self.http.address), bytes)
+        files::signatures(self, manifest)
+    }
+}
+
+impl Files for HttpRegistry {
+    fn file(&self, item: &Item, limit: u64) -> Result<Option<Vec<u8>>, RegistryError> {
+        self.http.options.retry.run(|| {
+            let Some(response) = self.get(&item.path())? else { return Ok(None) };
+            Ok(Some(self.http.bytes(response, limit)?))
+        })
     }
 }
 

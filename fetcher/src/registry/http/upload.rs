@@ -25,10 +25,19 @@ pub(crate) fn upload(
     let sent = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&sent);
     let file = tokio::io::AsyncReadExt::take(tokio::fs::File::from_std(file), size - start);
-    let pieces = tokio_util::io::ReaderStream::with_capacity(file, 1 << 18);
-    let pieces = pieces.inspect(move |piece| {
+    let rate = sender.options.rate.clone();
+    let size_of_piece = rate.as_ref().map_or(1 << 18, |rate| rate.piece(1 << 18));
+    let pieces = tokio_util::io::ReaderStream::with_capacity(file, size_of_piece);
+    let pieces = pieces.then(move |piece| {
         let n = piece.as_ref().map_or(0, bytes::Bytes::len);
         counter.fetch_add(n as u64, Ordering::Relaxed);
+        let wait = rate.as_ref().map(|rate| rate.take(n));
+        async move {
+            if let Some(wait) = wait {
+                tokio::time::sleep(wait).await;
+            }
+            piece
+        }
     });
     let body = reqwest::Body::wrap_stream(pieces);
     let request = request.header(CONTENT_LENGTH, size - start).body(body);

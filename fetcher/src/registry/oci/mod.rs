@@ -22,7 +22,7 @@ use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef, Version
 use reqwest::Method;
 use reqwest::header::{CONTENT_TYPE, LINK};
 
-use super::dir::document;
+use super::files::document;
 use super::http::{Ranged, ranged};
 use super::{
     AddError, BlobStream, Content, Entry, HttpOptions, Index, Publication, Published, Registry,

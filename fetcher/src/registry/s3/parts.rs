@@ -1,0 +1,102 @@
+//! A large file as an upload of parts.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use bytes::Bytes;
+use futures_util::future::try_join_all;
+use mica_graph::Blob;
+use object_store::multipart::{MultipartStore, PartId};
+use object_store::path::Path as ObjectPath;
+
+use super::super::RegistryError;
+use super::super::layout::Item;
+use super::{S3Registry, wrong};
+use crate::file::Named;
+
+/// The size of a part, but of blobs that would have more than [`PARTS`] of them.
+const PART: u64 = 8 << 20;
+/// A store takes 10,000.
+const PARTS: u64 = 9000;
+/// Parts on their way at a time.
+const PARALLEL: usize = 2;
+
+impl S3Registry {
+    /// Uploads a file in parts, which become a blob if they were what they should be.
+    pub(super) async fn put_parts(&self, blob: &Blob, path: &Path) -> Result<(), RegistryError> {
+        let key = self.key(&Item::Blob(blob.digest));
+        let write = |error| self.error("write", error);
+        let id = self.store.create_multipart(&key).await.map_err(write)?;
+        let sent = self.send_parts(blob, path, &key, &id).await;
+        let done = match sent {
+            Ok(parts) => {
+                let done = self.store.complete_multipart(&key, &id, parts).await;
+                done.map(drop).map_err(write)
+            }
+            Err(error) => Err(error),
+        };
+        if done.is_err()
+            && let Err(error) = self.store.abort_multipart(&key, &id).await
+        {
+            tracing::warn!(%error, "parts of an upload stay in the store");
+        }
+        done
+    }
+
+    async fn send_parts(
+        &self,
+        blob: &Blob,
+        path: &Path,
+        key: &ObjectPath,
+        id: &String,
+    ) -> Result<Vec<PartId>, RegistryError> {
+        let mut file = File::open(path).named("open", path)?;
+        let mut hasher = blake3::Hasher::new();
+        let size = PART.max(blob.size.div_ceil(PARTS)) as usize;
+        let mut parts = Vec::new();
+        loop {
+            let mut pieces = Vec::new();
+            while pieces.len() < PARALLEL {
+                let mut piece = Vec::with_capacity(size);
+                (&mut file).take(size as u64).read_to_end(&mut piece).named("read", path)?;
+                if piece.is_empty() {
+                    break;
+                }
+                hasher.update(&piece);
+                pieces.push((parts.len() + pieces.len(), Bytes::from(piece)));
+            }
+            if pieces.is_empty() {
+                break;
+            }
+            let send = pieces.into_iter().map(|(n, piece)| self.send_part(key, id, n, piece));
+            parts.extend(try_join_all(send).await?);
+        }
+        wrong(blob, hasher.finalize().into(), path).map_or(Ok(parts), Err)
+    }
+
+    async fn send_part(
+        &self,
+        key: &ObjectPath,
+        id: &String,
+        number: usize,
+        piece: Bytes,
+    ) -> Result<PartId, RegistryError> {
+        let mut failed = 0;
+        loop {
+            if let Some(rate) = &self.sender.options.rate {
+                tokio::time::sleep(rate.take(piece.len())).await;
+            }
+            let sent = self.store.put_part(key, id, number, piece.clone().into()).await;
+            let error = match sent {
+                Ok(part) => return Ok(part),
+                Err(error) => self.error("write", error),
+            };
+            failed += 1;
+            let Some(wait) = self.sender.options.retry.after(failed, &error) else {
+                return Err(error);
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
