@@ -9,6 +9,7 @@
 //!           supervisor.log what the supervisor and its mount had to say
 //!           tree/          where the stack is mounted, inside the supervisor's own mount namespace
 //!           upper/ work/   the job's private writable layer
+//!           images/        further stacks that it sees
 //! volumes/<name>/data      named volumes
 //! networks/<name>/         bridge networks (see [`crate::Networks`])
 //! events.jsonl             what happened to jobs (see [`crate::events`])
@@ -252,6 +253,17 @@ impl JobDir {
     /// Where the stack is mounted.
     pub fn tree(&self) -> PathBuf {
         self.path.join("tree")
+    }
+
+    /// Where the n-th of [`JobConfig::images`] is mounted.
+    pub fn image_tree(&self, index: usize) -> PathBuf {
+        self.path.join("images").join(index.to_string()).join("tree")
+    }
+
+    /// The writable layer of that one.
+    pub fn image_upper(&self, index: usize) -> UpperDirs {
+        let tree = self.image_tree(index);
+        UpperDirs { upper: tree.with_file_name("upper"), work: tree.with_file_name("work") }
     }
 
     /// The private writable layer.

@@ -279,9 +279,7 @@ pub(crate) fn mounted_names(spec: &Spec) -> Vec<&OsStr> {
 }
 
 fn targets(spec: &Spec) -> impl Iterator<Item = &PathBuf> {
-    let mounts = spec.mounts.iter().map(|mount| match mount {
-        Mount::Bind { target, .. } | Mount::Tmpfs { target, .. } => target,
-    });
+    let mounts = spec.mounts.iter().map(Mount::target);
     mounts.chain(spec.files.iter().map(|f| &f.target)).chain(spec.devices.iter().map(|d| &d.target))
 }
 

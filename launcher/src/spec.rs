@@ -337,6 +337,15 @@ pub enum Mount {
     },
 }
 
+impl Mount {
+    /// Where the job sees it.
+    pub fn target(&self) -> &PathBuf {
+        match self {
+            Self::Bind { target, .. } | Self::Tmpfs { target, .. } => target,
+        }
+    }
+}
+
 fn tmpfs_mode() -> u32 {
     0o1777
 }

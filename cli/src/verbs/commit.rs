@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     mica_agent::see_owners()?;
     let job = context.jobs()?.find(&args.job)?;
     let config = job.config()?;
-    let Some(upper) = &config.upper else {
+    let Some(upper) = &config.stack.upper else {
         bail!("job {} cannot have written anything: its stack is read-only", job.id());
     };
     if args.keep_owners && matches!(config.spec.ids, IdMapping::Ranges { .. }) {
@@ -100,8 +100,8 @@ impl Args {
             let packed = pack_dir(upper, file, &options)?;
             return Ok(packed.digest.to_string());
         }
-        let reference: PackageRef = match config.cache {
-            Some(_) => config.source.parse()?,
+        let reference: PackageRef = match config.stack.cache {
+            Some(_) => config.stack.source.parse()?,
             None => Err(anyhow::anyhow!("the job runs no package")).hint(
                 "`mica commit --output FILE` writes the layer alone, to be used with --image",
             )?,

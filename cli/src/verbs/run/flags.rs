@@ -8,10 +8,10 @@ use std::time::Duration;
 use mica_agent::{Attachment, HealthCheck, Restart};
 use mica_launcher::{Mount, PortForward, Rlimit};
 
+use super::mounts::{ImageFlag, Volume, parse_mount, parse_tmpfs, parse_volume};
 use super::values::{
-    DeviceFlag, Volume, parse_cpus, parse_device, parse_duration, parse_host, parse_mode,
-    parse_mount, parse_network, parse_pair, parse_port, parse_size, parse_tmpfs, parse_ulimit,
-    parse_userns, parse_volume,
+    DeviceFlag, parse_cpus, parse_device, parse_duration, parse_host, parse_mode, parse_network,
+    parse_pair, parse_port, parse_size, parse_ulimit, parse_userns,
 };
 use crate::registries::RegistryFlags;
 use crate::signals;
@@ -204,7 +204,8 @@ pub(super) struct Storage {
     /// idmap=uids=FILE-JOB-COUNT;gids=… (files of user FILE are user JOB's in the job)
     #[arg(short = 'v', long = "volume", value_parser = parse_volume, value_name = "SRC:DST[:OPTION,…]")]
     pub(super) volumes: Vec<Volume>,
-    /// The same in words: type=bind, volume or tmpfs; source=…; target=…; readonly; tmpfs-size=…
+    /// The same in words: type=bind, volume, tmpfs or image; source=…; target=…; readonly; tmpfs-size=… Of type image, the
+    /// source is a package or an image file, image-subpath=… shows a part of it, and rw lets the job write, for its own eyes
     #[arg(long = "mount", value_parser = parse_mount, value_name = "KEY=VALUE,…")]
     pub(super) mounts: Vec<Volume>,
     /// A file system in memory
@@ -219,6 +220,21 @@ pub(super) struct Storage {
     /// Graphics processors: all, a number, or names; as the CDI files of their vendor describe them
     #[arg(long, value_name = "all|N|NAME,…")]
     pub(super) gpus: Option<String>,
+}
+
+impl Storage {
+    /// Everything to mount, in order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Volume> {
+        self.volumes.iter().chain(&self.mounts)
+    }
+
+    /// The further stacks among them.
+    pub(super) fn images(&self) -> impl Iterator<Item = &ImageFlag> {
+        self.all().filter_map(|volume| match volume {
+            Volume::Image(image) => Some(image),
+            _ => None,
+        })
+    }
 }
 
 /// What the job may do and use.

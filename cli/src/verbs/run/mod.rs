@@ -1,6 +1,7 @@
 //! `mica run`: run a package, or image files, as a confined job.
 
 mod flags;
+mod mounts;
 mod spec;
 mod values;
 
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
-use mica_agent::{Attach, Invocation, JobDir, JobLayer, Remote, StartedJob, Status};
+use mica_agent::{Attach, Invocation, JobDir, Remote, StartedJob, Status, Verify};
 use mica_graph::{PackageRef, Process};
 use mica_launcher::HostFacts;
 use mica_squashfs::{Image, OpenOptions};
@@ -24,8 +25,7 @@ pub(crate) use self::values::{parse_cpus, parse_duration, parse_pair, parse_size
 use crate::context::Context;
 use crate::output::note;
 use crate::terminal::{self, DetachKeys, Dialogue, Over, Raw};
-use crate::verbs::pull;
-use crate::{app, error, hints, output, trust};
+use crate::{app, error, hints, output, stacks};
 
 /// What `mica run` passes on to the job, as docker does.
 pub(crate) const FORWARDED: [i32; 7] = [
@@ -58,7 +58,7 @@ const RECOMMENDED: &str = "mica.run.flags";
 /// The flags that the package recommends, then those that were given.
 fn recommended(source: &Source) -> anyhow::Result<Args> {
     let Some(flags) = source.labels.get(RECOMMENDED) else {
-        bail!("{} recommends no flags: it has no label {RECOMMENDED}", source.name);
+        bail!("{} recommends no flags: it has no label {RECOMMENDED}", source.stack.source);
     };
     let given: Vec<OsString> =
         std::env::args_os().skip_while(|word| word != "run").skip(1).collect();
@@ -211,27 +211,39 @@ fn source(args: &Args, context: &Context) -> anyhow::Result<(Source, Vec<OsStrin
         Some(first) if first == "--" => words[1..].to_vec(),
         _ => words.to_vec(),
     };
-    if !args.images.is_empty() {
-        let command = after_dashes(&args.words);
-        return Ok((image_source(&args.images, command.is_empty())?, command));
-    }
-    let Some((reference, rest)) = args.words.split_first() else {
-        bail!(
-            "nothing to run; name a package (mica run A@953bc) or an image (mica run --image FILE -- COMMAND)"
-        );
+    let way = stacks::Way {
+        pull: args.pull,
+        quiet: args.quiet,
+        lazy: &args.lazy,
+        verify: args.storage.verify,
+        record_trace: args.storage.record_trace,
     };
-    let reference: PackageRef = reference.to_string_lossy().parse()?;
-    let cache = context.cache()?;
-    trust::check_verify(&context.places.trust, &reference.name, args.storage.verify)?;
-    let manifest = pull::obtain(context, &cache, &reference, args.pull, args.quiet, &args.lazy)?;
-    let layers = pull::cached_layers(&cache, &manifest, &args.lazy)?;
-    let mut source = Source::of_package(&manifest, layers, &context.places.cache);
-    source.lazy = args.lazy.source(context, &manifest)?;
-    Ok((source, after_dashes(rest)))
+    let (mut source, command) = match (&args.images[..], args.words.split_first()) {
+        ([], None) => bail!(
+            "nothing to run; name a package (mica run A@953bc) or an image (mica run --image FILE -- COMMAND)"
+        ),
+        ([], Some((reference, rest))) => {
+            let reference: PackageRef = reference.to_string_lossy().parse()?;
+            let (stack, manifest) = stacks::of_package(context, &reference, &way)?;
+            (Source::of_package(&manifest, stack), after_dashes(rest))
+        }
+        (images, _) => {
+            let command = after_dashes(&args.words);
+            (image_source(images, command.is_empty(), way.verify)?, command)
+        }
+    };
+    let further = stacks::Way { record_trace: false, ..way };
+    let images = args.storage.images().map(|image| image.stack(context, &further));
+    source.images = images.collect::<anyhow::Result<_>>()?;
+    Ok((source, command))
 }
 
 /// A stack of image files. Without a command, a XAR says itself what to run.
-fn image_source(images: &[PathBuf], wants_entrypoint: bool) -> anyhow::Result<Source> {
+fn image_source(
+    images: &[PathBuf],
+    wants_entrypoint: bool,
+    verify: Verify,
+) -> anyhow::Result<Source> {
     let top = &images[0];
     let folder = top.file_stem().unwrap_or(top.as_os_str()).to_string_lossy().into_owned();
     let mut process = Process::default();
@@ -241,32 +253,8 @@ fn image_source(images: &[PathBuf], wants_entrypoint: bool) -> anyhow::Result<So
         // `./` keeps it a path in the stack when it has no slash.
         process.entrypoint.extend(target.map(|target| format!("./{target}")));
     }
-    Ok(Source {
-        name: top.display().to_string(),
-        folder,
-        manifest: None,
-        layers: image_layers(images)?,
-        is_root: false,
-        process,
-        limits: mica_graph::Limits::default(),
-        service: mica_graph::Service::default(),
-        labels: std::collections::BTreeMap::new(),
-        cache: None,
-        trace: None,
-        lazy: None,
-    })
-}
-
-/// Image files as layers; each must be a file that opens as an image.
-pub(crate) fn image_layers(images: &[PathBuf]) -> anyhow::Result<Vec<JobLayer>> {
-    let layer = |file: &PathBuf| {
-        let path =
-            file.canonicalize().with_context(|| format!("cannot find image {}", file.display()))?;
-        Image::open(&path, &OpenOptions::default())?;
-        let chunks = Some(mica_packer::chunks_path(&path)).filter(|table| table.exists());
-        Ok(JobLayer { name: file.display().to_string(), path, digest: None, chunks })
-    };
-    images.iter().map(layer).collect()
+    let stack = stacks::of_images(images, verify)?;
+    Ok(Source { folder, process, stack, ..Source::default() })
 }
 
 /// The supervisor's own process.
@@ -284,8 +272,7 @@ fn dry_run(
     command: &[OsString],
 ) -> anyhow::Result<ExitCode> {
     let remap = context.places.userns_remap.as_deref();
-    // There is no tree yet, so what is read from it (names of users) is not known.
-    let mut spec = spec::spec(args, source, command, "dry-run", Path::new("/"), None, remap)?;
+    let mut spec = spec::spec(args, source, command, None, remap)?;
     spec.link = spec::dry_link(args, context)?;
     let plan = mica_launcher::plan(&spec, &HostFacts::read(&spec)?)?;
     let lines: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mica_agent::{Attachment, VolumeName};
+use mica_agent::Attachment;
 use mica_launcher::cdi::Registry;
-use mica_launcher::{Device, IdMapping, IdRange, Mount, PortForward, Protocol, Rlimit};
+use mica_launcher::{Device, PortForward, Protocol, Rlimit};
 
 use super::flags::{NetworkMode, Shared, Users};
 
@@ -70,146 +70,6 @@ pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(format!("`{text}` is not of the form NAME=VALUE")),
-    }
-}
-
-/// Something to mount: of the host, or a volume by its name, whose folder is found when the job is made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Volume {
-    /// As it is.
-    Mount(Mount),
-    /// By name.
-    Named {
-        /// The volume.
-        name: VolumeName,
-        /// In the job.
-        target: PathBuf,
-        /// The job may not write to it.
-        read_only: bool,
-    },
-}
-
-/// How a source is mounted.
-#[derive(Clone)]
-struct Options {
-    read_only: bool,
-    recursive: bool,
-    follow: bool,
-    ids: Option<IdMapping>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { read_only: false, recursive: true, follow: false, ids: None }
-    }
-}
-
-impl Options {
-    fn set(&mut self, option: &str) -> Result<(), String> {
-        match option {
-            "ro" | "readonly" => self.read_only = true,
-            "rw" | "rprivate" | "z" | "Z" => {}
-            "private" => self.recursive = false,
-            "rslave" => self.follow = true,
-            "idmap" => self.ids = Some(IdMapping::Auto),
-            maps if maps.starts_with("idmap=") => self.ids = Some(parse_idmap(&maps[6..])?),
-            "rshared" | "shared" => {
-                return Err(format!(
-                    "`{option}`: mounts of a job never appear on the host; use rslave"
-                ));
-            }
-            other => {
-                return Err(format!(
-                    "`{other}` is not an option of a volume; use ro, rw, rprivate, private, rslave or idmap"
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn volume(self, source: &str, target: PathBuf) -> Result<Volume, String> {
-        let Self { read_only, recursive, follow, ids } = self;
-        if !(source.starts_with('/') || source.starts_with('.')) {
-            if ids.is_some() {
-                return Err("a named volume has the job's own owners already".into());
-            }
-            return Ok(Volume::Named { name: source.parse()?, target, read_only });
-        }
-        let source = std::path::absolute(source).map_err(|error| error.to_string())?;
-        Ok(Volume::Mount(Mount::Bind { source, target, read_only, recursive, follow, ids }))
-    }
-}
-
-/// `uids=FILE-JOB-COUNT#…;gids=…`, as podman has it; without gids they are as the uids.
-fn parse_idmap(text: &str) -> Result<IdMapping, String> {
-    let wrong = || format!("`{text}` is not of the form uids=FILE-JOB-COUNT[#…][;gids=…]");
-    let (mut uids, mut gids) = (None, None);
-    for part in text.split(';') {
-        let (kind, ranges) = part.split_once('=').ok_or_else(wrong)?;
-        let range = |text: &str| {
-            let numbers: Vec<u32> =
-                text.split('-').map_while(|number| number.parse().ok()).collect();
-            match numbers[..] {
-                [outside, inside, count] if count > 0 => Ok(IdRange { inside, outside, count }),
-                _ => Err(wrong()),
-            }
-        };
-        let ranges = ranges.split('#').map(range).collect::<Result<Vec<_>, _>>()?;
-        match kind {
-            "uids" => uids = Some(ranges),
-            "gids" => gids = Some(ranges),
-            _ => return Err(wrong()),
-        }
-    }
-    let uids = uids.ok_or_else(wrong)?;
-    Ok(IdMapping::Ranges { gids: gids.unwrap_or_else(|| uids.clone()), uids })
-}
-
-pub(super) fn parse_volume(text: &str) -> Result<Volume, String> {
-    let mut parts = text.split(':');
-    let (Some(source), Some(target)) = (parts.next(), parts.next()) else {
-        return Err(format!("`{text}` is not of the form SRC:DST[:ro]"));
-    };
-    let mut options = Options::default();
-    parts.flat_map(|part| part.split(',')).try_for_each(|option| options.set(option))?;
-    options.volume(source, in_job(target)?)
-}
-
-/// `type=bind,source=/a,target=/b,readonly`, as docker has it.
-pub(super) fn parse_mount(text: &str) -> Result<Volume, String> {
-    let (mut kind, mut source, mut target) = ("volume", None, None);
-    let (mut options, mut size, mut mode) = (Options::default(), None, 0o1777);
-    for part in text.split(',') {
-        match part.split_once('=').unwrap_or((part, "")) {
-            ("type", value) => kind = value,
-            ("source" | "src", value) => source = Some(value),
-            ("target" | "destination" | "dst", value) => target = Some(in_job(value)?),
-            ("readonly" | "ro", "" | "true" | "1") => options.read_only = true,
-            ("bind-propagation", value) => options.set(value)?,
-            ("idmap", "") => options.set("idmap")?,
-            ("idmap", value) => options.ids = Some(parse_idmap(value)?),
-            ("tmpfs-size", value) => size = Some(parse_size(value)?),
-            ("tmpfs-mode", value) => mode = parse_mode(value)?,
-            (other, _) => return Err(format!("`{other}` is not a key of a mount")),
-        }
-    }
-    let target = target.ok_or("a mount needs target=PATH")?;
-    match (kind, source) {
-        ("tmpfs", None) => {
-            let read_only = options.read_only;
-            Ok(Volume::Mount(Mount::Tmpfs { target, size, mode, read_only, exec: false }))
-        }
-        ("bind", Some(source)) if source.starts_with('/') || source.starts_with('.') => {
-            options.volume(source, target)
-        }
-        ("volume", Some(source)) if !source.starts_with(['/', '.']) => {
-            options.volume(source, target)
-        }
-        ("bind" | "volume", _) => Err(format!(
-            "a mount of type {kind} needs source={}",
-            if kind == "bind" { "PATH" } else { "NAME" }
-        )),
-        _ => Err(format!("`{kind}` is not a type of mount; use bind, volume or tmpfs")),
     }
 }
 
@@ -301,28 +161,6 @@ pub(super) fn parse_host(text: &str) -> Result<(String, IpAddr), String> {
     Ok((name.to_owned(), address))
 }
 
-pub(super) fn parse_tmpfs(text: &str) -> Result<Mount, String> {
-    let (target, options) = text.split_once(':').unwrap_or((text, ""));
-    let target = in_job(target)?;
-    let (mut size, mut mode, mut read_only, mut exec) = (None, 0o1777, false, false);
-    for option in options.split(',').filter(|option| !option.is_empty()) {
-        match option.split_once('=') {
-            Some(("size", value)) => size = Some(parse_size(value)?),
-            Some(("mode", value)) => mode = parse_mode(value)?,
-            None if option == "ro" => read_only = true,
-            None if option == "rw" => read_only = false,
-            None if option == "exec" => exec = true,
-            None if option == "noexec" => exec = false,
-            _ => {
-                return Err(format!(
-                    "`{option}` is not an option of a tmpfs; use size=, mode=, ro or exec"
-                ));
-            }
-        }
-    }
-    Ok(Mount::Tmpfs { target, size, mode, read_only, exec })
-}
-
 /// A device of the host, or one that a vendor describes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DeviceFlag {
@@ -366,7 +204,7 @@ pub(super) fn parse_ulimit(text: &str) -> Result<Rlimit, String> {
     Ok(Rlimit { resource: resource.to_owned(), soft: number(soft)?, hard: number(hard)? })
 }
 
-fn in_job(path: &str) -> Result<PathBuf, String> {
+pub(super) fn in_job(path: &str) -> Result<PathBuf, String> {
     if !path.starts_with('/') {
         return Err(format!("`{path}` is not an absolute path"));
     }
@@ -396,37 +234,6 @@ mod tests {
         assert_eq!(parse_duration("7"), Ok(Duration::from_secs(7)));
         for bad in ["", "s", "5x", "1m30", "-1s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn volumes() {
-        let volume = parse_volume("/a:/b:ro");
-        let Ok(Volume::Mount(Mount::Bind { read_only, recursive, .. })) = &volume else {
-            panic!("a volume")
-        };
-        assert!(*read_only && *recursive);
-        assert_eq!(parse_mount("type=bind,src=/a,dst=/b,readonly"), volume);
-        assert_eq!(parse_mount("source=data,target=/b"), parse_volume("data:/b"));
-        let Ok(Volume::Mount(Mount::Bind { ids: Some(IdMapping::Ranges { uids, gids }), .. })) =
-            parse_volume("/a:/b:ro,idmap=uids=1000-0-1#5-6-7;gids=1000-0-1")
-        else {
-            panic!("a volume with mapped owners")
-        };
-        assert_eq!((uids[0].outside, uids[0].inside, uids[1].count, gids.len()), (1000, 0, 7, 1));
-        for bad in [
-            "/a",
-            "a b:/b",
-            "/a:b",
-            "/a:/b:rx",
-            "/a:/b:rshared",
-            "/a:/b:idmap=uids=1-2",
-            "a:/b:idmap",
-        ] {
-            assert!(parse_volume(bad).is_err(), "{bad}");
-        }
-        for bad in ["type=bind,source=a,target=/b", "type=tmpfs", "type=x,target=/b", "target=/b"] {
-            assert!(parse_mount(bad).is_err(), "{bad}");
         }
     }
 
