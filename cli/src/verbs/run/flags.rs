@@ -10,8 +10,9 @@ use mica_launcher::{Mount, PortForward, Rlimit};
 
 use super::mounts::{ImageFlag, Volume, parse_mount, parse_tmpfs, parse_volume};
 use super::values::{
-    DeviceFlag, parse_cpus, parse_device, parse_duration, parse_host, parse_mode, parse_network,
-    parse_pair, parse_port, parse_size, parse_ulimit, parse_userns,
+    DeviceFlag, Entrypoint, as_ms, parse_cpus, parse_device, parse_duration, parse_entrypoint,
+    parse_host, parse_mode, parse_network, parse_pair, parse_port, parse_size, parse_ulimit,
+    parse_userns,
 };
 use crate::registries::RegistryFlags;
 use crate::signals;
@@ -28,7 +29,7 @@ use crate::verbs::pull::LazyFlags;
 )]
 pub(crate) struct Args {
     /// The package (`A`, `A@tag`, `A@commit` or a beginning of one) and its arguments
-    #[arg(value_name = "REF", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "REF", trailing_var_arg = true)]
     pub(super) words: Vec<OsString>,
     /// Run from image files instead of a package, topmost first
     #[arg(long = "image", value_name = "FILE")]
@@ -147,9 +148,8 @@ impl Health {
         let given = self.health_cmd.as_deref().map(mica_graph::HealthCheck::shell);
         let check = given.as_ref().or(package)?;
         // A command given here has its own times, not those of the package's command.
-        let ms = |flag: Option<Duration>, kept: Option<u64>, usual: u64| match flag {
-            Some(time) => u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
-            None => kept.unwrap_or(usual),
+        let ms = |flag: Option<Duration>, kept: Option<u64>, usual: u64| {
+            flag.map(as_ms).or(kept).unwrap_or(usual)
         };
         Some(HealthCheck {
             command: check.command.clone(),
@@ -179,9 +179,10 @@ pub(super) struct Process {
     /// User, and group, by number or by a name in the stack
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(super) user: Option<String>,
-    /// Program to start instead of the package's own
-    #[arg(long, value_name = "PROGRAM")]
-    pub(super) entrypoint: Option<OsString>,
+    /// Program to start instead of the package's own, or as a JSON list with its first arguments; empty for none, so that
+    /// the arguments are the whole command
+    #[arg(long, value_parser = parse_entrypoint, value_name = "PROGRAM")]
+    pub(super) entrypoint: Option<Entrypoint>,
     /// Name of the machine that the job sees [default: the job's id]
     #[arg(long, value_name = "NAME")]
     pub(super) hostname: Option<String>,

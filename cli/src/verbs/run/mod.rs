@@ -2,6 +2,7 @@
 
 mod flags;
 mod mounts;
+pub(crate) mod recommended;
 mod spec;
 mod values;
 
@@ -21,7 +22,9 @@ use signal_hook::iterator::Signals;
 pub(crate) use self::flags::{Args, PullWhen};
 pub(crate) use self::spec::set_variable;
 use self::spec::{Source, job_config};
-pub(crate) use self::values::{parse_cpus, parse_duration, parse_pair, parse_size};
+pub(crate) use self::values::{
+    as_ms, parse_cpus, parse_duration, parse_list, parse_pair, parse_size,
+};
 use crate::context::Context;
 use crate::output::note;
 use crate::terminal::{self, DetachKeys, Dialogue, Over, Raw};
@@ -41,7 +44,7 @@ pub(crate) const FORWARDED: [i32; 7] = [
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let (source, command) = source(args, context)?;
     if args.recommended {
-        return run(&recommended(&source)?, context);
+        return run(&recommended::args(&source, args.quiet)?, context);
     }
     if args.dry_run {
         return dry_run(args, context, &source, &command);
@@ -50,26 +53,6 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         Some(status) => exit_code(status),
         None => Ok(ExitCode::SUCCESS),
     }
-}
-
-/// The label of a package that holds flags for `mica run --recommended`.
-const RECOMMENDED: &str = "mica.run.flags";
-
-/// The flags that the package recommends, then those that were given.
-fn recommended(source: &Source) -> anyhow::Result<Args> {
-    let Some(flags) = source.labels.get(RECOMMENDED) else {
-        bail!("{} recommends no flags: it has no label {RECOMMENDED}", source.stack.source);
-    };
-    let given: Vec<OsString> =
-        std::env::args_os().skip_while(|word| word != "run").skip(1).collect();
-    let given = given.into_iter().filter(|word| word != "--recommended");
-    let words = flags.split_whitespace().map(OsString::from);
-    let line = std::iter::once("run".into()).chain(words).chain(given);
-    let command = clap::Command::new("run").args_override_self(true);
-    let matches = <Args as clap::Args>::augment_args(command).try_get_matches_from(line)?;
-    let mut args = <Args as clap::FromArgMatches>::from_arg_matches(&matches)?;
-    args.recommended = false;
-    Ok(args)
 }
 
 /// Runs a job to its end, as `mica run` without `--detach` does.

@@ -21,7 +21,7 @@ use mica_launcher::{
 
 use super::flags::{Args, NetworkMode, Shared, Users};
 use super::mounts::{ImageFlag, in_order, mounts};
-use super::values::DeviceFlag;
+use super::values::{DeviceFlag, Entrypoint};
 use crate::context::Context;
 use crate::error::Advise as _;
 use crate::signals;
@@ -309,7 +309,7 @@ fn argv(
     at: &Path,
 ) -> anyhow::Result<Vec<OsString>> {
     let entrypoint: Vec<OsString> = match &args.process.entrypoint {
-        Some(program) => vec![program.clone()],
+        Some(Entrypoint(words)) => words.iter().map(Into::into).collect(),
         None => source.process.entrypoint.iter().map(Into::into).collect(),
     };
     let arguments: Vec<OsString> = match command.is_empty() && args.process.entrypoint.is_none() {

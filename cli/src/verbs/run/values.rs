@@ -59,6 +59,11 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(wrong()) } else { Ok(total) }
 }
 
+/// In milliseconds.
+pub(crate) fn as_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 pub(crate) fn parse_cpus(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(cpus) if cpus > 0.0 && cpus < 100_000.0 => Ok(cpus),
@@ -159,6 +164,23 @@ pub(super) fn parse_host(text: &str) -> Result<(String, IpAddr), String> {
         text.split_once(':').ok_or_else(|| format!("`{text}` is not of the form NAME:IP"))?;
     let address = address.parse().map_err(|_| format!("`{address}` is not an IP address"))?;
     Ok((name.to_owned(), address))
+}
+
+/// A program with its first arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entrypoint(pub(crate) Vec<String>);
+
+pub(super) fn parse_entrypoint(text: &str) -> Result<Entrypoint, String> {
+    Ok(Entrypoint(match text {
+        "" => Vec::new(),
+        list if list.starts_with('[') => parse_list(list)?,
+        program => vec![program.to_owned()],
+    }))
+}
+
+/// A JSON list of words.
+pub(crate) fn parse_list(text: &str) -> Result<Vec<String>, String> {
+    serde_json::from_str(text).map_err(|error| format!("not a JSON list of words: {error}"))
 }
 
 /// A device of the host, or one that a vendor describes.
@@ -274,6 +296,15 @@ mod tests {
         assert_eq!(device("/dev/a:/dev/b:r"), Some(("/dev/b".into(), false)));
         assert_eq!(device("/dev/a:x"), None);
         assert!(matches!(parse_device("nvidia.com/gpu=0"), Ok(DeviceFlag::Cdi(_))));
+    }
+
+    #[test]
+    fn entrypoints() {
+        let words = |text| parse_entrypoint(text).map(|Entrypoint(words)| words);
+        assert_eq!(words(""), Ok(vec![]));
+        assert_eq!(words("a b"), Ok(vec!["a b".into()]));
+        assert_eq!(words(r#"["a", "b"]"#), Ok(vec!["a".into(), "b".into()]));
+        assert!(words("[a]").is_err());
     }
 
     #[test]
