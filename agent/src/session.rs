@@ -54,6 +54,7 @@ struct Peer {
     socket: OwnedFd,
     /// What it runs in the job.
     program: Option<Program>,
+    /// It wants to know of the job's end.
     attached: bool,
     gone: bool,
 }
@@ -255,6 +256,10 @@ impl Session {
                 self.exec(index, running, size, message.descriptors).map(|fd| terminal = fd)
             }
             Request::Attach { input } => self.attach(index, input, message.descriptors),
+            Request::Wait => {
+                self.peers[index].attached = true;
+                Ok(())
+            }
             Request::Resize(size) => self.resize(size),
             Request::Signal(signal) => self.signal(index, running, signal),
             Request::Stop { signal, timeout } => {

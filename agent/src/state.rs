@@ -30,7 +30,7 @@ use crate::lines::JsonLines;
 use crate::networks::Networks;
 use crate::removal;
 use crate::status::Status;
-use crate::volumes::Volumes;
+use crate::volumes::{Volumes, is_name};
 
 /// All jobs of one user.
 #[derive(Clone, Debug)]
@@ -67,6 +67,9 @@ pub enum FindError {
 /// A job that cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
+    /// Names are plain words, as they become names of hosts too.
+    #[error("`{0}` is not a name (letters, digits, `_`, `.`, `-`; a letter or digit first)")]
+    Name(String),
     /// Names are unique.
     #[error("the name `{name}` is in use by job {id}")]
     NameInUse {
@@ -186,6 +189,9 @@ impl StateDir {
 
     fn check_name(&self, config: &JobConfig) -> Result<(), CreateError> {
         let Some(name) = &config.name else { return Ok(()) };
+        if !is_name(name) {
+            return Err(CreateError::Name(name.clone()));
+        }
         match self.jobs()?.into_iter().find(|job| job.has_name(name)) {
             Some(other) => Err(CreateError::NameInUse { name: name.clone(), id: other.id }),
             None => Ok(()),

@@ -24,13 +24,28 @@ pub(crate) fn run() -> ExitCode {
         Some(mica_agent::SERVE_MOUNT) => return verbs::mount::serve(&args[2..]),
         _ => {}
     }
-    let cli = Cli::parse_from(args);
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error, &args),
+    };
     log_to_stderr(cli.log.as_deref());
     let usual = match cli.verb {
         Verb::Run(_) | Verb::Exec(_) | Verb::Shell(_) => error::MICA_FAILED,
         _ => 1,
     };
     dispatch(&cli.verb).unwrap_or_else(|error| error::report(&error, usual))
+}
+
+/// Words that are no command line, or that ask for help. Of verbs that pass on a program's code, ours must not be taken for it.
+fn misused(error: &clap::Error, words: &[OsString]) -> ExitCode {
+    // Nobody to tell it to, if that fails.
+    let _ = error.print();
+    let runs = |word: &OsString| word == "run" || word == "exec" || word == "shell";
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ if words.iter().skip(1).any(runs) => ExitCode::from(error::MICA_FAILED),
+        _ => ExitCode::from(2),
+    }
 }
 
 fn log_to_stderr(level: Option<&str>) {

@@ -97,7 +97,7 @@ pub(crate) enum Verb {
     /// Copy files between a job and the host
     Cp(verbs::cp::Args),
     /// Make a layer of what a job wrote, and a new version of its package
-    Commit(verbs::commit::Args),
+    Commit(Box<verbs::commit::Args>),
     /// Give a job another name
     Rename(verbs::rename::Args),
     /// Change limits and the restart policy of jobs

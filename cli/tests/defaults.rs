@@ -82,7 +82,7 @@ fn what_runs_and_its_limits_are_flags_of_pack_and_of_run() {
         let entrypoint = "/bin/sh -c 'echo \"$0 $* $A $B\"; pwd; id -un; exit 4'";
         let flags = ["--entrypoint", entrypoint, "--cmd", r#"["x", "y z"]"#, "--env", "A=1"];
         let more = ["-e", "B=2", "--workdir", "sub", "--pids-limit", "50", "--cpus", "1.5"];
-        let rest = ["-m", "64m", "--run-flags", "--name 'from package' --best-effort-limits"];
+        let rest = ["-m", "64m", "--run-flags", "--name 'from-package' --best-effort-limits"];
         world.ok(&pack("v1", &[&flags[..], &more, &rest].concat()));
         world.ok(&["pull", "m@v1"]);
         let best = "--best-effort-limits";
@@ -101,7 +101,7 @@ fn what_runs_and_its_limits_are_flags_of_pack_and_of_run() {
         // What was recommended, and what is given beside it.
         world
             .fails(4, &["run", "--recommended", "-m", "32m", "-l", "l=1", "m@v1", "--recommended"]);
-        let record = world.ok(&["inspect", "from package"]).stdout;
+        let record = world.ok(&["inspect", "from-package"]).stdout;
         let record: Value = serde_json::from_str(&record).unwrap();
         let limits = &record["config"]["spec"]["limits"];
         let found = (&limits["memory"], &limits["pids"], &limits["cpus"]);

@@ -10,9 +10,9 @@ use mica_launcher::{Mount, PortForward, Rlimit};
 
 use super::mounts::{ImageFlag, Volume, parse_mount, parse_tmpfs, parse_volume};
 use super::values::{
-    DeviceFlag, Entrypoint, as_ms, parse_cpus, parse_device, parse_duration, parse_entrypoint,
-    parse_host, parse_mode, parse_network, parse_pair, parse_port, parse_size, parse_ulimit,
-    parse_userns,
+    DeviceFlag, Entrypoint, Limit, as_ms, parse_count, parse_cpus, parse_device, parse_duration,
+    parse_entrypoint, parse_host, parse_init, parse_mode, parse_network, parse_pair, parse_port,
+    parse_size, parse_swap, parse_ulimit, parse_userns,
 };
 use crate::registries::RegistryFlags;
 use crate::signals;
@@ -98,8 +98,9 @@ pub(super) struct Life {
     #[arg(long, default_value = "no", value_name = "POLICY", conflicts_with = "rm")]
     pub(super) restart: Restart,
     /// An init reaps processes and passes signals on; every job has one
-    #[arg(long)]
-    init: bool,
+    #[arg(long, value_parser = parse_init, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_name = "true")]
+    init: Option<bool>,
     /// Name of the job
     #[arg(long)]
     pub(super) name: Option<String>,
@@ -244,9 +245,9 @@ pub(super) struct Confinement {
     /// Limit the memory, as in 512m or 2g
     #[arg(short, long, value_parser = parse_size, value_name = "SIZE")]
     pub(super) memory: Option<u64>,
-    /// Limit memory and swap together
-    #[arg(long, value_parser = parse_size, value_name = "SIZE", requires = "memory")]
-    pub(super) memory_swap: Option<u64>,
+    /// Limit memory and swap together; -1 for as much swap as there is
+    #[arg(long, value_parser = parse_swap, value_name = "SIZE|-1", requires = "memory", allow_negative_numbers = true)]
+    pub(super) memory_swap: Option<Limit>,
     /// Memory that is left to the job while others have more than theirs
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub(super) memory_reservation: Option<u64>,
@@ -259,9 +260,9 @@ pub(super) struct Confinement {
     /// Processors the job may run on, as in 0-3,6
     #[arg(long, value_name = "LIST")]
     pub(super) cpuset_cpus: Option<String>,
-    /// Limit the number of processes and threads
-    #[arg(long, value_name = "N")]
-    pub(super) pids_limit: Option<u64>,
+    /// Limit the number of processes and threads; -1 for none, whatever the package says
+    #[arg(long, value_parser = parse_count, value_name = "N|-1", allow_negative_numbers = true)]
+    pub(super) pids_limit: Option<Limit>,
     /// Start without a limit that cannot be enforced here, with a warning
     #[arg(long)]
     pub(super) best_effort_limits: bool,

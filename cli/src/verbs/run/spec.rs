@@ -21,7 +21,7 @@ use mica_launcher::{
 
 use super::flags::{Args, NetworkMode, Shared, Users};
 use super::mounts::{ImageFlag, in_order, mounts};
-use super::values::{DeviceFlag, Entrypoint};
+use super::values::{DeviceFlag, Entrypoint, Limit};
 use crate::context::Context;
 use crate::error::Advise as _;
 use crate::signals;
@@ -276,9 +276,9 @@ fn confine(spec: &mut Spec, args: &Args, source: &Source) -> anyhow::Result<()> 
     spec.ports = flags.publish.clone();
     spec.limits = Limits {
         memory: flags.memory.or(source.limits.memory),
-        memory_swap: flags.memory_swap,
+        memory_swap: flags.memory_swap.and_then(|Limit(bytes)| bytes),
         memory_reservation: flags.memory_reservation,
-        pids: flags.pids_limit.or(source.limits.pids),
+        pids: flags.pids_limit.map_or(source.limits.pids, |Limit(count)| count),
         cpus: flags.cpus.or(source.limits.cpus),
         cpu_weight: flags.cpu_weight,
         cpuset_cpus: flags.cpuset_cpus.clone(),
@@ -336,7 +336,6 @@ fn environment(
 ) -> anyhow::Result<Vec<(OsString, OsString)>> {
     let mut env: BTreeMap<OsString, OsString> = BTreeMap::new();
     env.insert("PATH".into(), search_path(at));
-    env.insert("HOME".into(), "/root".into());
     env.insert("HOSTNAME".into(), hostname.into());
     if args.life.tty {
         env.insert("TERM".into(), "xterm".into());

@@ -59,6 +59,34 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(wrong()) } else { Ok(total) }
 }
 
+/// A limit; `None` is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limit(pub(crate) Option<u64>);
+
+/// A size, or -1 for no limit.
+pub(super) fn parse_swap(text: &str) -> Result<Limit, String> {
+    if text == "-1" { Ok(Limit(None)) } else { parse_size(text).map(|bytes| Limit(Some(bytes))) }
+}
+
+/// A number, or -1 for no limit.
+pub(super) fn parse_count(text: &str) -> Result<Limit, String> {
+    match text.parse() {
+        _ if text == "-1" => Ok(Limit(None)),
+        Ok(count) => Ok(Limit(Some(count))),
+        Err(_) => Err(format!("`{text}` is not a number")),
+    }
+}
+
+pub(super) fn parse_init(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => {
+            Err("every job has an init: it is what signals, exec and the exit code go by".into())
+        }
+        other => Err(format!("`{other}` is neither true nor false")),
+    }
+}
+
 /// In milliseconds.
 pub(crate) fn as_ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
