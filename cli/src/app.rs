@@ -29,8 +29,9 @@ pub(crate) fn run() -> ExitCode {
         Err(error) => return misused(&error, &args),
     };
     log_to_stderr(cli.log.as_deref());
-    let usual = match cli.verb {
+    let usual = match &cli.verb {
         Verb::Run(_) | Verb::Exec(_) | Verb::Shell(_) => error::MICA_FAILED,
+        Verb::Xar(args) if args.runs() => error::MICA_FAILED,
         _ => 1,
     };
     dispatch(&cli.verb).unwrap_or_else(|error| error::report(&error, usual))
@@ -77,6 +78,8 @@ fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Demo(args) => verbs::demo::run(args),
         Verb::Pack(args) => verbs::pack::run(args, &Context::with(&args.registry)?),
         Verb::Plan(args) => verbs::plan::run(args),
+        Verb::Why(args) => verbs::why::run(args, &Context::with(&args.registry)?),
+        Verb::Diff(args) => verbs::diff::run(args, &Context::with(&args.registry)?),
         Verb::Image(args) => verbs::image::run(args),
         Verb::Serve(args) => verbs::serve::run(args, &Context::new()?),
         Verb::Pull(args) => verbs::pull::run(args, &Context::with(&args.registry)?),
@@ -119,6 +122,11 @@ fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Shell(args) => verbs::shell::run(args, &Context::new()?),
         Verb::Volume(args) => verbs::volume::run(args, &Context::new()?),
         Verb::Network(args) => verbs::network::run(args, &Context::new()?),
+        Verb::Xar(args) => verbs::xar::run(args, &Context::new()?),
+        Verb::Config(args) => verbs::config::run(args, &Context::new()?),
+        Verb::Info(args) => verbs::info::run(args, &Context::new()?),
+        Verb::Version(args) => verbs::version::run(args),
+        Verb::Completion(args) => verbs::completion::run(args),
         Verb::Rm(args) => verbs::rm::run(args, &Context::new()?),
     }
 }

@@ -24,6 +24,10 @@ pub(crate) enum Verb {
     Pack(Box<verbs::pack::Args>),
     /// Show a target's layers in stack order
     Plan(verbs::plan::Args),
+    /// Show which module put a path into a package, and whose it hides
+    Why(verbs::why::Args),
+    /// Show what changed between two versions of a package
+    Diff(verbs::diff::Args),
     /// Pack, list and read single images
     Image(verbs::image::Args),
     /// Serve a registry folder over HTTP
@@ -112,6 +116,16 @@ pub(crate) enum Verb {
     Volume(verbs::volume::Args),
     /// Show what happens to jobs
     Events(verbs::events::Args),
+    /// Look at, run and verify .xar files
+    Xar(verbs::xar::Args),
+    /// Look at the settings
+    Config(verbs::config::Args),
+    /// Show what this host gives to jobs, and what mica keeps here
+    Info(verbs::info::Args),
+    /// Show which mica this is
+    Version(verbs::version::Args),
+    /// Print what a shell needs to complete mica's words
+    Completion(verbs::completion::Args),
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use mica_agent::{JobLayer, StackConfig, Verify};
 use mica_graph::{Manifest, PackageRef};
+use mica_mounter::{Stack, StackLayer};
 use mica_squashfs::{Image, OpenOptions};
 
 use crate::context::Context;
@@ -47,6 +48,22 @@ pub(crate) fn of_package(
         lazy: way.lazy.source(context, &manifest)?,
     };
     Ok((stack, manifest))
+}
+
+/// A package whose images are open.
+pub(crate) struct Opened {
+    pub(crate) manifest: Manifest,
+    pub(crate) stack: Stack,
+}
+
+/// Opens a package to look at it; it is fetched if need be.
+pub(crate) fn open_package(context: &Context, reference: &PackageRef) -> anyhow::Result<Opened> {
+    let (cache, lazy) = (context.cache()?, LazyFlags::default());
+    let manifest = pull::obtain(context, &cache, reference, PullWhen::Missing, false, &lazy)?;
+    let layers = pull::cached_layers(&cache, &manifest, &lazy)?;
+    let open = |layer: &JobLayer| StackLayer::open(layer.name.clone(), &layer.path);
+    let layers = layers.iter().map(open).collect::<Result<_, _>>()?;
+    Ok(Opened { manifest, stack: Stack { layers } })
 }
 
 /// Image files, topmost first; each must be a file that opens as an image.

@@ -55,6 +55,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// `mica run` with these words, on behalf of another verb.
+pub(crate) fn run_words(words: Vec<OsString>, context: &Context) -> anyhow::Result<ExitCode> {
+    run(&recommended::parse(words.into_iter())?, context)
+}
+
 /// Runs a job to its end, as `mica run` without `--detach` does.
 pub(crate) fn run_to_end(args: &Args, context: &Context) -> anyhow::Result<Status> {
     let (source, command) = source(args, context)?;

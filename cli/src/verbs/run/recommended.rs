@@ -42,7 +42,7 @@ fn split(flags: &str) -> anyhow::Result<Vec<String>> {
 }
 
 /// What is given twice counts the second time.
-fn parse(words: impl Iterator<Item = OsString>) -> anyhow::Result<Args> {
+pub(super) fn parse(words: impl Iterator<Item = OsString>) -> anyhow::Result<Args> {
     let command = Args::augment_args(clap::Command::new("run").args_override_self(true));
     let line = std::iter::once("run".into()).chain(words);
     let refused = |error: clap::Error| {
