@@ -97,6 +97,8 @@ fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Tag(args) => verbs::tag::run(args, &Context::with(&args.registry)?),
         Verb::Save(args) => verbs::save::save(args, &Context::new()?),
         Verb::Load(args) => verbs::save::load(args, &Context::new()?),
+        Verb::Import(args) => verbs::import::run(args, &Context::new()?),
+        Verb::Export(args) => verbs::export::run(args, &Context::with(&args.registry)?),
         Verb::Inspect(args) => verbs::inspect::run(args, &Context::new()?),
         Verb::Mount(args) => verbs::mount::run(args, &Context::with(&args.registry)?),
         Verb::Umount(args) => verbs::umount::run(args, &Context::new()?),

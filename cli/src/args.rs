@@ -54,6 +54,10 @@ pub(crate) enum Verb {
     Save(verbs::save::Args),
     /// Take the packages of such a file into the cache
     Load(verbs::save::LoadArgs),
+    /// Make a package of an image of other tools
+    Import(Box<verbs::import::Args>),
+    /// Write a package in a form of other tools
+    Export(verbs::export::Args),
     /// Show the manifest of a package, or the record of a job
     Inspect(verbs::inspect::Args),
     /// Forget versions of packages, or tags

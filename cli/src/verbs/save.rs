@@ -59,7 +59,7 @@ pub(crate) fn save(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
 }
 
 /// Writes beside the file and puts it in its place at the end: a save that fails leaves what was there.
-fn to_named<T>(
+pub(crate) fn to_named<T>(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
