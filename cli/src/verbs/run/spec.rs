@@ -46,7 +46,7 @@ pub(super) struct Source {
     pub(super) service: Service,
     /// Its notes.
     pub(super) labels: BTreeMap<String, String>,
-    /// Those that [`Storage::images`] asks for, in that order.
+    /// Those that `--mount type=image` asks for, in the order of `Storage::images`.
     pub(super) images: Vec<StackConfig>,
 }
 
