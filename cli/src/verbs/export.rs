@@ -1,7 +1,6 @@
 //! `mica export`: a package in the forms of other tools.
 
-use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::{BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use crate::error::Advise as _;
 use crate::output;
 use crate::registries::RegistryFlags;
 use crate::stacks::{self, Opened};
-use crate::verbs::save::to_named;
+use crate::verbs::save::write_archive;
 
 /// Write a package in a form of other tools
 ///
@@ -58,12 +57,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let package = stacks::open_package(context, &args.reference)?;
     let format = if args.xar { Format::Xar } else { args.format };
     match format {
-        Format::Oci => args.stream(|out| {
+        Format::Oci => write_archive(&args.output, |out| {
             let images: Vec<_> =
                 package.stack.layers.iter().map(|layer| layer.image.clone()).collect();
             Ok(mica_fetcher::export_archive(&package.manifest, &images, out)?)
         })?,
-        Format::Tar => args.stream(|out| merged(package, out))?,
+        Format::Tar => write_archive(&args.output, |out| merged(package, out))?,
         Format::Dir => unpack(package, args.file("dir")?)?,
         Format::Xar => xar(package, args.file("xar")?)?,
     }
@@ -71,22 +70,6 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
 }
 
 impl Args {
-    fn stream(
-        &self,
-        write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
-        if self.output.as_os_str() != "-" {
-            return to_named(&self.output, write);
-        }
-        let stdout = std::io::stdout();
-        if stdout.is_terminal() {
-            bail!("an archive is not for a terminal; name a file with -o, or redirect the output");
-        }
-        let mut out = BufWriter::with_capacity(1 << 18, stdout.lock());
-        write(&mut out)?;
-        out.flush().context("cannot write to standard output")
-    }
-
     fn file(&self, form: &str) -> anyhow::Result<&Path> {
         match self.output.as_os_str() == "-" {
             true => bail!("--format {form} needs -o PATH"),
@@ -160,8 +143,6 @@ fn xar(package: Opened, file: &Path) -> anyhow::Result<()> {
     let options = PackOptions { header, chunks: false, ..PackOptions::default() };
     pack_dir(&tree, file, &options)?;
     let executable = std::fs::Permissions::from_mode(0o755);
-    let file_ = File::open(file).with_context(|| format!("cannot open {}", file.display()))?;
-    file_
-        .set_permissions(executable)
+    std::fs::set_permissions(file, executable)
         .with_context(|| format!("cannot make {} executable", file.display()))
 }
