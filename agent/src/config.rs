@@ -19,28 +19,14 @@ use crate::stack::TraceFile;
 pub struct JobConfig {
     /// The name given by the user, unique among the jobs.
     pub name: Option<String>,
-    /// What was asked for, as people write it: `A@953bc…` or the image file.
-    pub source: String,
-    /// The manifest of the package that it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub manifest: Option<mica_graph::Digest>,
-    /// The stack, topmost first.
-    pub layers: Vec<JobLayer>,
-    /// The writable layer; `None` mounts the stack read-only.
-    pub upper: Option<UpperDirs>,
+    /// What it runs on.
+    #[serde(flatten)]
+    pub stack: StackConfig,
+    /// Further stacks that it sees; one bind of `spec.mounts` for each shows [`crate::JobDir::image_tree`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<ImageMount>,
     /// The confined process; its root is filled in by the supervisor once the stack is mounted.
     pub spec: Spec,
-    /// The cache whose images must not be removed while the job lives.
-    pub cache: Option<PathBuf>,
-    /// When what is read from the images is verified.
-    #[serde(default)]
-    pub verify: Verify,
-    /// Where the order of first reads is recorded, or was.
-    #[serde(default)]
-    pub trace: Option<TraceFile>,
-    /// Whence images come that are not all here.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lazy: Option<LazySource>,
     /// Remove the job's folder when it ends.
     pub remove: bool,
     /// Signal that asks the job to end.
@@ -67,6 +53,44 @@ pub struct JobConfig {
     /// The bridge network it is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Attachment>,
+}
+
+/// A stack to mount.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StackConfig {
+    /// What was asked for, as people write it: `A@953bc…` or the image file.
+    pub source: String,
+    /// The manifest of the package that it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<mica_graph::Digest>,
+    /// The stack, topmost first.
+    pub layers: Vec<JobLayer>,
+    /// The writable layer; `None` mounts the stack read-only.
+    pub upper: Option<UpperDirs>,
+    /// The cache whose images must not be removed while it is mounted.
+    pub cache: Option<PathBuf>,
+    /// When what is read from the images is verified.
+    #[serde(default)]
+    pub verify: Verify,
+    /// Where the order of first reads is recorded, or was.
+    #[serde(default)]
+    pub trace: Option<TraceFile>,
+    /// Whence images come that are not all here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lazy: Option<LazySource>,
+}
+
+/// A stack beside the job's own, mounted in the job.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ImageMount {
+    /// What is mounted.
+    #[serde(flatten)]
+    pub stack: StackConfig,
+    /// Where the job sees it.
+    pub target: PathBuf,
+    /// The file or folder of the stack that it sees there; `None`: all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subpath: Option<PathBuf>,
 }
 
 /// One image of a job's stack.

@@ -39,6 +39,8 @@ pub(crate) enum Request {
     Exec { terminal: Option<Size> },
     /// Take part in the job's output, and in its input. Descriptors: output, errors, and what to read input from if `input`.
     Attach { input: bool },
+    /// Say when the job ends.
+    Wait,
     /// The terminal has another size now.
     Resize(Size),
     /// A signal for what the connection started, else for the job's own program.
@@ -230,6 +232,15 @@ impl Remote {
     /// The job has ended.
     pub fn signal(self, signal: i32) -> Result<(), ControlError> {
         self.call(&Request::Signal(signal), &[]).map(drop)
+    }
+
+    /// Waits for the job's end, and does nothing else.
+    ///
+    /// # Errors
+    /// The job has just ended.
+    pub fn await_end(self) -> Result<Option<i32>, ControlError> {
+        self.call(&Request::Wait, &[])?;
+        Connected { remote: self, terminal: None }.wait()
     }
 
     /// Asks the job to end, kills it after `timeout` seconds, and keeps it from being started again. Returns at once.

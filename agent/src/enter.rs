@@ -5,13 +5,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use mica_fetcher::CacheError;
-use mica_mounter::MountError;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::files::FileError;
 use crate::namespace::{self, NamespaceError};
-use crate::stack::{self, StackError};
+use crate::stack::MountStackError;
 use crate::state::JobDir;
 use crate::status::{Phase, Status};
 
@@ -36,15 +34,9 @@ pub enum EnterError {
     /// Nowhere to mount.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
-    /// The cache has not what the job ran on.
+    /// What it ran on cannot be mounted.
     #[error(transparent)]
-    Cache(#[from] CacheError),
-    /// An image cannot be opened.
-    #[error(transparent)]
-    Stack(#[from] StackError),
-    /// The stack cannot be mounted.
-    #[error(transparent)]
-    Mount(#[from] MountError),
+    Stack(#[from] MountStackError),
 }
 
 /// Calls `work` where the job's files are seen; it is given the directory at which the stack is mounted if the job has
@@ -56,11 +48,9 @@ pub fn in_job<T>(path: &Path, work: impl FnOnce(Option<&Path>) -> T) -> Result<T
     if let Some(_lock) = job.try_lock()? {
         let config = job.config()?;
         namespace::enter()?;
-        let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
-        let options = stack::options_of_job(&config);
-        let lazy = config.cache.as_deref().zip(config.lazy.as_ref());
-        let stack = stack::open(&config.layers, config.verify, lazy)?;
-        let mount = mica_mounter::mount(stack, &job.tree(), &options)?;
+        let _lease = config.stack.lease()?;
+        let mount =
+            config.stack.mount(&job.tree(), &config.stack.options_in_job(&config.spec.ids))?;
         let result = work(Some(&job.tree()));
         if let Err(error) = mount.unmount() {
             // The mount is gone with this process and its namespace in any case.

@@ -54,7 +54,7 @@ pub(crate) fn record(
         action: action.to_owned(),
         id: job.id().to_owned(),
         name: config.name.clone(),
-        source: config.source.clone(),
+        source: config.stack.source.clone(),
         attributes: attributes.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
     };
     if let Err(error) = write(job.root(), &event) {

@@ -5,7 +5,7 @@
 //! ends what it left.
 //!
 //! ```
-//! use mica_agent::{CreateError, JobConfig, StateDir};
+//! use mica_agent::{CreateError, JobConfig, StackConfig, StateDir};
 //! use mica_launcher::{Root, Spec};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -14,15 +14,13 @@
 //! let (job, lock) = state.create::<CreateError>(|job| {
 //!     Ok(JobConfig {
 //!         name: Some("greeter".into()),
-//!         source: "A@953bc".into(),
-//!         manifest: None,
-//!         layers: Vec::new(),
-//!         upper: Some(job.private_upper()),
+//!         stack: StackConfig {
+//!             source: "A@953bc".into(),
+//!             upper: Some(job.private_upper()),
+//!             ..StackConfig::default()
+//!         },
+//!         images: Vec::new(),
 //!         spec: Spec::new(job.id(), Root::Tree(job.tree()), ["app/A"]),
-//!         cache: None,
-//!         verify: Default::default(),
-//!         trace: None,
-//!         lazy: None,
 //!         remove: false,
 //!         stop_signal: 15,
 //!         stop_timeout: 10,
@@ -54,6 +52,7 @@ pub mod events;
 mod files;
 mod handover;
 mod health;
+mod images;
 mod lines;
 pub mod logs;
 mod mounts;
@@ -78,11 +77,13 @@ pub use client::{
     follow, may_fork, remove, start, stop,
 };
 pub use config::{
-    HealthCheck, JobConfig, JobLayer, LazySource, Restart, UnknownRestart, UpperDirs,
+    HealthCheck, ImageMount, JobConfig, JobLayer, LazySource, Restart, StackConfig, UnknownRestart,
+    UpperDirs,
 };
 pub use control::{Connected, ControlError, Remote, Size};
 pub use enter::{EnterError, in_job};
 pub use files::{FileError, Lock};
+pub use images::ImageError;
 pub use lines::JsonLines;
 pub use mica_mounter::{Stats as MountStats, Unmounted, Verify};
 pub use mounts::{
@@ -98,7 +99,7 @@ pub use processes::{ProcessInfo, processes};
 pub use reconcile::reconcile;
 pub use removal::{REMOVE_FILES, remove_files};
 pub use report::{MountReport, Report};
-pub use stack::{StackError, TraceFile};
+pub use stack::{MountStackError, StackError, TraceFile};
 pub use state::{CreateError, FindError, JobDir, StateDir, now_ms};
 pub use status::{Failure, Health, HealthState, Phase, Status, Timings};
 pub use subids::{NoSubIds, SubIds};

@@ -16,18 +16,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use mica_fetcher::CacheError;
-use mica_mounter::{MountError, UnmountError as KernelError, Unmounted, Verify, Watch};
+use mica_mounter::{UnmountError as KernelError, Unmounted, Watch};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::client::{StartError, hand_over};
-use crate::config::{JobLayer, LazySource, UpperDirs};
+use crate::config::StackConfig;
 use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
 use crate::handover::Handover;
 use crate::report::{MountReport, Reporter};
-use crate::stack::{self, StackError, TraceFile};
+use crate::stack::MountStackError;
 use crate::state::new_id;
 use crate::status::Failure;
 
@@ -37,27 +36,13 @@ pub const SERVE_MOUNT: &str = "serve-mount";
 /// What is mounted, and where.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MountConfig {
-    /// As people write it.
-    pub source: String,
-    /// Topmost first.
-    pub layers: Vec<JobLayer>,
+    /// The stack.
+    #[serde(flatten)]
+    pub stack: StackConfig,
     /// Where; `None` is the mount's own folder.
     pub mountpoint: Option<PathBuf>,
-    /// The writable layer; without one the mount is read-only.
-    pub upper: Option<UpperDirs>,
     /// Unmount when nothing was asked for so many seconds and nothing is in use.
     pub idle_timeout: Option<u64>,
-    /// The cache whose images must not be removed while the mount lives.
-    pub cache: Option<PathBuf>,
-    /// When what is read from the images is verified.
-    #[serde(default)]
-    pub verify: Verify,
-    /// Where the order of first reads is recorded, or was.
-    #[serde(default)]
-    pub trace: Option<TraceFile>,
-    /// Whence images come that are not all here.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lazy: Option<LazySource>,
 }
 
 /// Why a mount is not served.
@@ -66,15 +51,9 @@ pub enum ServeMountError {
     /// Its folder cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The cache has not what it needs.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-    /// An image cannot be opened.
-    #[error(transparent)]
-    Stack(#[from] StackError),
     /// It cannot be mounted.
     #[error(transparent)]
-    Mount(#[from] MountError),
+    Stack(#[from] MountStackError),
     /// Signals cannot be caught.
     #[error("cannot catch signals")]
     Signals(#[source] std::io::Error),
@@ -85,9 +64,7 @@ impl ServeMountError {
     pub fn inner(&self) -> &(dyn std::error::Error + 'static) {
         match self {
             Self::File(error) => error,
-            Self::Cache(error) => error,
             Self::Stack(error) => error,
-            Self::Mount(error) => error,
             Self::Signals(_) => self,
         }
     }
@@ -317,16 +294,14 @@ pub fn serve_config(
 ) -> Result<(), ServeMountError> {
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1]).map_err(ServeMountError::Signals)?;
-    let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
-    let mut options = stack::options(config.upper.as_ref());
-    options.push = config.lazy.is_none();
+    let stack = &config.stack;
+    let _lease = stack.lease()?;
+    let mut options = stack.options();
     options.idle_timeout = config.idle_timeout.map(Duration::from_secs);
-    if let Some(trace) = &config.trace {
+    if let Some(trace) = &stack.trace {
         trace.apply(&mut options);
     }
-    let lazy = config.cache.as_deref().zip(config.lazy.as_ref());
-    let stack = stack::open(&config.layers, config.verify, lazy)?;
-    let mount = mica_mounter::mount(stack, mountpoint, &options)?;
+    let mount = stack.mount(mountpoint, &options)?;
     let point = mount.path().to_owned();
     ready(&point);
     let handle = signals.handle();
@@ -334,7 +309,7 @@ pub fn serve_config(
     let counters = watch.clone();
     let unmounter = std::thread::spawn(move || on_signals(&mut signals, &point, &counters));
     mount.wait();
-    if let Some(file) = &config.trace {
+    if let Some(file) = &stack.trace {
         file.save(watch.trace());
     }
     handle.close();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mica_launcher::{ExecSpec, Exit, Job, Limits, Program, Stdio, message};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvFlags, Shutdown};
+use rustix::net::RecvFlags;
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGKILL, SIGTERM};
 
 use crate::config::{JobConfig, Restart};
@@ -54,6 +54,7 @@ struct Peer {
     socket: OwnedFd,
     /// What it runs in the job.
     program: Option<Program>,
+    /// It wants to know of the job's end.
     attached: bool,
     gone: bool,
 }
@@ -156,11 +157,8 @@ impl Session {
 
     /// Tells those who are attached that the job has ended for good.
     pub(crate) fn end(&mut self, code: i32) {
-        for peer in &self.peers {
-            if peer.attached {
-                peer.say(&Reply::Ended(code), None);
-            }
-            peer.hear_out();
+        for peer in self.peers.iter().filter(|peer| peer.attached) {
+            peer.say(&Reply::Ended(code), None);
         }
     }
 
@@ -258,6 +256,10 @@ impl Session {
                 self.exec(index, running, size, message.descriptors).map(|fd| terminal = fd)
             }
             Request::Attach { input } => self.attach(index, input, message.descriptors),
+            Request::Wait => {
+                self.peers[index].attached = true;
+                Ok(())
+            }
             Request::Resize(size) => self.resize(size),
             Request::Signal(signal) => self.signal(index, running, signal),
             Request::Stop { signal, timeout } => {
@@ -449,13 +451,6 @@ impl Session {
 }
 
 impl Peer {
-    /// Takes what was still asked: a socket that is closed with something unread loses what was said through it (ECONNRESET).
-    fn hear_out(&self) {
-        // A command that is gone asks nothing.
-        rustix::net::shutdown(&self.socket, Shutdown::Read).ok();
-        while matches!(message::receive(&self.socket, RecvFlags::DONTWAIT), Ok(Some(_))) {}
-    }
-
     /// A command that is gone is no longer interested.
     fn say(&self, reply: &Reply, descriptor: Option<BorrowedFd<'_>>) {
         if let Err(error) = message::send(&self.socket, reply, descriptor.as_slice()) {

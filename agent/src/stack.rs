@@ -11,12 +11,13 @@ use mica_fetcher::{Cache, CacheError, Lazy, LazyOptions, Lease};
 use mica_graph::{Manifest, PackageRef};
 use mica_launcher::{IdMapping, IdRange};
 use mica_mounter::{
-    ChunkTable, ChunkTableError, MountOptions, OpenError, Owners, Stack, StackLayer, Trace, Upper,
-    Verify,
+    ChunkTable, ChunkTableError, Mount, MountError, MountOptions, OpenError, Owners, Stack,
+    StackLayer, Trace, Upper, Verify,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::config::{JobConfig, JobLayer, LazySource, UpperDirs};
+use crate::config::{JobConfig, JobLayer, LazySource, StackConfig};
+use crate::state::JobDir;
 
 /// An image that cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -71,32 +72,114 @@ impl StackError {
     }
 }
 
+/// A stack that cannot be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountStackError {
+    /// The cache has not what it needs.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// An image cannot be opened.
+    #[error(transparent)]
+    Open(#[from] StackError),
+    /// The kernel refuses.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+}
+
+impl MountStackError {
+    /// The error that this one passes on as it is.
+    pub fn inner(&self) -> &(dyn std::error::Error + 'static) {
+        match self {
+            Self::Cache(error) => error,
+            Self::Open(error) => error,
+            Self::Mount(error) => error,
+        }
+    }
+}
+
 /// Images up to this size are verified as one chunk, by their own digest, where they have no table.
 const ONE_CHUNK: u64 = 1 << 20;
 
-/// Opens the images.
-///
-/// Those that are not all here come from the registry and into the cache that `lazy` names.
-pub(crate) fn open(
-    layers: &[JobLayer],
-    verify: Verify,
-    lazy: Option<(&Path, &LazySource)>,
-) -> Result<Stack, StackError> {
-    let fetching = OnceCell::new();
-    let open = |layer: &JobLayer| {
-        let opened = match lazy {
-            Some((cache, source)) if !layer.path.exists() => {
-                Fetching::get(&fetching, cache, source).and_then(|fetching| fetching.open(layer))
-            }
-            _ => open_layer(layer, verify),
+impl StackConfig {
+    /// Keeps the images in the cache while the lease lives.
+    pub(crate) fn lease(&self) -> Result<Option<Lease>, MountStackError> {
+        let Some(cache) = &self.cache else { return Ok(None) };
+        let digests: Vec<_> = self.layers.iter().filter_map(|layer| layer.digest).collect();
+        Ok(Some(Cache::open(cache)?.lease(&digests)?))
+    }
+
+    /// Opens the images. Those that are not all here come from the registry and into the cache.
+    fn open(&self) -> Result<Stack, StackError> {
+        let fetching = OnceCell::new();
+        let lazy = self.cache.as_deref().zip(self.lazy.as_ref());
+        let open = |layer: &JobLayer| {
+            let opened = match lazy {
+                Some((cache, source)) if !layer.path.exists() => {
+                    Fetching::get(&fetching, cache, source)
+                        .and_then(|fetching| fetching.open(layer))
+                }
+                _ => open_layer(layer, self.verify),
+            };
+            opened.map_err(|source| StackError {
+                layer: layer.name.clone(),
+                path: layer.path.clone(),
+                source,
+            })
         };
-        opened.map_err(|source| StackError {
-            layer: layer.name.clone(),
-            path: layer.path.clone(),
-            source,
-        })
-    };
-    Ok(Stack { layers: layers.iter().map(open).collect::<Result<_, _>>()? })
+        Ok(Stack { layers: self.layers.iter().map(open).collect::<Result<_, _>>()? })
+    }
+
+    /// How to mount it.
+    pub(crate) fn options(&self) -> MountOptions {
+        let upper = self.upper.as_ref().map(|dirs| Upper {
+            upper: dirs.upper.clone(),
+            work: dirs.work.clone(),
+            volatile: false,
+            thrown_away: false,
+        });
+        let push = self.lazy.is_none();
+        MountOptions { upper, push, ..MountOptions::default() }
+    }
+
+    /// The same for a job, whose root may be another user outside.
+    pub(crate) fn options_in_job(&self, ids: &IdMapping) -> MountOptions {
+        let owners = match ids {
+            IdMapping::Ranges { uids, gids } => {
+                let runs = |ranges: &[IdRange]| {
+                    ranges.iter().map(|range| [range.inside, range.outside, range.count]).collect()
+                };
+                Some(Owners { uids: runs(uids), gids: runs(gids) })
+            }
+            IdMapping::Auto | IdMapping::Single => None,
+        };
+        MountOptions { owners, ..self.options() }
+    }
+
+    /// Mounts it for a job that runs.
+    pub(crate) fn mount_for(
+        &self,
+        job: &JobDir,
+        config: &JobConfig,
+        at: &Path,
+    ) -> Result<Mount, MountStackError> {
+        let mut options = self.options_in_job(&config.spec.ids);
+        if let Some(upper) = &mut options.upper {
+            upper.volatile = true;
+            upper.thrown_away = config.remove && upper.upper.starts_with(job.path());
+        }
+        if let Some(trace) = &self.trace {
+            trace.apply(&mut options);
+        }
+        self.mount(at, &options)
+    }
+
+    pub(crate) fn mount(
+        &self,
+        at: &Path,
+        options: &MountOptions,
+    ) -> Result<Mount, MountStackError> {
+        Ok(mica_mounter::mount(self.open()?, at, options)?)
+    }
 }
 
 /// What images are fetched from and into.
@@ -184,32 +267,6 @@ fn read_table(path: &Path, size: u64) -> Result<ChunkTable, LayerFault> {
     }
 }
 
-/// How to mount a stack.
-pub(crate) fn options(upper: Option<&UpperDirs>) -> MountOptions {
-    let upper = upper.map(|dirs| Upper {
-        upper: dirs.upper.clone(),
-        work: dirs.work.clone(),
-        volatile: false,
-        thrown_away: false,
-    });
-    MountOptions { upper, ..MountOptions::default() }
-}
-
-/// The same for a job, whose root may be another user outside.
-pub(crate) fn options_of_job(config: &JobConfig) -> MountOptions {
-    let owners = match &config.spec.ids {
-        IdMapping::Ranges { uids, gids } => {
-            let runs = |ranges: &[IdRange]| {
-                ranges.iter().map(|range| [range.inside, range.outside, range.count]).collect()
-            };
-            Some(Owners { uids: runs(uids), gids: runs(gids) })
-        }
-        IdMapping::Auto | IdMapping::Single => None,
-    };
-    let push = config.lazy.is_none();
-    MountOptions { owners, push, ..options(config.upper.as_ref()) }
-}
-
 /// Where the order of first reads of these images is kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TraceFile {
@@ -242,14 +299,4 @@ impl TraceFile {
             tracing::warn!(path = %self.path.display(), %error, "cannot keep the trace");
         }
     }
-}
-
-/// Keeps the layers' images in the cache while the lease lives.
-pub(crate) fn lease(
-    cache: Option<&Path>,
-    layers: &[JobLayer],
-) -> Result<Option<Lease>, CacheError> {
-    let Some(cache) = cache else { return Ok(None) };
-    let digests: Vec<_> = layers.iter().filter_map(|layer| layer.digest).collect();
-    Ok(Some(Cache::open(cache)?.lease(&digests)?))
 }

@@ -9,6 +9,7 @@
 //!           supervisor.log what the supervisor and its mount had to say
 //!           tree/          where the stack is mounted, inside the supervisor's own mount namespace
 //!           upper/ work/   the job's private writable layer
+//!           images/        further stacks that it sees
 //! trash/<id>/              a job's folder, locked itself, while it is removed
 //! volumes/<name>/data      named volumes
 //! networks/<name>/         bridge networks (see [`crate::Networks`])
@@ -33,7 +34,7 @@ use crate::lines::JsonLines;
 use crate::networks::Networks;
 use crate::removal;
 use crate::status::Status;
-use crate::volumes::Volumes;
+use crate::volumes::{Volumes, is_name};
 
 /// All jobs of one user.
 #[derive(Clone, Debug)]
@@ -70,6 +71,9 @@ pub enum FindError {
 /// A job that cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum CreateError {
+    /// Names are plain words, as they become names of hosts too.
+    #[error("`{0}` is not a name (letters, digits, `_`, `.`, `-`; a letter or digit first)")]
+    Name(String),
     /// Names are unique.
     #[error("the name `{name}` is in use by job {id}")]
     NameInUse {
@@ -200,6 +204,9 @@ impl StateDir {
 
     fn check_name(&self, config: &JobConfig) -> Result<(), CreateError> {
         let Some(name) = &config.name else { return Ok(()) };
+        if !is_name(name) {
+            return Err(CreateError::Name(name.clone()));
+        }
         match self.jobs()?.into_iter().find(|job| job.has_name(name)) {
             Some(other) => Err(CreateError::NameInUse { name: name.clone(), id: other.id }),
             None => Ok(()),
@@ -299,6 +306,17 @@ impl JobDir {
     /// Where the stack is mounted.
     pub fn tree(&self) -> PathBuf {
         self.path.join("tree")
+    }
+
+    /// Where the n-th of [`JobConfig::images`] is mounted.
+    pub fn image_tree(&self, index: usize) -> PathBuf {
+        self.path.join("images").join(index.to_string()).join("tree")
+    }
+
+    /// The writable layer of that one.
+    pub fn image_upper(&self, index: usize) -> UpperDirs {
+        let tree = self.image_tree(index);
+        UpperDirs { upper: tree.with_file_name("upper"), work: tree.with_file_name("work") }
     }
 
     /// The private writable layer.

@@ -18,9 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use mica_fetcher::CacheError;
 use mica_launcher::{Exit, Job, LaunchError, Prepared, Stdio, launch};
-use mica_mounter::{Mount, MountError};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::config::JobConfig;
@@ -29,13 +27,14 @@ use crate::events;
 use crate::files::FileError;
 use crate::handover::Handover;
 use crate::health::Monitor;
+use crate::images::{ImageError, Images};
 use crate::logs::Stream;
 use crate::namespace::{self, NamespaceError};
 use crate::networks::{self, Attached, NetworkError};
 use crate::output::{Output, STARTER, Sink, Sinks};
 use crate::report::{Report, Reporter};
 use crate::session::{Session, Wishes};
-use crate::stack::{self, StackError};
+use crate::stack::MountStackError;
 use crate::state::{JobDir, StateDir, now_ms};
 use crate::status::{Failure, Phase, Status};
 use crate::sys;
@@ -49,18 +48,15 @@ pub enum SuperviseError {
     /// Nowhere to mount.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
-    /// The cache has not what the job needs.
+    /// Its stack cannot be mounted.
     #[error(transparent)]
-    Cache(#[from] CacheError),
-    /// An image cannot be opened.
+    Stack(#[from] MountStackError),
+    /// A further stack cannot be mounted.
     #[error(transparent)]
-    Stack(#[from] StackError),
+    Image(#[from] ImageError),
     /// Its network cannot be joined.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// The stack cannot be mounted.
-    #[error(transparent)]
-    Mount(#[from] MountError),
     /// The program cannot be started.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -75,10 +71,9 @@ impl SuperviseError {
         match self {
             Self::File(error) => error,
             Self::Namespace(error) => error,
-            Self::Cache(error) => error,
             Self::Stack(error) => error,
+            Self::Image(error) => error,
             Self::Network(error) => error,
-            Self::Mount(error) => error,
             Self::Launch(error) => error,
             Self::Streams(_) => self,
         }
@@ -190,7 +185,7 @@ const RAN_WELL: Duration = Duration::from_secs(10);
 impl Supervisor<'_> {
     fn run(&mut self, reporter: &mut Reporter) -> Result<(), SuperviseError> {
         self.job.write_status(self.status)?;
-        let config = self.job.config()?;
+        let mut config = self.job.config()?;
         // Its own session: what the terminal sends to the command is the command's to pass on.
         let _ = rustix::process::setsid();
         let sinks = self.sinks(reporter).map_err(SuperviseError::Streams)?;
@@ -203,19 +198,22 @@ impl Supervisor<'_> {
             let typed = io::stdin().as_fd().try_clone_to_owned();
             session.input.pump(typed.map_err(SuperviseError::Streams)?);
         }
-        let _lease = stack::lease(config.cache.as_deref(), &config.layers)?;
+        let _lease = config.stack.lease()?;
         let attached = self.attach(&config)?;
         let mut spec = config.spec.clone();
         if let Some(attached) = &attached {
             attached.connect(&mut spec);
         }
         let prepared = mica_launcher::prepare(&spec)?;
-        let mount = self.mount(&config)?;
+        let mount = config.stack.mount_for(self.job, &config, &self.job.tree())?;
+        let images = Images::mount(self.job, &config)?;
+        images.show(&mut config.spec);
         self.status.timings.mounted_us = Some(self.elapsed_us());
         let init = Init { attached: attached.as_ref(), prepared };
         let ended = self.run_again_and_again(&config, &mut session, reporter, init);
         drop(attached);
-        if let Some(trace) = &config.trace {
+        images.unmount();
+        if let Some(trace) = &config.stack.trace {
             trace.save(mount.trace());
         }
         if let Err(error) = mount.unmount() {
@@ -235,20 +233,6 @@ impl Supervisor<'_> {
         let attached = state.networks().attach(self.job, wanted, &config.spec.ports, hosts)?;
         self.status.link = Some(attached.link.clone());
         Ok(Some(attached))
-    }
-
-    fn mount(&self, config: &JobConfig) -> Result<Mount, SuperviseError> {
-        let mut options = stack::options_of_job(config);
-        if let Some(upper) = &mut options.upper {
-            upper.volatile = true;
-            upper.thrown_away = config.remove && upper.upper.starts_with(self.job.path());
-        }
-        if let Some(trace) = &config.trace {
-            trace.apply(&mut options);
-        }
-        let lazy = config.cache.as_deref().zip(config.lazy.as_ref());
-        let stack = stack::open(&config.layers, config.verify, lazy)?;
-        Ok(mica_mounter::mount(stack, &self.job.tree(), &options)?)
     }
 
     /// Where output goes if the starting command stays.

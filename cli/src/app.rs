@@ -26,13 +26,29 @@ pub(crate) fn run() -> ExitCode {
         Some(mica_agent::SERVE_MOUNT) => return verbs::mount::serve(&args[2..]),
         _ => {}
     }
-    let cli = Cli::parse_from(args);
+    let cli = match Cli::try_parse_from(&args) {
+        Ok(cli) => cli,
+        Err(error) => return misused(&error, &args),
+    };
     log_to_stderr(cli.log.as_deref());
-    let usual = match cli.verb {
+    let usual = match &cli.verb {
         Verb::Run(_) | Verb::Exec(_) | Verb::Shell(_) => error::MICA_FAILED,
+        Verb::Xar(args) if args.runs() => error::MICA_FAILED,
         _ => 1,
     };
     dispatch(&cli.verb).unwrap_or_else(|error| error::report(&error, usual))
+}
+
+/// Words that are no command line, or that ask for help. Of verbs that pass on a program's code, ours must not be taken for it.
+fn misused(error: &clap::Error, words: &[OsString]) -> ExitCode {
+    // Nobody to tell it to, if that fails.
+    let _ = error.print();
+    let runs = |word: &OsString| word == "run" || word == "exec" || word == "shell";
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ if words.iter().skip(1).any(runs) => ExitCode::from(error::MICA_FAILED),
+        _ => ExitCode::from(2),
+    }
 }
 
 /// Where the log goes when the process has let go of its terminal; made when there is something to say.
@@ -73,6 +89,8 @@ fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Demo(args) => verbs::demo::run(args),
         Verb::Pack(args) => verbs::pack::run(args, &Context::with(&args.registry)?),
         Verb::Plan(args) => verbs::plan::run(args),
+        Verb::Why(args) => verbs::why::run(args, &Context::with(&args.registry)?),
+        Verb::Diff(args) => verbs::diff::run(args, &Context::with(&args.registry)?),
         Verb::Image(args) => verbs::image::run(args),
         Verb::Serve(args) => verbs::serve::run(args, &Context::new()?),
         Verb::Pull(args) => verbs::pull::run(args, &Context::with(&args.registry)?),
@@ -90,6 +108,8 @@ fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Tag(args) => verbs::tag::run(args, &Context::with(&args.registry)?),
         Verb::Save(args) => verbs::save::save(args, &Context::new()?),
         Verb::Load(args) => verbs::save::load(args, &Context::new()?),
+        Verb::Import(args) => verbs::import::run(args, &Context::new()?),
+        Verb::Export(args) => verbs::export::run(args, &Context::with(&args.registry)?),
         Verb::Inspect(args) => verbs::inspect::run(args, &Context::new()?),
         Verb::Mount(args) => verbs::mount::run(args, &Context::with(&args.registry)?),
         Verb::Umount(args) => verbs::umount::run(args, &Context::new()?),
@@ -115,6 +135,11 @@ fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Shell(args) => verbs::shell::run(args, &Context::new()?),
         Verb::Volume(args) => verbs::volume::run(args, &Context::new()?),
         Verb::Network(args) => verbs::network::run(args, &Context::new()?),
+        Verb::Xar(args) => verbs::xar::run(args, &Context::new()?),
+        Verb::Config(args) => verbs::config::run(args, &Context::new()?),
+        Verb::Info(args) => verbs::info::run(args, &Context::new()?),
+        Verb::Version(args) => verbs::version::run(args),
+        Verb::Completion(args) => verbs::completion::run(args),
         Verb::Rm(args) => verbs::rm::run(args, &Context::new()?),
     }
 }

@@ -25,6 +25,10 @@ pub(crate) enum Verb {
     Pack(Box<verbs::pack::Args>),
     /// Show a target's layers in stack order
     Plan(verbs::plan::Args),
+    /// Show which module put a path into a package, and whose it hides
+    Why(verbs::why::Args),
+    /// Show what changed between two versions of a package
+    Diff(verbs::diff::Args),
     /// Pack, list and read single images
     Image(verbs::image::Args),
     /// Serve a registry folder over HTTP
@@ -51,6 +55,10 @@ pub(crate) enum Verb {
     Save(verbs::save::Args),
     /// Take the packages of such a file into the cache
     Load(verbs::save::LoadArgs),
+    /// Make a package of an image of other tools
+    Import(Box<verbs::import::Args>),
+    /// Write a package in a form of other tools
+    Export(verbs::export::Args),
     /// Show the manifest of a package, or the record of a job
     Inspect(verbs::inspect::Args),
     /// Forget versions of packages, or tags
@@ -98,7 +106,7 @@ pub(crate) enum Verb {
     /// Copy files between a job and the host
     Cp(verbs::cp::Args),
     /// Make a layer of what a job wrote, and a new version of its package
-    Commit(verbs::commit::Args),
+    Commit(Box<verbs::commit::Args>),
     /// Give a job another name
     Rename(verbs::rename::Args),
     /// Change limits and the restart policy of jobs
@@ -113,6 +121,16 @@ pub(crate) enum Verb {
     Volume(verbs::volume::Args),
     /// Show what happens to jobs
     Events(verbs::events::Args),
+    /// Look at, run and verify .xar files
+    Xar(verbs::xar::Args),
+    /// Look at the settings
+    Config(verbs::config::Args),
+    /// Show what this host gives to jobs, and what mica keeps here
+    Info(verbs::info::Args),
+    /// Show which mica this is
+    Version(verbs::version::Args),
+    /// Print what a shell needs to complete mica's words
+    Completion(verbs::completion::Args),
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use mica_agent::{NamespaceError, NetworkError, ServeMountError, StackError};
+use mica_agent::{MountStackError, NamespaceError, NetworkError, ServeMountError, StackError};
 use mica_fetcher::registry::RegistryError;
 use mica_fetcher::{
     CacheError, DistrustError, LoadError, PatchPushError, PullError, PushError, ServeError,
@@ -46,6 +46,7 @@ pub(crate) fn for_cause(cause: &(dyn Error + 'static)) -> Option<String> {
         MountError,
         OpenError,
         ServeMountError,
+        MountStackError,
         StackError,
     )
 }
@@ -112,8 +113,15 @@ impl Hint for StackError {
     }
 }
 
+// Their own chains leave out what they pass on.
 impl Hint for ServeMountError {
     fn hint(&self) -> Option<String> {
-        for_chain(self.inner()) // its own chain leaves that one out
+        for_chain(self.inner())
+    }
+}
+
+impl Hint for MountStackError {
+    fn hint(&self) -> Option<String> {
+        for_chain(self.inner())
     }
 }

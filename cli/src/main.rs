@@ -11,6 +11,7 @@ mod output;
 mod places;
 mod registries;
 mod signals;
+mod stacks;
 mod terminal;
 mod trust;
 mod verbs;

@@ -42,6 +42,7 @@ pub(crate) fn ago(ms: i64) -> String {
 pub(crate) fn since(ms: i64) -> String {
     let seconds = (mica_agent::now_ms() - ms).max(0) / 1000;
     match seconds {
+        1 => "1 second".into(),
         0..=119 => format!("{seconds} seconds"),
         120..=7_199 => format!("{} minutes", seconds / 60),
         7_200..=172_799 => format!("{} hours", seconds / 3600),

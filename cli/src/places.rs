@@ -54,6 +54,22 @@ impl Settings {
         }
     }
 
+    /// What is set, in the words of the files.
+    fn set(&self) -> Vec<(&'static str, String)> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let all = [
+            ("registry", self.registry.clone()),
+            ("mirrors", self.mirrors.as_ref().map(|list| list.join(" "))),
+            ("cache", path(&self.cache)),
+            ("shared-cache", path(&self.shared_cache)),
+            ("quota", self.quota.clone()),
+            ("state", path(&self.state)),
+            ("runtime", path(&self.runtime)),
+            ("userns-remap", self.userns_remap.clone()),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
     fn from_env() -> Self {
         let var = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
         let word = |name: &str| var(name).map(|value| value.to_string_lossy().into_owned());
@@ -137,16 +153,9 @@ impl Places {
     /// Reads the settings as seen from the folder `cwd`; `registry` is the flag's value.
     pub(crate) fn find(cwd: &Path, registry: Option<&str>) -> anyhow::Result<Self> {
         let root = rustix::process::geteuid().is_root();
-        let mut settings =
-            Settings { registry: registry.map(str::to_owned), ..Settings::default() }
-                .or(Settings::from_env());
-        if let Some(workspace) = find_workspace(cwd) {
-            settings = settings.or(Settings::from_file(&workspace.join("mica.toml"))?);
-        }
-        if let Some(dir) = xdg("XDG_CONFIG_HOME", ".config") {
-            settings = settings.or(Settings::from_file(&dir.join("mica/config.toml"))?);
-        }
-        settings = settings.or(Settings::from_file(Path::new("/etc/mica/config.toml"))?);
+        let flag = Settings { registry: registry.map(str::to_owned), ..Settings::default() };
+        let layers = layers(cwd)?.into_iter();
+        let settings = layers.fold(flag, |settings, (_, next)| settings.or(next));
         let place = |set: Option<PathBuf>, var, home, for_root: &str| -> anyhow::Result<PathBuf> {
             if let Some(dir) = set {
                 return Ok(std::path::absolute(dir)?);
@@ -187,6 +196,82 @@ impl Places {
             trust: settings.rules,
         })
     }
+}
+
+/// Who said so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// An environment variable.
+    Environment,
+    /// A file.
+    File(PathBuf),
+    /// Nobody.
+    Default,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Environment => f.write_str("environment"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// The settings but for flags, the strongest first.
+fn layers(cwd: &Path) -> anyhow::Result<Vec<(Origin, Settings)>> {
+    let mut layers = vec![(Origin::Environment, Settings::from_env())];
+    let files = [
+        find_workspace(cwd).map(|workspace| workspace.join("mica.toml")),
+        xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("mica/config.toml")),
+        Some("/etc/mica/config.toml".into()),
+    ];
+    for file in files.into_iter().flatten() {
+        let settings = Settings::from_file(&file)?;
+        layers.push((Origin::File(file), settings));
+    }
+    Ok(layers)
+}
+
+/// Each setting that holds, and who set it. Every file's rules of trust hold.
+pub(crate) fn origins(
+    cwd: &Path,
+    places: &Places,
+) -> anyhow::Result<Vec<(String, String, Origin)>> {
+    let layers = layers(cwd)?;
+    let said: Vec<_> = layers.iter().map(|(origin, settings)| (origin, settings.set())).collect();
+    let path = |path: &Path| Some(path.display().to_string());
+    let all = [
+        ("registry", Some(places.registry.clone())),
+        ("mirrors", Some(places.mirrors.join(" ")).filter(|list| !list.is_empty())),
+        ("cache", path(&places.cache)),
+        ("shared-cache", places.shared_cache.as_deref().and_then(path)),
+        ("quota", places.quota.map(|bytes| bytes.to_string())),
+        ("state", path(&places.state)),
+        ("runtime", path(&places.runtime)),
+        ("userns-remap", places.userns_remap.clone()),
+    ];
+    let mut rows = Vec::new();
+    for (name, value) in all {
+        let sets = |set: &[(&str, String)]| set.iter().any(|(other, _)| *other == name);
+        let origin = said.iter().find(|(_, set)| sets(set)).map(|(origin, _)| (*origin).clone());
+        rows.push((
+            name.to_owned(),
+            value.unwrap_or("-".into()),
+            origin.unwrap_or(Origin::Default),
+        ));
+    }
+    for (origin, settings) in layers {
+        for rule in settings.rules.rules() {
+            let need = match rule.keys.len() {
+                0 => "no signature".to_owned(),
+                keys => format!("{} of {keys} signatures", rule.threshold),
+            };
+            rows.push((format!("trust {}", rule.names.join(" ")), need, origin.clone()));
+        }
+    }
+    Ok(rows)
 }
 
 /// `$var`, or `$HOME/below`; relative values are to be ignored (XDG Base Directory Specification).

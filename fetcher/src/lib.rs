@@ -62,6 +62,7 @@ mod cache;
 mod delta;
 mod explain;
 mod file;
+mod foreign;
 mod heal;
 mod history;
 mod lazy;
@@ -84,6 +85,7 @@ pub use cache::{
 pub use delta::SMALLEST as SMALLEST_DELTA;
 pub use explain::{Costs, Explained, Way, explain};
 pub use file::FileError;
+pub use foreign::{ImageDefaults, export_archive};
 pub use heal::heal;
 pub use history::{HistoryEntry, history};
 pub use lazy::{Lazy, LazyError, LazyImage, LazyOptions, open_lazy};
@@ -99,7 +101,7 @@ pub use server::{
     ServeError, ServeOptions, Server, TlsError, TlsIdentity, Writers, listen, serve,
     serve_until_signal,
 };
-pub use tar::{TarError, write_tar};
+pub use tar::{TarError, TarWriter, write_tar};
 pub use trust::{
     BadSignatures, KeyError, PublicKey, SecretKey, Signature, Signatures, Trust, TrustError,
     TrustRule,

@@ -41,22 +41,50 @@ const ID_MAX: u64 = 0o7_777_777;
 
 /// Writes the content of an image as a tar.
 pub fn write_tar(image: &Image, out: &mut dyn Write) -> Result<(), TarError> {
-    let mut writer = Tar { image, out, links: HashMap::new(), buffer: vec![0; 1 << 17] };
+    let mut writer = TarWriter::new(out);
     for entry in walk(image) {
         let entry = entry?;
-        writer.entry(&entry.path, &entry.inode)?;
+        writer.entry(0, image, &entry.path, &entry.inode)?;
     }
-    writer.out.write_all(&[0; 2 * BLOCK])?;
-    writer.out.flush()?;
-    Ok(())
+    writer.finish()
 }
 
-struct Tar<'a> {
-    image: &'a Image,
-    out: &'a mut dyn Write,
-    /// First paths of files with several names.
-    links: HashMap<u32, Vec<u8>>,
+/// A tar of entries of several images.
+pub struct TarWriter<'o> {
+    out: &'o mut dyn Write,
+    /// First paths of files with several names, by layer and inode.
+    links: HashMap<(usize, u32), Vec<u8>>,
     buffer: Vec<u8>,
+}
+
+impl<'o> TarWriter<'o> {
+    /// An empty one.
+    pub fn new(out: &'o mut dyn Write) -> Self {
+        Self { out, links: HashMap::new(), buffer: vec![0; 1 << 17] }
+    }
+
+    /// Adds an inode of the image of a layer under a name.
+    pub fn entry(
+        &mut self,
+        layer: usize,
+        image: &Image,
+        path: &[u8],
+        inode: &Inode,
+    ) -> Result<(), TarError> {
+        Tar { image, layer, to: self }.entry(path, inode)
+    }
+
+    /// Ends the archive.
+    pub fn finish(self) -> Result<(), TarError> {
+        self.out.write_all(&[0; 2 * BLOCK])?;
+        Ok(self.out.flush()?)
+    }
+}
+
+struct Tar<'a, 'o> {
+    image: &'a Image,
+    layer: usize,
+    to: &'a mut TarWriter<'o>,
 }
 
 /// What a header says besides what is in the inode.
@@ -67,16 +95,20 @@ struct Header<'a> {
     size: u64,
 }
 
-impl Tar<'_> {
+impl Tar<'_, '_> {
     fn entry(&mut self, path: &[u8], inode: &Inode) -> Result<(), TarError> {
         let mut header = Header { path, kind: b'0', link: b"", size: 0 };
-        let first = if inode.is_dir() { None } else { self.links.get(&inode.number).cloned() };
+        let first = if inode.is_dir() {
+            None
+        } else {
+            self.to.links.get(&(self.layer, inode.number)).cloned()
+        };
         if let Some(first) = &first {
             (header.kind, header.link) = (b'1', first);
             return self.header(inode, &header);
         }
         if inode.nlink > 1 && !inode.is_dir() {
-            self.links.insert(inode.number, path.to_vec());
+            self.to.links.insert((self.layer, inode.number), path.to_vec());
         }
         let target;
         match inode.file_kind() {
@@ -119,7 +151,7 @@ impl Tar<'_> {
     fn empty(&mut self, inode: &Inode, path: &[u8]) -> Result<(), TarError> {
         let fields = Fields { mode: 0o600, inode, device: (0, 0) };
         let header = Header { path, kind: b'0', link: b"", size: 0 };
-        Ok(self.out.write_all(&block(&fields, &header, &cut(path, 100)))?)
+        Ok(self.to.out.write_all(&block(&fields, &header, &cut(path, 100)))?)
     }
 
     /// The header, and before it the records of what it cannot say.
@@ -149,11 +181,11 @@ impl Tar<'_> {
             let path = [b"PaxHeaders/", split(header.path.trim_ascii_end()).1].concat();
             let extended =
                 Header { path: &path, kind: b'x', link: b"", size: records.len() as u64 };
-            self.out.write_all(&block(&fields, &extended, &cut(&path, 100)))?;
-            self.out.write_all(&records)?;
+            self.to.out.write_all(&block(&fields, &extended, &cut(&path, 100)))?;
+            self.to.out.write_all(&records)?;
             self.pad(records.len() as u64)?;
         }
-        Ok(self.out.write_all(&block(&fields, header, &cut(header.path, 100)))?)
+        Ok(self.to.out.write_all(&block(&fields, header, &cut(header.path, 100)))?)
     }
 
     fn content(&mut self, path: &[u8], inode: &Inode) -> Result<(), TarError> {
@@ -162,12 +194,12 @@ impl Tar<'_> {
         while offset < size {
             let n = self
                 .image
-                .read_at(inode, offset, &mut self.buffer)
+                .read_at(inode, offset, &mut self.to.buffer)
                 .map_err(|e| unreadable(path, e))?;
             if n == 0 {
                 return Err(TarError::Write(io::ErrorKind::UnexpectedEof.into()));
             }
-            self.out.write_all(&self.buffer[..n])?;
+            self.to.out.write_all(&self.to.buffer[..n])?;
             offset += n as u64;
         }
         self.pad(size)
@@ -176,7 +208,7 @@ impl Tar<'_> {
     fn pad(&mut self, written: u64) -> Result<(), TarError> {
         let over = (written % BLOCK as u64) as usize;
         let zeros = [0; BLOCK];
-        Ok(self.out.write_all(&zeros[..(BLOCK - over) % BLOCK])?)
+        Ok(self.to.out.write_all(&zeros[..(BLOCK - over) % BLOCK])?)
     }
 }
 

@@ -130,9 +130,7 @@ impl LaunchError {
                 "parts of the host's /proc are hidden here, as in most containers, so the kernel grants no fresh one: \
                  share the process namespace, or run the outer container with an unmasked /proc"
             }
-            Self::Setup { what, source }
-                if errno(source) == Some(libc::EINVAL) && what.starts_with("become ") =>
-            {
+            Self::Plan(PlanError::Unmapped { .. }) => {
                 "the job's user namespace doesn't have this id: an ordinary user has more than one where /etc/subuid and \
                  /etc/subgid grant them and the package uidmap is installed"
             }

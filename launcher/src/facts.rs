@@ -3,16 +3,16 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{getegid, geteuid};
 use rustix::thread::{CapabilitySet as Held, capabilities};
 
 use crate::cgroup::Layout;
 use crate::ids::{Caller, parse_map};
 use crate::plan::mounted_names;
+use crate::rooted::open_in;
 use crate::spec::{Root, Spec};
 
 /// Facts about the host, the caller and the tree.
@@ -116,9 +116,7 @@ pub(crate) fn read_in(tree: &Path, file: &str) -> Result<String, FactsError> {
     let root = rustix::fs::open(tree, flags, Mode::empty())
         .map_err(|source| FactsError { path: tree.to_owned(), source: source.into() })?;
     // Not to block on a FIFO, which an image may well put there.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    match rustix::fs::openat2(root.as_fd(), file, flags, Mode::empty(), resolve) {
+    match open_in(root, file.as_ref(), OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()) {
         Ok(fd) => {
             let mut text = Vec::new();
             // A passwd file of more than a few megabytes is somebody's joke.

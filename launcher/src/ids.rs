@@ -20,6 +20,11 @@ impl IdMaps {
         range.outside.checked_add(uid - range.inside)
     }
 
+    /// Can the job's processes have this further group?
+    pub(crate) fn has_group(&self, gid: u32) -> bool {
+        !self.deny_setgroups && contains(&self.gids, gid)
+    }
+
     /// Can the job use this user and group?
     pub(crate) fn covers(&self, uid: u32, gid: u32) -> bool {
         contains(&self.uids, uid) && contains(&self.gids, gid)
@@ -103,6 +108,11 @@ impl Caller {
                 }
             }
         }
+    }
+
+    /// Has its own namespace this group?
+    pub(crate) fn has_group(&self, gid: u32) -> bool {
+        contains(&self.gid_map, gid)
     }
 
     /// The user a job gets that names none.

@@ -361,7 +361,7 @@ impl Job {
             Root::Host { .. } => std::path::Path::new("/"),
         };
         let (passwd, group) = (read_in(tree, "etc/passwd")?, read_in(tree, "etc/group")?);
-        let process = self.process.further(spec, &passwd, &group)?;
+        let process = self.process.further(spec, &passwd, &group, self.ids.as_ref())?;
         stdio.give_pipes(process.uid, self.ids.as_ref());
         let talk = LaunchError::Talk;
         let memory = wire::to_memory("mica-exec", &process).map_err(talk)?;

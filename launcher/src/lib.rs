@@ -63,6 +63,7 @@ mod os;
 mod plan;
 mod process;
 mod rlimits;
+mod rooted;
 mod seccomp;
 mod spec;
 mod step;
@@ -82,6 +83,7 @@ pub use network::PRIVATE_DNS;
 pub use plan::{Plan, PlanError, plan};
 pub use process::{ExecSpec, Process};
 pub use rlimits::UnknownResource;
+pub use rooted::open_in;
 pub use seccomp::{Profile, ProfileError};
 pub use spec::{
     Capabilities, Device, GeneratedFile, IdMapping, IdRange, IoLimit, Limits, Mount, Namespace,

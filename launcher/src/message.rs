@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
@@ -69,18 +70,18 @@ pub fn receive(from: impl AsFd, flags: RecvFlags) -> io::Result<Option<Message>>
     let mut bytes = vec![0; LONGEST];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8), ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        recvmsg(
+    let received = loop {
+        let received = recvmsg(
             &from,
             &mut [IoSliceMut::new(&mut bytes)],
             &mut ancillary,
             flags | RecvFlags::CMSG_CLOEXEC,
-        )
-    });
-    let received = match received {
-        Ok(received) => received,
-        Err(rustix::io::Errno::CONNRESET) => return Ok(None),
-        Err(error) => return Err(error.into()),
+        );
+        match received {
+            // The other side is gone and hasn't read all we said: told once, before what it said itself, which comes next.
+            Err(Errno::INTR | Errno::CONNRESET) => {}
+            received => break received?,
+        }
     };
     let mut message = Message::default();
     for part in ancillary.drain() {
@@ -120,4 +121,20 @@ pub fn from_memory<T: DeserializeOwned>(file: OwnedFd) -> io::Result<T> {
     let mut bytes = Vec::new();
     File::from(file).read_to_end(&mut bytes)?;
     Ok(serde_json::from_slice(&bytes)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_one_who_did_not_listen_are_heard() {
+        let (ours, theirs) = pair().unwrap();
+        send(&ours, &"unheard", &[]).unwrap();
+        send(&theirs, &"last", &[]).unwrap();
+        drop(theirs);
+        let message = receive(&ours, RecvFlags::empty()).unwrap();
+        assert_eq!(message.unwrap().bytes, br#""last""#);
+        assert!(receive(&ours, RecvFlags::empty()).unwrap().is_none());
+    }
 }

@@ -68,6 +68,7 @@ pub(crate) fn program(pid: Pid, own_users: bool, ports: &[PortForward]) -> Proce
     Process {
         argv: arguments(pid, own_users, uid == 0, ports),
         env: std::env::vars_os().filter(|(name, _)| name == "PATH").collect(),
+        own_home: false,
         cwd: "/".into(),
         uid,
         gid,

@@ -100,7 +100,10 @@ pub fn plan(spec: &Spec, facts: &HostFacts) -> Result<Plan, PlanError> {
     if ids.as_ref().is_some_and(|maps| !maps.covers(process.uid, process.gid)) {
         return Err(PlanError::Unmapped { uid: process.uid, gid: process.gid });
     }
-    let tty_group = ids.as_ref().is_none_or(|maps| maps.covers(process.uid, TTY_GROUP));
+    let tty_group = match &ids {
+        Some(maps) => maps.covers(process.uid, TTY_GROUP),
+        None => facts.caller.has_group(TTY_GROUP),
+    };
     let mut steps = Vec::new();
     surroundings(spec, &mut steps);
     root(spec, facts, &mut steps);
@@ -280,9 +283,7 @@ pub(crate) fn mounted_names(spec: &Spec) -> Vec<&OsStr> {
 }
 
 fn targets(spec: &Spec) -> impl Iterator<Item = &PathBuf> {
-    let mounts = spec.mounts.iter().map(|mount| match mount {
-        Mount::Bind { target, .. } | Mount::Tmpfs { target, .. } => target,
-    });
+    let mounts = spec.mounts.iter().map(Mount::target);
     mounts.chain(spec.files.iter().map(|f| &f.target)).chain(spec.devices.iter().map(|d| &d.target))
 }
 

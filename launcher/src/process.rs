@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::caps::CapabilitySet;
 use crate::facts::HostFacts;
-use crate::ids::{self, User};
+use crate::ids::{self, IdMaps, User};
 use crate::os;
 use crate::plan::{PlanError, capabilities};
-use crate::spec::{Rlimit, Seccomp, Spec};
+use crate::spec::{Namespace, Rlimit, Seccomp, Spec};
 use crate::{rlimits, seccomp};
 
 /// A program and the rights it starts with.
@@ -23,6 +23,9 @@ pub struct Process {
     /// The whole environment.
     #[serde(with = "os::pairs")]
     pub env: Vec<(OsString, OsString)>,
+    /// Its `HOME` is the user's, as nobody said otherwise.
+    #[serde(default)]
+    pub own_home: bool,
     /// Working directory.
     #[serde(with = "os")]
     pub cwd: PathBuf,
@@ -72,12 +75,23 @@ impl Process {
             Some(wanted) => ids::resolve_user(wanted, &facts.passwd, &facts.group)?,
             None => {
                 let (uid, gid) = facts.caller.default_user(&spec.ids);
-                User { uid, gid, groups: Vec::new(), home: None }
+                let home = ids::resolve_user(&uid.to_string(), &facts.passwd, "")?.home;
+                User { uid, gid, groups: Vec::new(), home }
             }
         };
-        let mut groups = user.groups;
+        let maps = match spec.namespaces.user {
+            Namespace::New => Some(facts.caller.maps(&spec.ids, Some((user.uid, user.gid)))),
+            Namespace::Host => None,
+        };
+        let mut env = spec.env.clone();
+        let own_home = set_home(&mut env, &user, false);
+        let mut groups = reachable(user.groups, maps.as_ref());
         for name in &spec.groups {
-            groups.push(ids::resolve_group(name, &facts.group)?);
+            let gid = ids::resolve_group(name, &facts.group)?;
+            if maps.as_ref().is_some_and(|maps| !maps.has_group(gid)) {
+                return Err(PlanError::Unmapped { uid: user.uid, gid });
+            }
+            groups.push(gid);
         }
         for rlimit in &spec.rlimits {
             rlimits::resource(&rlimit.resource)?;
@@ -90,7 +104,8 @@ impl Process {
         }
         let process = Self {
             argv: spec.argv.clone(),
-            env: spec.env.clone(),
+            env,
+            own_home,
             cwd: spec.cwd.clone(),
             uid: user.uid,
             gid: user.gid,
@@ -113,6 +128,7 @@ impl Process {
         spec: &ExecSpec,
         passwd: &str,
         group: &str,
+        maps: Option<&IdMaps>,
     ) -> Result<Self, PlanError> {
         let mut process = Self { argv: spec.argv.clone(), ..self.clone() };
         for (name, value) in &spec.env {
@@ -124,7 +140,13 @@ impl Process {
         }
         if let Some(wanted) = &spec.user {
             let user = ids::resolve_user(wanted, passwd, group)?;
-            (process.uid, process.gid, process.groups) = (user.uid, user.gid, user.groups);
+            if maps.is_some_and(|maps| !maps.covers(user.uid, user.gid)) {
+                return Err(PlanError::Unmapped { uid: user.uid, gid: user.gid });
+            }
+            let own_home = self.own_home && spec.env.iter().all(|(name, _)| name != "HOME");
+            set_home(&mut process.env, &user, own_home);
+            process.groups = reachable(user.groups, maps);
+            (process.uid, process.gid) = (user.uid, user.gid);
         }
         process.check()?;
         Ok(process)
@@ -153,4 +175,21 @@ impl Process {
         }
         Ok(())
     }
+}
+
+/// Tells the user's home where nothing is told yet, or in any case; says whether it did.
+fn set_home(env: &mut Vec<(OsString, OsString)>, user: &User, replace: bool) -> bool {
+    let told = env.iter().position(|(name, _)| name == "HOME");
+    if told.is_some() && !replace {
+        return false;
+    }
+    told.map(|index| env.remove(index));
+    let usual = if user.uid == 0 { "/root" } else { "/" };
+    env.push(("HOME".into(), user.home.as_deref().unwrap_or(usual).into()));
+    true
+}
+
+/// The groups that the group file gives a user, as far as the job's user namespace has them.
+fn reachable(groups: Vec<u32>, maps: Option<&IdMaps>) -> Vec<u32> {
+    groups.into_iter().filter(|gid| maps.is_none_or(|maps| maps.has_group(*gid))).collect()
 }

@@ -25,7 +25,7 @@ pub struct Spec {
     /// The program and its arguments. A program without a slash is looked up in the job's own `PATH`.
     #[serde(with = "os::list")]
     pub argv: Vec<OsString>,
-    /// The whole environment: nothing is inherited and nothing is added.
+    /// The whole environment: nothing is inherited, and nothing added but `HOME` where it is missing.
     #[serde(with = "os::pairs", default)]
     pub env: Vec<(OsString, OsString)>,
     /// Working directory, inside the job's root.
@@ -335,6 +335,15 @@ pub enum Mount {
         #[serde(default)]
         exec: bool,
     },
+}
+
+impl Mount {
+    /// Where the job sees it.
+    pub fn target(&self) -> &PathBuf {
+        match self {
+            Self::Bind { target, .. } | Self::Tmpfs { target, .. } => target,
+        }
+    }
 }
 
 fn tmpfs_mode() -> u32 {

@@ -66,6 +66,7 @@ mod trace;
 mod tree;
 mod upper;
 mod verify;
+mod view;
 
 pub use error::{MountError, UnmountError};
 pub use mica_squashfs::OpenError;
@@ -77,3 +78,4 @@ pub use stats::Stats;
 pub use trace::Trace;
 pub use upper::UpperError;
 pub use verify::{ParseVerifyError, Verify};
+pub use view::{Seen, View, ViewError};

@@ -30,6 +30,7 @@ mod previous;
 mod scan;
 mod scan_cache;
 mod unchanged;
+mod untar;
 mod verify;
 
 pub use conflict::{ConflictError, check_conflicts};
@@ -40,6 +41,7 @@ pub use scan::{
     Change, Modes, Notice, Output, Scan, ScanError, ScanOptions, scan_dir, scan_outputs,
 };
 pub use scan_cache::ScanCache;
+pub use untar::{UntarError, untar};
 pub use verify::{SecondOpinion, Verified, VerifyError, verify};
 
 pub mod build;

@@ -9,7 +9,7 @@ use mica_graph::{Blob, Digest, Layer, Manifest, PackageRef, Version};
 use mica_launcher::IdMapping;
 use mica_packer::{PackOptions, Packed, chunks_path, pack_dir};
 
-use super::run::parse_pair;
+use super::pack_defaults::{Defaults, VERSION, label};
 use crate::context::Context;
 use crate::error::{self, Advise};
 use crate::output;
@@ -25,11 +25,10 @@ pub(crate) struct Args {
     /// Tags to move to this version
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<Version>,
-    /// Note to keep with the package, as NAME=VALUE
-    #[arg(short, long = "label", value_parser = parse_pair, value_name = "NAME=VALUE")]
-    labels: Vec<(String, String)>,
+    #[command(flatten)]
+    defaults: Defaults,
     /// Write the layer to this image file
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["version", "tags", "labels"])]
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["version", "tags", "Defaults"])]
     output: Option<PathBuf>,
     /// Keep the owners of files, instead of making all of them root's
     #[arg(long)]
@@ -43,7 +42,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     mica_agent::see_owners()?;
     let job = context.jobs()?.find(&args.job)?;
     let config = job.config()?;
-    let Some(upper) = &config.upper else {
+    let Some(upper) = &config.stack.upper else {
         bail!("job {} cannot have written anything: its stack is read-only", job.id());
     };
     if args.keep_owners && matches!(config.spec.ids, IdMapping::Ranges { .. }) {
@@ -100,8 +99,8 @@ impl Args {
             let packed = pack_dir(upper, file, &options)?;
             return Ok(packed.digest.to_string());
         }
-        let reference: PackageRef = match config.cache {
-            Some(_) => config.source.parse()?,
+        let reference: PackageRef = match config.stack.cache {
+            Some(_) => config.stack.source.parse()?,
             None => Err(anyhow::anyhow!("the job runs no package")).hint(
                 "`mica commit --output FILE` writes the layer alone, to be used with --image",
             )?,
@@ -111,7 +110,7 @@ impl Args {
         let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
         let image = scratch.path().join("layer.xar");
         let packed = pack_dir(upper, &image, &options)?;
-        let manifest = self.manifest(below, &packed);
+        let manifest = self.manifest(below, &packed)?;
         let table = packed.chunks.encode();
         let blob = |bytes: &[u8]| Blob { digest: Digest::of(bytes), size: bytes.len() as u64 };
         cache.insert(&Blob { digest: packed.digest, size: packed.size }, &image)?;
@@ -123,7 +122,7 @@ impl Args {
     }
 
     /// The package that the job ran, with what it wrote on top.
-    fn manifest(&self, below: Manifest, packed: &Packed) -> Manifest {
+    fn manifest(&self, below: Manifest, packed: &Packed) -> anyhow::Result<Manifest> {
         let table = packed.chunks.encode();
         let large = packed.size >= mica_fetcher::SMALLEST_DELTA;
         let chunks = Blob { digest: Digest::of(&table), size: table.len() as u64 };
@@ -140,9 +139,10 @@ impl Args {
         };
         let mut labels = below.labels.clone();
         labels.insert("mica.commit.base".into(), format!("{}@{}", below.name, below.version));
-        labels.extend(self.labels.iter().cloned());
+        labels.remove(VERSION);
         let layers = std::iter::once(layer).chain(below.layers.iter().cloned()).collect();
         let mut manifest = Manifest { version, layers, labels, ..below };
+        self.defaults.apply(&mut manifest)?;
         if self.version.is_none() {
             let digest = Digest::of(&manifest.to_json()).hex().to_string();
             // As long as a commit's name, which it stands in for.
@@ -151,6 +151,7 @@ impl Args {
                 manifest.version = version;
             }
         }
-        manifest
+        label(&mut manifest, None);
+        Ok(manifest)
     }
 }

@@ -34,8 +34,8 @@ const PERIOD: Duration = Duration::from_millis(50);
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     for (key, _) in &args.filters {
-        if !["job", "container", "name", "event"].contains(&key.as_str()) {
-            bail!("`{key}` is not a filter of events; use job, name or event");
+        if !["job", "container", "name", "event", "image"].contains(&key.as_str()) {
+            bail!("`{key}` is not a filter of events; use job, name, event or image");
         }
     }
     let mut reader = context.jobs()?.events();
@@ -61,6 +61,7 @@ impl Args {
     fn shows(&self, event: &Event) -> bool {
         let fits = |key: &str, value: &str| match key {
             "event" => event.action == value,
+            "image" => event.source == value || event.source.split('@').next() == Some(value),
             "name" => event.name.as_deref() == Some(value),
             _ => event.id.starts_with(value) || event.name.as_deref() == Some(value),
         };

@@ -11,7 +11,7 @@ use mica_graph::PackageRef;
 use super::{pull, run};
 use crate::context::Context;
 use crate::registries::RegistryFlags;
-use crate::{app, error, hints, output, trust};
+use crate::{app, error, hints, output, stacks};
 
 /// Mount a package, or image files, as one directory tree
 ///
@@ -78,8 +78,7 @@ fn print(mountpoint: &Path) {
 }
 
 fn config(args: &Args, context: &Context) -> anyhow::Result<MountConfig> {
-    let mut lazy = None;
-    let (source, layers, cache, dir, trace) = if args.images.is_empty() {
+    let (mut stack, dir) = if args.images.is_empty() {
         let (reference, dir) = match &args.words[..] {
             [] => bail!(
                 "nothing to mount; name a package (mica mount A@953bc) or an image (mica mount --image FILE)"
@@ -88,33 +87,27 @@ fn config(args: &Args, context: &Context) -> anyhow::Result<MountConfig> {
             [reference, dir, ..] => (reference, Some(dir)),
         };
         let reference: PackageRef = reference.to_string_lossy().parse()?;
-        let cache = context.cache()?;
-        trust::check_verify(&context.places.trust, &reference.name, args.verify)?;
-        let manifest =
-            pull::obtain(context, &cache, &reference, args.pull, args.quiet, &args.lazy)?;
-        let layers = pull::cached_layers(&cache, &manifest, &args.lazy)?;
-        lazy = args.lazy.source(context, &manifest)?;
-        let source = format!("{}@{}", manifest.name, manifest.version);
-        let trace = pull::trace_file(&context.places.cache, &manifest, args.record_trace);
-        (source, layers, Some(context.places.cache.clone()), dir, Some(trace))
+        let way = stacks::Way {
+            pull: args.pull,
+            quiet: args.quiet,
+            lazy: &args.lazy,
+            verify: args.verify,
+            record_trace: args.record_trace,
+        };
+        (stacks::of_package(context, &reference, &way)?.0, dir)
     } else {
         let dir = match &args.words[..] {
             [] => None,
             [dir] => Some(dir),
             _ => bail!("with --image there is one argument: the folder to mount on"),
         };
-        (args.images[0].display().to_string(), run::image_layers(&args.images)?, None, dir, None)
+        (stacks::of_images(&args.images, args.verify)?, dir)
     };
+    stack.upper = args.upper.as_deref().map(upper).transpose()?;
     Ok(MountConfig {
-        source,
-        layers,
+        stack,
         mountpoint: dir.map(|dir| resolve(Path::new(dir))).transpose()?,
-        upper: args.upper.as_deref().map(upper).transpose()?,
         idle_timeout: args.idle_timeout,
-        cache,
-        verify: args.verify,
-        trace,
-        lazy,
     })
 }
 

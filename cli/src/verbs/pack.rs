@@ -11,7 +11,7 @@ use mica_fetcher::{PushOptions, SMALLEST_DELTA, SecretKey};
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef, Version};
 use mica_packer::{PackOptions, chunks_path, pack_scan};
 
-use super::pack_defaults::{Defaults, same_but_for_revision};
+use super::pack_defaults::{Defaults, label, same_but_for_revision};
 use super::plan::{Built, PlannedLayer, Target};
 use super::push::PatchFlags;
 use crate::context::Context;
@@ -262,7 +262,8 @@ impl Request<'_> {
             limits: module.limits.clone(),
             service: module.service.clone(),
         };
-        self.args.defaults.apply(&mut manifest, commit)?;
+        self.args.defaults.apply(&mut manifest)?;
+        label(&mut manifest, commit);
         Ok(self.published(&manifest).unwrap_or(manifest))
     }
 

@@ -105,7 +105,8 @@ impl Row {
                 label.is_some_and(|label| wanted.is_none_or(|wanted| label == wanted))
             }
             "ancestor" => {
-                self.config.source == value || self.config.source.split('@').next() == Some(value)
+                self.config.stack.source == value
+                    || self.config.stack.source.split('@').next() == Some(value)
             }
             "exited" => {
                 status.is_some_and(|status| status.is_final())
@@ -146,7 +147,11 @@ fn cells(row: &Row, whole: bool) -> [String; 6] {
     [
         row.id.clone(),
         row.config.name.clone().unwrap_or_else(|| "-".into()),
-        if whole { row.config.source.clone() } else { output::short_source(&row.config.source) },
+        if whole {
+            row.config.stack.source.clone()
+        } else {
+            output::short_source(&row.config.stack.source)
+        },
         command,
         output::ago(row.config.created_ms),
         match row.local {
@@ -161,7 +166,7 @@ fn cells(row: &Row, whole: bool) -> [String; 6] {
 
 /// How much of a lazy job's images is here.
 fn local(context: &Context, config: &JobConfig) -> anyhow::Result<Option<[u64; 2]>> {
-    let Some(lazy) = &config.lazy else { return Ok(None) };
+    let Some(lazy) = &config.stack.lazy else { return Ok(None) };
     let (name, selector) = (lazy.name.clone(), Some(lazy.version.clone()));
     let cache = context.cache()?;
     let Ok(manifest) = cache.lookup(&PackageRef { name, selector }) else { return Ok(None) };

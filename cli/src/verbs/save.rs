@@ -42,28 +42,34 @@ pub(crate) struct LoadArgs {
 
 pub(crate) fn save(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let cache = context.cache()?;
-    let to_file = args.output.as_os_str() != "-";
-    let saved = if to_file {
-        to_named(&args.output, |out| {
-            Ok(mica_fetcher::save(&cache, &args.references, &args.since, out)?)
-        })?
-    } else {
-        let stdout = std::io::stdout();
-        if stdout.is_terminal() {
-            bail!("an archive is not for a terminal; name a file with -o, or redirect the output");
-        }
-        let mut out = BufWriter::with_capacity(1 << 18, stdout.lock());
-        let saved = mica_fetcher::save(&cache, &args.references, &args.since, &mut out)?;
-        out.flush().context("cannot write to standard output")?;
-        saved
-    };
+    let saved = write_archive(&args.output, |out| {
+        Ok(mica_fetcher::save(&cache, &args.references, &args.since, out)?)
+    })?;
     note(format_args!("saved {} blobs, {}", saved.blobs, output::bytes(saved.bytes)));
     Ok(ExitCode::SUCCESS)
 }
 
+/// Writes an archive to a file, or to standard output for `-`.
+pub(crate) fn write_archive<T>(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    if path.as_os_str() != "-" {
+        return to_named(path, write);
+    }
+    let stdout = std::io::stdout();
+    if stdout.is_terminal() {
+        bail!("an archive is not for a terminal; name a file with -o, or redirect the output");
+    }
+    let mut out = BufWriter::with_capacity(1 << 18, stdout.lock());
+    let written = write(&mut out)?;
+    out.flush().context("cannot write to standard output")?;
+    Ok(written)
+}
+
 /// Writes beside the file and puts it in its place at the end: a save that fails leaves what was there. Until then the new file has
 /// no name, where the file system can do that, so that a killed save leaves nothing either.
-pub(crate) fn to_named<T>(
+fn to_named<T>(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::bail;
-use mica_agent::{JobConfig, JobDir};
+use mica_agent::{JobConfig, JobDir, StackConfig};
 use mica_fetcher::Cache;
 use mica_graph::PackageRef;
 
@@ -57,16 +57,21 @@ pub(crate) fn start(job: &JobDir, context: &Context, keys: &DetachKeys) -> anyho
     Ok(())
 }
 
-/// Whether the package of a job may still be used.
+/// Whether the packages of a job may still be used.
 fn check(config: &JobConfig, context: &Context) -> anyhow::Result<()> {
+    let further = config.images.iter().map(|image| &image.stack);
+    std::iter::once(&config.stack).chain(further).try_for_each(|stack| check_stack(stack, context))
+}
+
+fn check_stack(stack: &StackConfig, context: &Context) -> anyhow::Result<()> {
     let rules = &context.places.trust;
-    let Some(folder) = &config.cache else { return Ok(()) };
-    let package: PackageRef = config.source.parse()?;
+    let Some(folder) = &stack.cache else { return Ok(()) };
+    let package: PackageRef = stack.source.parse()?;
     if !rules.covers(&package.name) {
         return Ok(());
     }
-    trust::check_verify(rules, &package.name, config.verify)?;
-    let manifest = match &config.manifest {
+    trust::check_verify(rules, &package.name, stack.verify)?;
+    let manifest = match &stack.manifest {
         Some(digest) => Cache::open(folder)?.manifest(digest)?,
         None => None,
     };

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use mica_agent::{JobDir, Phase};
-use mica_launcher::Usage;
+use mica_launcher::{Network, Usage};
 use serde::Serialize;
 
 use super::mount_stats;
@@ -103,7 +103,9 @@ fn row(job: &JobDir, before: &mut Times) -> Option<Row> {
         let ran = cpu.saturating_sub(used).as_secs_f64();
         Some(ran / now.duration_since(then).as_secs_f64() * 100.0)
     });
-    let (net_received, net_sent) = status.pid.and_then(network).unzip();
+    // The counters of the host's network say nothing of one job.
+    let own = status.pid.filter(|_| config.spec.namespaces.network != Network::Host);
+    let (net_received, net_sent) = own.and_then(network).unzip();
     Some(Row {
         id: job.id().to_owned(),
         name: config.name,

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use mica_agent::Remote;
 
 use crate::context::Context;
 use crate::output;
@@ -17,9 +18,14 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     context.each_job(&args.jobs, |job| {
+        // A job that is removed when it ends leaves nothing to read its code from.
+        let told = Remote::connect(job).and_then(Remote::await_end).ok().flatten();
         job.wait_until_released()?;
         mica_agent::reconcile(&context.state()?)?; // if its supervisor was killed
-        let status = job.status()?.context("the job was removed when it ended")?;
-        output::lines([status.exit_code.unwrap_or_default().to_string().as_str()])
+        let code = match job.status()? {
+            Some(status) => status.exit_code.unwrap_or_default(),
+            None => told.context("the job was removed when it ended")?,
+        };
+        output::lines([code.to_string().as_str()])
     })
 }

@@ -104,6 +104,11 @@ impl Trust {
         })
     }
 
+    /// All rules, those of the first file first.
+    pub fn rules(&self) -> impl Iterator<Item = &TrustRule> {
+        self.files.iter().flat_map(|(_, rules)| rules)
+    }
+
     /// Whether packages of this name need signatures.
     pub fn covers(&self, name: &PackageName) -> bool {
         self.rules_for(name).next().is_some()

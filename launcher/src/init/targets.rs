@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2, readlinkat, statat, symlinkat,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, mkdirat, readlinkat, statat, symlinkat};
 use rustix::io::Errno;
+
+use crate::rooted::open_in;
 
 /// The new root, before it becomes `/`.
 pub(crate) struct Targets(pub(crate) OwnedFd);
@@ -40,15 +40,8 @@ impl Targets {
     }
 
     fn open_with(&self, path: &Path, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        // A rename somewhere on the host makes the kernel ask for another try.
-        loop {
-            match openat2(&self.0, path, flags | OFlags::CLOEXEC, mode, resolve) {
-                Err(Errno::AGAIN | Errno::INTR) => {}
-                result => return result,
-            }
-        }
+        open_in(&self.0, path, flags, mode)
     }
 
     /// What is at this path, links followed.

@@ -41,7 +41,7 @@ pub(super) fn write(from: impl Read, to: &Path, keep_owners: bool) -> anyhow::Re
     archive.set_preserve_permissions(true);
     archive.set_preserve_mtime(true);
     archive.set_preserve_ownerships(keep_owners);
-    let into_folder = fs::metadata(to).is_ok_and(|meta| meta.is_dir());
+    let mut into_folder = fs::metadata(to).is_ok_and(|meta| meta.is_dir());
     if !into_folder && to.as_os_str().as_bytes().ends_with(b"/") {
         bail!("there is no folder {}", to.display());
     }
@@ -49,6 +49,8 @@ pub(super) fn write(from: impl Read, to: &Path, keep_owners: bool) -> anyhow::Re
     for entry in archive.entries().with_context(failed)? {
         let mut entry = entry.with_context(failed)?;
         let name = entry.path().with_context(failed)?.into_owned();
+        // `FOLDER/.` becomes a new folder of the target's name, whose first entry is `.`.
+        into_folder |= name.components().next().is_none_or(|part| part == Component::CurDir);
         let target = target(&name, to, into_folder)?;
         if entry.header().entry_type().is_dir() {
             // Its permissions come last: they may forbid writing into it.

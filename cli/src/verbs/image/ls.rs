@@ -87,14 +87,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn row(image: &Image, path: &Path, inode: &Inode) -> anyhow::Result<Row> {
-    let (kind, size) = match inode.kind {
-        InodeKind::Directory { .. } => ("directory", 0),
-        InodeKind::File { size, .. } => ("file", size),
-        InodeKind::Symlink { .. } => ("symlink", 0),
-        InodeKind::BlockDevice { .. } => ("block-device", 0),
-        InodeKind::CharDevice { .. } => ("character-device", 0),
-        InodeKind::Fifo => ("fifo", 0),
-        InodeKind::Socket => ("socket", 0),
+    let kind = super::kind_word(inode);
+    let size = match inode.kind {
+        InodeKind::File { size, .. } => size,
+        _ => 0,
     };
     let target = match inode.kind {
         InodeKind::Symlink { .. } => Some(image.read_link(inode)?),

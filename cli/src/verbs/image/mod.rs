@@ -2,12 +2,12 @@
 
 mod cat;
 mod delta;
-mod info;
+pub(crate) mod info;
 mod ls;
 mod pack;
 mod to_tar;
 mod unpack;
-mod verify;
+pub(crate) mod verify;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -89,6 +89,11 @@ pub(crate) fn source_date_epoch() -> anyhow::Result<u32> {
 
 /// The inode at `path`; symlinks in it are not followed, `..` is refused.
 fn find(image: &Image, path: &Path) -> anyhow::Result<Inode> {
+    lookup(image, path)?.with_context(|| format!("there is no {} in the image", path.display()))
+}
+
+/// The same, if there is one.
+pub(crate) fn lookup(image: &Image, path: &Path) -> anyhow::Result<Option<Inode>> {
     use std::os::unix::ffi::OsStrExt;
     let mut inode = image.inode(image.root())?;
     for part in path.components() {
@@ -104,9 +109,21 @@ fn find(image: &Image, path: &Path) -> anyhow::Result<Inode> {
             InodeKind::Directory { .. } => image.lookup(&inode, name.as_bytes())?,
             _ => None,
         };
-        let found =
-            found.with_context(|| format!("there is no {} in the image", path.display()))?;
+        let Some(found) = found else { return Ok(None) };
         inode = image.inode(found)?;
     }
-    Ok(inode)
+    Ok(Some(inode))
+}
+
+/// What an inode is, in a word.
+pub(crate) fn kind_word(inode: &Inode) -> &'static str {
+    match inode.kind {
+        InodeKind::Directory { .. } => "directory",
+        InodeKind::File { .. } => "file",
+        InodeKind::Symlink { .. } => "symlink",
+        InodeKind::BlockDevice { .. } => "block-device",
+        InodeKind::CharDevice { .. } => "character-device",
+        InodeKind::Fifo => "fifo",
+        InodeKind::Socket => "socket",
+    }
 }

@@ -8,10 +8,11 @@ use std::time::Duration;
 use mica_agent::{Attachment, HealthCheck, Restart};
 use mica_launcher::{Mount, PortForward, Rlimit};
 
+use super::mounts::{ImageFlag, Volume, parse_mount, parse_tmpfs, parse_volume};
 use super::values::{
-    DeviceFlag, Volume, parse_cpus, parse_device, parse_duration, parse_host, parse_mode,
-    parse_mount, parse_network, parse_pair, parse_port, parse_size, parse_tmpfs, parse_ulimit,
-    parse_userns, parse_volume,
+    DeviceFlag, Entrypoint, Limit, as_ms, parse_count, parse_cpus, parse_device, parse_duration,
+    parse_entrypoint, parse_host, parse_init, parse_mode, parse_network, parse_pair, parse_port,
+    parse_size, parse_swap, parse_ulimit, parse_userns,
 };
 use crate::registries::RegistryFlags;
 use crate::signals;
@@ -28,7 +29,7 @@ use crate::verbs::pull::LazyFlags;
 )]
 pub(crate) struct Args {
     /// The package (`A`, `A@tag`, `A@commit` or a beginning of one) and its arguments
-    #[arg(value_name = "REF", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "REF", trailing_var_arg = true)]
     pub(super) words: Vec<OsString>,
     /// Run from image files instead of a package, topmost first
     #[arg(long = "image", value_name = "FILE")]
@@ -97,8 +98,9 @@ pub(super) struct Life {
     #[arg(long, default_value = "no", value_name = "POLICY", conflicts_with = "rm")]
     pub(super) restart: Restart,
     /// An init reaps processes and passes signals on; every job has one
-    #[arg(long)]
-    init: bool,
+    #[arg(long, value_parser = parse_init, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        value_name = "true")]
+    init: Option<bool>,
     /// Name of the job
     #[arg(long)]
     pub(super) name: Option<String>,
@@ -147,9 +149,8 @@ impl Health {
         let given = self.health_cmd.as_deref().map(mica_graph::HealthCheck::shell);
         let check = given.as_ref().or(package)?;
         // A command given here has its own times, not those of the package's command.
-        let ms = |flag: Option<Duration>, kept: Option<u64>, usual: u64| match flag {
-            Some(time) => u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
-            None => kept.unwrap_or(usual),
+        let ms = |flag: Option<Duration>, kept: Option<u64>, usual: u64| {
+            flag.map(as_ms).or(kept).unwrap_or(usual)
         };
         Some(HealthCheck {
             command: check.command.clone(),
@@ -179,9 +180,10 @@ pub(super) struct Process {
     /// User, and group, by number or by a name in the stack
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub(super) user: Option<String>,
-    /// Program to start instead of the package's own
-    #[arg(long, value_name = "PROGRAM")]
-    pub(super) entrypoint: Option<OsString>,
+    /// Program to start instead of the package's own, or as a JSON list with its first arguments; empty for none, so that
+    /// the arguments are the whole command
+    #[arg(long, value_parser = parse_entrypoint, value_name = "PROGRAM")]
+    pub(super) entrypoint: Option<Entrypoint>,
     /// Name of the machine that the job sees [default: the job's id]
     #[arg(long, value_name = "NAME")]
     pub(super) hostname: Option<String>,
@@ -204,7 +206,8 @@ pub(super) struct Storage {
     /// idmap=uids=FILE-JOB-COUNT;gids=… (files of user FILE are user JOB's in the job)
     #[arg(short = 'v', long = "volume", value_parser = parse_volume, value_name = "SRC:DST[:OPTION,…]")]
     pub(super) volumes: Vec<Volume>,
-    /// The same in words: type=bind, volume or tmpfs; source=…; target=…; readonly; tmpfs-size=…
+    /// The same in words: type=bind, volume, tmpfs or image; source=…; target=…; readonly; tmpfs-size=… Of type image, the
+    /// source is a package or an image file, image-subpath=… shows a part of it, and rw lets the job write, for its own eyes
     #[arg(long = "mount", value_parser = parse_mount, value_name = "KEY=VALUE,…")]
     pub(super) mounts: Vec<Volume>,
     /// A file system in memory
@@ -221,15 +224,30 @@ pub(super) struct Storage {
     pub(super) gpus: Option<String>,
 }
 
+impl Storage {
+    /// Everything to mount, in order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Volume> {
+        self.volumes.iter().chain(&self.mounts)
+    }
+
+    /// The further stacks among them.
+    pub(super) fn images(&self) -> impl Iterator<Item = &ImageFlag> {
+        self.all().filter_map(|volume| match volume {
+            Volume::Image(image) => Some(image),
+            _ => None,
+        })
+    }
+}
+
 /// What the job may do and use.
 #[derive(Debug, clap::Args)]
 pub(super) struct Confinement {
     /// Limit the memory, as in 512m or 2g
     #[arg(short, long, value_parser = parse_size, value_name = "SIZE")]
     pub(super) memory: Option<u64>,
-    /// Limit memory and swap together
-    #[arg(long, value_parser = parse_size, value_name = "SIZE", requires = "memory")]
-    pub(super) memory_swap: Option<u64>,
+    /// Limit memory and swap together; -1 for as much swap as there is
+    #[arg(long, value_parser = parse_swap, value_name = "SIZE|-1", requires = "memory", allow_negative_numbers = true)]
+    pub(super) memory_swap: Option<Limit>,
     /// Memory that is left to the job while others have more than theirs
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     pub(super) memory_reservation: Option<u64>,
@@ -242,9 +260,9 @@ pub(super) struct Confinement {
     /// Processors the job may run on, as in 0-3,6
     #[arg(long, value_name = "LIST")]
     pub(super) cpuset_cpus: Option<String>,
-    /// Limit the number of processes and threads
-    #[arg(long, value_name = "N")]
-    pub(super) pids_limit: Option<u64>,
+    /// Limit the number of processes and threads; -1 for none, whatever the package says
+    #[arg(long, value_parser = parse_count, value_name = "N|-1", allow_negative_numbers = true)]
+    pub(super) pids_limit: Option<Limit>,
     /// Start without a limit that cannot be enforced here, with a warning
     #[arg(long)]
     pub(super) best_effort_limits: bool,

@@ -1,6 +1,8 @@
 //! `mica run`: run a package, or image files, as a confined job.
 
 mod flags;
+mod mounts;
+pub(crate) mod recommended;
 mod spec;
 mod values;
 
@@ -11,7 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use mica_agent::{
-    Attach, HeldSignals, Invocation, JobDir, JobLayer, Remote, StartedJob, Status, Supervisor,
+    Attach, HeldSignals, Invocation, JobDir, Remote, StartedJob, Status, Supervisor, Verify,
 };
 use mica_graph::{PackageRef, Process};
 use mica_launcher::HostFacts;
@@ -22,12 +24,13 @@ use signal_hook::iterator::Signals;
 pub(crate) use self::flags::{Args, PullWhen};
 pub(crate) use self::spec::set_variable;
 use self::spec::{Source, job_config};
-pub(crate) use self::values::{parse_cpus, parse_duration, parse_pair, parse_size};
+pub(crate) use self::values::{
+    as_ms, parse_cpus, parse_duration, parse_list, parse_pair, parse_size,
+};
 use crate::context::Context;
 use crate::output::note;
 use crate::terminal::{self, DetachKeys, Dialogue, Over, Raw};
-use crate::verbs::pull;
-use crate::{app, error, hints, output, trust};
+use crate::{app, error, hints, output, stacks};
 
 /// What `mica run` passes on to the job, as docker does.
 pub(crate) const FORWARDED: [i32; 7] = [
@@ -43,7 +46,7 @@ pub(crate) const FORWARDED: [i32; 7] = [
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let (source, command) = source(args, context)?;
     if args.recommended {
-        return run(&recommended(&source)?, context);
+        return run(&recommended::args(&source, args.quiet)?, context);
     }
     if args.dry_run {
         return dry_run(args, context, &source, &command);
@@ -54,24 +57,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The label of a package that holds flags for `mica run --recommended`.
-const RECOMMENDED: &str = "mica.run.flags";
-
-/// The flags that the package recommends, then those that were given.
-fn recommended(source: &Source) -> anyhow::Result<Args> {
-    let Some(flags) = source.labels.get(RECOMMENDED) else {
-        bail!("{} recommends no flags: it has no label {RECOMMENDED}", source.name);
-    };
-    let given: Vec<OsString> =
-        std::env::args_os().skip_while(|word| word != "run").skip(1).collect();
-    let given = given.into_iter().filter(|word| word != "--recommended");
-    let words = flags.split_whitespace().map(OsString::from);
-    let line = std::iter::once("run".into()).chain(words).chain(given);
-    let command = clap::Command::new("run").args_override_self(true);
-    let matches = <Args as clap::Args>::augment_args(command).try_get_matches_from(line)?;
-    let mut args = <Args as clap::FromArgMatches>::from_arg_matches(&matches)?;
-    args.recommended = false;
-    Ok(args)
+/// `mica run` with these words, on behalf of another verb.
+pub(crate) fn run_words(words: Vec<OsString>, context: &Context) -> anyhow::Result<ExitCode> {
+    run(&recommended::parse(words.into_iter())?, context)
 }
 
 /// Runs a job to its end, as `mica run` without `--detach` does.
@@ -223,27 +211,39 @@ fn source(args: &Args, context: &Context) -> anyhow::Result<(Source, Vec<OsStrin
         Some(first) if first == "--" => words[1..].to_vec(),
         _ => words.to_vec(),
     };
-    if !args.images.is_empty() {
-        let command = after_dashes(&args.words);
-        return Ok((image_source(&args.images, command.is_empty())?, command));
-    }
-    let Some((reference, rest)) = args.words.split_first() else {
-        bail!(
-            "nothing to run; name a package (mica run A@953bc) or an image (mica run --image FILE -- COMMAND)"
-        );
+    let way = stacks::Way {
+        pull: args.pull,
+        quiet: args.quiet,
+        lazy: &args.lazy,
+        verify: args.storage.verify,
+        record_trace: args.storage.record_trace,
     };
-    let reference: PackageRef = reference.to_string_lossy().parse()?;
-    let cache = context.cache()?;
-    trust::check_verify(&context.places.trust, &reference.name, args.storage.verify)?;
-    let manifest = pull::obtain(context, &cache, &reference, args.pull, args.quiet, &args.lazy)?;
-    let layers = pull::cached_layers(&cache, &manifest, &args.lazy)?;
-    let mut source = Source::of_package(&manifest, layers, &context.places.cache);
-    source.lazy = args.lazy.source(context, &manifest)?;
-    Ok((source, after_dashes(rest)))
+    let (mut source, command) = match (&args.images[..], args.words.split_first()) {
+        ([], None) => bail!(
+            "nothing to run; name a package (mica run A@953bc) or an image (mica run --image FILE -- COMMAND)"
+        ),
+        ([], Some((reference, rest))) => {
+            let reference: PackageRef = reference.to_string_lossy().parse()?;
+            let (stack, manifest) = stacks::of_package(context, &reference, &way)?;
+            (Source::of_package(&manifest, stack), after_dashes(rest))
+        }
+        (images, _) => {
+            let command = after_dashes(&args.words);
+            (image_source(images, command.is_empty(), way.verify)?, command)
+        }
+    };
+    let further = stacks::Way { record_trace: false, ..way };
+    let images = args.storage.images().map(|image| image.stack(context, &further));
+    source.images = images.collect::<anyhow::Result<_>>()?;
+    Ok((source, command))
 }
 
 /// A stack of image files. Without a command, a XAR says itself what to run.
-fn image_source(images: &[PathBuf], wants_entrypoint: bool) -> anyhow::Result<Source> {
+fn image_source(
+    images: &[PathBuf],
+    wants_entrypoint: bool,
+    verify: Verify,
+) -> anyhow::Result<Source> {
     let top = &images[0];
     let folder = top.file_stem().unwrap_or(top.as_os_str()).to_string_lossy().into_owned();
     let mut process = Process::default();
@@ -253,32 +253,8 @@ fn image_source(images: &[PathBuf], wants_entrypoint: bool) -> anyhow::Result<So
         // `./` keeps it a path in the stack when it has no slash.
         process.entrypoint.extend(target.map(|target| format!("./{target}")));
     }
-    Ok(Source {
-        name: top.display().to_string(),
-        folder,
-        manifest: None,
-        layers: image_layers(images)?,
-        is_root: false,
-        process,
-        limits: mica_graph::Limits::default(),
-        service: mica_graph::Service::default(),
-        labels: std::collections::BTreeMap::new(),
-        cache: None,
-        trace: None,
-        lazy: None,
-    })
-}
-
-/// Image files as layers; each must be a file that opens as an image.
-pub(crate) fn image_layers(images: &[PathBuf]) -> anyhow::Result<Vec<JobLayer>> {
-    let layer = |file: &PathBuf| {
-        let path =
-            file.canonicalize().with_context(|| format!("cannot find image {}", file.display()))?;
-        Image::open(&path, &OpenOptions::default())?;
-        let chunks = Some(mica_packer::chunks_path(&path)).filter(|table| table.exists());
-        Ok(JobLayer { name: file.display().to_string(), path, digest: None, chunks })
-    };
-    images.iter().map(layer).collect()
+    let stack = stacks::of_images(images, verify)?;
+    Ok(Source { folder, process, stack, ..Source::default() })
 }
 
 /// The supervisor's own process.
@@ -300,8 +276,7 @@ fn dry_run(
     command: &[OsString],
 ) -> anyhow::Result<ExitCode> {
     let remap = context.places.userns_remap.as_deref();
-    // There is no tree yet, so what is read from it (names of users) is not known.
-    let mut spec = spec::spec(args, source, command, "dry-run", Path::new("/"), None, remap)?;
+    let mut spec = spec::spec(args, source, command, None, remap)?;
     spec.link = spec::dry_link(args, context)?;
     let plan = mica_launcher::plan(&spec, &HostFacts::read(&spec)?)?;
     let lines: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();

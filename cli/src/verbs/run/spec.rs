@@ -9,36 +9,33 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 use ipnet::Ipv4Net;
 use mica_agent::{
-    Attachment, JobConfig, JobDir, JobLayer, LazySource, NetworkName, StateDir, SubIds, TraceFile,
+    Attachment, ImageMount, JobConfig, JobDir, NetworkName, StackConfig, StateDir, SubIds,
 };
 use mica_graph::{Manifest, Process, Service};
 use mica_launcher::bridge::Link;
 use mica_launcher::cdi::{self, Registry};
 use mica_launcher::{
-    Capabilities, GeneratedFile, IdMapping, Limits, Mount, Namespace, Namespaces, Network,
-    PortForward, Protocol, Root, Seccomp, Spec,
+    Capabilities, GeneratedFile, IdMapping, Limits, Namespace, Namespaces, Network, PortForward,
+    Protocol, Root, Seccomp, Spec,
 };
 
 use super::flags::{Args, NetworkMode, Shared, Users};
-use super::values::{DeviceFlag, Volume};
+use super::mounts::{ImageFlag, in_order, mounts};
+use super::values::{DeviceFlag, Entrypoint, Limit};
 use crate::context::Context;
 use crate::error::Advise as _;
 use crate::signals;
-use crate::verbs::pull;
 
 /// The search path of a job, as docker sets it.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a job is made from: a package of the cache, or image files.
+#[derive(Default)]
 pub(super) struct Source {
-    /// As people write it.
-    pub(super) name: String,
+    /// What is mounted.
+    pub(super) stack: StackConfig,
     /// Below `/packages`.
     pub(super) folder: String,
-    /// The manifest of the package.
-    pub(super) manifest: Option<mica_graph::Digest>,
-    /// Topmost first.
-    pub(super) layers: Vec<JobLayer>,
     /// Whether the stack is a whole system.
     pub(super) is_root: bool,
     /// How it wants to be started.
@@ -49,29 +46,21 @@ pub(super) struct Source {
     pub(super) service: Service,
     /// Its notes.
     pub(super) labels: BTreeMap<String, String>,
-    /// The cache that holds its images.
-    pub(super) cache: Option<PathBuf>,
-    /// Where its trace is kept.
-    pub(super) trace: Option<TraceFile>,
-    /// Whence those come that are not all here.
-    pub(super) lazy: Option<LazySource>,
+    /// Those that `--mount type=image` asks for, in the order of `Storage::images`.
+    pub(super) images: Vec<StackConfig>,
 }
 
 impl Source {
-    pub(super) fn of_package(manifest: &Manifest, layers: Vec<JobLayer>, cache: &Path) -> Self {
+    pub(super) fn of_package(manifest: &Manifest, stack: StackConfig) -> Self {
         Self {
-            name: format!("{}@{}", manifest.name, manifest.version),
+            stack,
             folder: format!("{}-{}", manifest.name, manifest.version),
-            manifest: Some(manifest.digest()),
-            layers,
             is_root: manifest.has_root(),
             process: manifest.process.clone(),
             limits: manifest.limits.clone(),
             service: manifest.service.clone(),
             labels: manifest.labels.clone(),
-            cache: Some(cache.to_owned()),
-            trace: Some(pull::trace_file(cache, manifest, false)),
-            lazy: None,
+            images: Vec::new(),
         }
     }
 
@@ -98,18 +87,9 @@ pub(super) fn job_config(
     let upper = needs_upper.then(|| job.private_upper());
     Ok(JobConfig {
         name: args.life.name.clone(),
-        source: source.name.clone(),
-        manifest: source.manifest,
-        layers: source.layers.clone(),
-        upper,
-        spec: spec(args, source, command, job.id(), &job.tree(), Some(state), remap)?,
-        cache: source.cache.clone(),
-        verify: args.storage.verify,
-        trace: source
-            .trace
-            .clone()
-            .map(|trace| TraceFile { record: args.storage.record_trace, ..trace }),
-        lazy: source.lazy.clone(),
+        stack: StackConfig { upper, ..source.stack.clone() },
+        images: images(args, source, job),
+        spec: spec(args, source, command, Some((job, state)), remap)?,
         remove: args.life.rm,
         stop_signal: match args.life.stop_signal {
             Some(signal) => signal,
@@ -125,6 +105,19 @@ pub(super) fn job_config(
         health: args.health.check(source.service.health.as_ref()),
         network: attachment(args)?,
     })
+}
+
+/// The further stacks, with folders for what the job writes to them.
+fn images(args: &Args, source: &Source, job: &JobDir) -> Vec<ImageMount> {
+    let mount = |(index, (image, stack)): (usize, (&ImageFlag, &StackConfig))| ImageMount {
+        stack: StackConfig {
+            upper: image.writable.then(|| job.image_upper(index)),
+            ..stack.clone()
+        },
+        target: image.target.clone(),
+        subpath: image.subpath.clone(),
+    };
+    args.storage.images().zip(&source.images).enumerate().map(mount).collect()
 }
 
 /// How the job would be connected with its bridge network; the address is chosen when it starts.
@@ -160,20 +153,20 @@ fn attachment(args: &Args) -> anyhow::Result<Option<Attachment>> {
     Ok(Some(attachment))
 }
 
-/// The confined process, its stack being mounted at `tree`.
+/// The confined process of a job, or of a dry run. That has no tree, so what is read from it (names of users) is not known.
 pub(super) fn spec(
     args: &Args,
     source: &Source,
     command: &[OsString],
-    id: &str,
-    tree: &Path,
-    state: Option<&StateDir>,
+    job: Option<(&JobDir, &StateDir)>,
     remap: Option<&str>,
 ) -> anyhow::Result<Spec> {
     let at = source.mount_point(args);
+    let id = job.map_or("dry-run", |(job, _)| job.id());
+    let tree = job.map_or("/".into(), |(job, _)| job.tree());
     let root = match at == Path::new("/") {
-        true => Root::Tree(tree.to_owned()),
-        false => Root::Host { tree: tree.to_owned(), at: at.clone() },
+        true => Root::Tree(tree),
+        false => Root::Host { tree, at: at.clone() },
     };
     let mut spec = Spec::new(id, root, argv(args, source, command, &at)?);
     let hostname = args.process.hostname.clone().unwrap_or_else(|| id.to_owned());
@@ -191,9 +184,8 @@ pub(super) fn spec(
     spec.hostname = (args.confinement.uts != Some(Shared::Host)).then_some(hostname);
     spec.read_only = args.storage.read_only;
     spec.mounts = args.storage.tmpfs.clone();
-    for volume in args.storage.volumes.iter().chain(&args.storage.mounts) {
-        spec.mounts.push(mount(volume, state, &spec.ids)?);
-    }
+    spec.mounts.extend(mounts(args.storage.all(), job, &spec.ids)?);
+    in_order(&mut spec.mounts)?;
     spec.shm_size = args.storage.shm_size.unwrap_or(spec.shm_size);
     devices(&mut spec, args)?;
     Ok(spec)
@@ -234,25 +226,6 @@ fn publish_all(spec: &mut Spec, args: &Args, service: &Service) {
     if args.confinement.network.is_none() && !spec.ports.is_empty() {
         spec.namespaces.network = Network::Private;
     }
-}
-
-/// A volume's folder is made by the first job that names it, as with docker; a dry run makes none.
-fn mount(volume: &Volume, state: Option<&StateDir>, ids: &IdMapping) -> anyhow::Result<Mount> {
-    Ok(match volume {
-        Volume::Mount(mount) => mount.clone(),
-        Volume::Named { name, target, read_only } => Mount::Bind {
-            source: match state {
-                Some(state) => state.volumes().create(name)?,
-                None => name.as_str().into(),
-            },
-            target: target.clone(),
-            read_only: *read_only,
-            recursive: true,
-            follow: false,
-            // What it holds belongs to the job's users, whoever they are outside.
-            ids: matches!(ids, IdMapping::Ranges { .. }).then_some(IdMapping::Auto),
-        },
-    })
 }
 
 /// Nodes as they are; CDI devices and graphics processors by what their vendors' files say.
@@ -303,9 +276,9 @@ fn confine(spec: &mut Spec, args: &Args, source: &Source) -> anyhow::Result<()> 
     spec.ports = flags.publish.clone();
     spec.limits = Limits {
         memory: flags.memory.or(source.limits.memory),
-        memory_swap: flags.memory_swap,
+        memory_swap: flags.memory_swap.and_then(|Limit(bytes)| bytes),
         memory_reservation: flags.memory_reservation,
-        pids: flags.pids_limit.or(source.limits.pids),
+        pids: flags.pids_limit.map_or(source.limits.pids, |Limit(count)| count),
         cpus: flags.cpus.or(source.limits.cpus),
         cpu_weight: flags.cpu_weight,
         cpuset_cpus: flags.cpuset_cpus.clone(),
@@ -336,7 +309,7 @@ fn argv(
     at: &Path,
 ) -> anyhow::Result<Vec<OsString>> {
     let entrypoint: Vec<OsString> = match &args.process.entrypoint {
-        Some(program) => vec![program.clone()],
+        Some(Entrypoint(words)) => words.iter().map(Into::into).collect(),
         None => source.process.entrypoint.iter().map(Into::into).collect(),
     };
     let arguments: Vec<OsString> = match command.is_empty() && args.process.entrypoint.is_none() {
@@ -345,7 +318,7 @@ fn argv(
     };
     let mut argv: Vec<OsString> = entrypoint.into_iter().chain(arguments).collect();
     let Some(program) = argv.first_mut() else {
-        bail!("{} does not say what to run; give a command after --", source.name);
+        bail!("{} does not say what to run; give a command after --", source.stack.source);
     };
     // `app/A` is a path in the stack wherever the working directory is; `A` is looked up in PATH.
     if program.as_bytes().contains(&b'/') {
@@ -363,7 +336,6 @@ fn environment(
 ) -> anyhow::Result<Vec<(OsString, OsString)>> {
     let mut env: BTreeMap<OsString, OsString> = BTreeMap::new();
     env.insert("PATH".into(), search_path(at));
-    env.insert("HOME".into(), "/root".into());
     env.insert("HOSTNAME".into(), hostname.into());
     if args.life.tty {
         env.insert("TERM".into(), "xterm".into());

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mica_agent::{Attachment, VolumeName};
+use mica_agent::Attachment;
 use mica_launcher::cdi::Registry;
-use mica_launcher::{Device, IdMapping, IdRange, Mount, PortForward, Protocol, Rlimit};
+use mica_launcher::{Device, PortForward, Protocol, Rlimit};
 
 use super::flags::{NetworkMode, Shared, Users};
 
@@ -59,6 +59,39 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(wrong()) } else { Ok(total) }
 }
 
+/// A limit; `None` is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limit(pub(crate) Option<u64>);
+
+/// A size, or -1 for no limit.
+pub(super) fn parse_swap(text: &str) -> Result<Limit, String> {
+    if text == "-1" { Ok(Limit(None)) } else { parse_size(text).map(|bytes| Limit(Some(bytes))) }
+}
+
+/// A number, or -1 for no limit.
+pub(super) fn parse_count(text: &str) -> Result<Limit, String> {
+    match text.parse() {
+        _ if text == "-1" => Ok(Limit(None)),
+        Ok(count) => Ok(Limit(Some(count))),
+        Err(_) => Err(format!("`{text}` is not a number")),
+    }
+}
+
+pub(super) fn parse_init(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" => Ok(true),
+        "false" | "0" => {
+            Err("every job has an init: it is what signals, exec and the exit code go by".into())
+        }
+        other => Err(format!("`{other}` is neither true nor false")),
+    }
+}
+
+/// In milliseconds.
+pub(crate) fn as_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 pub(crate) fn parse_cpus(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(cpus) if cpus > 0.0 && cpus < 100_000.0 => Ok(cpus),
@@ -70,146 +103,6 @@ pub(crate) fn parse_pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(format!("`{text}` is not of the form NAME=VALUE")),
-    }
-}
-
-/// Something to mount: of the host, or a volume by its name, whose folder is found when the job is made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Volume {
-    /// As it is.
-    Mount(Mount),
-    /// By name.
-    Named {
-        /// The volume.
-        name: VolumeName,
-        /// In the job.
-        target: PathBuf,
-        /// The job may not write to it.
-        read_only: bool,
-    },
-}
-
-/// How a source is mounted.
-#[derive(Clone)]
-struct Options {
-    read_only: bool,
-    recursive: bool,
-    follow: bool,
-    ids: Option<IdMapping>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { read_only: false, recursive: true, follow: false, ids: None }
-    }
-}
-
-impl Options {
-    fn set(&mut self, option: &str) -> Result<(), String> {
-        match option {
-            "ro" | "readonly" => self.read_only = true,
-            "rw" | "rprivate" | "z" | "Z" => {}
-            "private" => self.recursive = false,
-            "rslave" => self.follow = true,
-            "idmap" => self.ids = Some(IdMapping::Auto),
-            maps if maps.starts_with("idmap=") => self.ids = Some(parse_idmap(&maps[6..])?),
-            "rshared" | "shared" => {
-                return Err(format!(
-                    "`{option}`: mounts of a job never appear on the host; use rslave"
-                ));
-            }
-            other => {
-                return Err(format!(
-                    "`{other}` is not an option of a volume; use ro, rw, rprivate, private, rslave or idmap"
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn volume(self, source: &str, target: PathBuf) -> Result<Volume, String> {
-        let Self { read_only, recursive, follow, ids } = self;
-        if !(source.starts_with('/') || source.starts_with('.')) {
-            if ids.is_some() {
-                return Err("a named volume has the job's own owners already".into());
-            }
-            return Ok(Volume::Named { name: source.parse()?, target, read_only });
-        }
-        let source = std::path::absolute(source).map_err(|error| error.to_string())?;
-        Ok(Volume::Mount(Mount::Bind { source, target, read_only, recursive, follow, ids }))
-    }
-}
-
-/// `uids=FILE-JOB-COUNT#…;gids=…`, as podman has it; without gids they are as the uids.
-fn parse_idmap(text: &str) -> Result<IdMapping, String> {
-    let wrong = || format!("`{text}` is not of the form uids=FILE-JOB-COUNT[#…][;gids=…]");
-    let (mut uids, mut gids) = (None, None);
-    for part in text.split(';') {
-        let (kind, ranges) = part.split_once('=').ok_or_else(wrong)?;
-        let range = |text: &str| {
-            let numbers: Vec<u32> =
-                text.split('-').map_while(|number| number.parse().ok()).collect();
-            match numbers[..] {
-                [outside, inside, count] if count > 0 => Ok(IdRange { inside, outside, count }),
-                _ => Err(wrong()),
-            }
-        };
-        let ranges = ranges.split('#').map(range).collect::<Result<Vec<_>, _>>()?;
-        match kind {
-            "uids" => uids = Some(ranges),
-            "gids" => gids = Some(ranges),
-            _ => return Err(wrong()),
-        }
-    }
-    let uids = uids.ok_or_else(wrong)?;
-    Ok(IdMapping::Ranges { gids: gids.unwrap_or_else(|| uids.clone()), uids })
-}
-
-pub(super) fn parse_volume(text: &str) -> Result<Volume, String> {
-    let mut parts = text.split(':');
-    let (Some(source), Some(target)) = (parts.next(), parts.next()) else {
-        return Err(format!("`{text}` is not of the form SRC:DST[:ro]"));
-    };
-    let mut options = Options::default();
-    parts.flat_map(|part| part.split(',')).try_for_each(|option| options.set(option))?;
-    options.volume(source, in_job(target)?)
-}
-
-/// `type=bind,source=/a,target=/b,readonly`, as docker has it.
-pub(super) fn parse_mount(text: &str) -> Result<Volume, String> {
-    let (mut kind, mut source, mut target) = ("volume", None, None);
-    let (mut options, mut size, mut mode) = (Options::default(), None, 0o1777);
-    for part in text.split(',') {
-        match part.split_once('=').unwrap_or((part, "")) {
-            ("type", value) => kind = value,
-            ("source" | "src", value) => source = Some(value),
-            ("target" | "destination" | "dst", value) => target = Some(in_job(value)?),
-            ("readonly" | "ro", "" | "true" | "1") => options.read_only = true,
-            ("bind-propagation", value) => options.set(value)?,
-            ("idmap", "") => options.set("idmap")?,
-            ("idmap", value) => options.ids = Some(parse_idmap(value)?),
-            ("tmpfs-size", value) => size = Some(parse_size(value)?),
-            ("tmpfs-mode", value) => mode = parse_mode(value)?,
-            (other, _) => return Err(format!("`{other}` is not a key of a mount")),
-        }
-    }
-    let target = target.ok_or("a mount needs target=PATH")?;
-    match (kind, source) {
-        ("tmpfs", None) => {
-            let read_only = options.read_only;
-            Ok(Volume::Mount(Mount::Tmpfs { target, size, mode, read_only, exec: false }))
-        }
-        ("bind", Some(source)) if source.starts_with('/') || source.starts_with('.') => {
-            options.volume(source, target)
-        }
-        ("volume", Some(source)) if !source.starts_with(['/', '.']) => {
-            options.volume(source, target)
-        }
-        ("bind" | "volume", _) => Err(format!(
-            "a mount of type {kind} needs source={}",
-            if kind == "bind" { "PATH" } else { "NAME" }
-        )),
-        _ => Err(format!("`{kind}` is not a type of mount; use bind, volume or tmpfs")),
     }
 }
 
@@ -301,26 +194,21 @@ pub(super) fn parse_host(text: &str) -> Result<(String, IpAddr), String> {
     Ok((name.to_owned(), address))
 }
 
-pub(super) fn parse_tmpfs(text: &str) -> Result<Mount, String> {
-    let (target, options) = text.split_once(':').unwrap_or((text, ""));
-    let target = in_job(target)?;
-    let (mut size, mut mode, mut read_only, mut exec) = (None, 0o1777, false, false);
-    for option in options.split(',').filter(|option| !option.is_empty()) {
-        match option.split_once('=') {
-            Some(("size", value)) => size = Some(parse_size(value)?),
-            Some(("mode", value)) => mode = parse_mode(value)?,
-            None if option == "ro" => read_only = true,
-            None if option == "rw" => read_only = false,
-            None if option == "exec" => exec = true,
-            None if option == "noexec" => exec = false,
-            _ => {
-                return Err(format!(
-                    "`{option}` is not an option of a tmpfs; use size=, mode=, ro or exec"
-                ));
-            }
-        }
-    }
-    Ok(Mount::Tmpfs { target, size, mode, read_only, exec })
+/// A program with its first arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entrypoint(pub(crate) Vec<String>);
+
+pub(super) fn parse_entrypoint(text: &str) -> Result<Entrypoint, String> {
+    Ok(Entrypoint(match text {
+        "" => Vec::new(),
+        list if list.starts_with('[') => parse_list(list)?,
+        program => vec![program.to_owned()],
+    }))
+}
+
+/// A JSON list of words.
+pub(crate) fn parse_list(text: &str) -> Result<Vec<String>, String> {
+    serde_json::from_str(text).map_err(|error| format!("not a JSON list of words: {error}"))
 }
 
 /// A device of the host, or one that a vendor describes.
@@ -366,7 +254,7 @@ pub(super) fn parse_ulimit(text: &str) -> Result<Rlimit, String> {
     Ok(Rlimit { resource: resource.to_owned(), soft: number(soft)?, hard: number(hard)? })
 }
 
-fn in_job(path: &str) -> Result<PathBuf, String> {
+pub(super) fn in_job(path: &str) -> Result<PathBuf, String> {
     if !path.starts_with('/') {
         return Err(format!("`{path}` is not an absolute path"));
     }
@@ -396,37 +284,6 @@ mod tests {
         assert_eq!(parse_duration("7"), Ok(Duration::from_secs(7)));
         for bad in ["", "s", "5x", "1m30", "-1s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn volumes() {
-        let volume = parse_volume("/a:/b:ro");
-        let Ok(Volume::Mount(Mount::Bind { read_only, recursive, .. })) = &volume else {
-            panic!("a volume")
-        };
-        assert!(*read_only && *recursive);
-        assert_eq!(parse_mount("type=bind,src=/a,dst=/b,readonly"), volume);
-        assert_eq!(parse_mount("source=data,target=/b"), parse_volume("data:/b"));
-        let Ok(Volume::Mount(Mount::Bind { ids: Some(IdMapping::Ranges { uids, gids }), .. })) =
-            parse_volume("/a:/b:ro,idmap=uids=1000-0-1#5-6-7;gids=1000-0-1")
-        else {
-            panic!("a volume with mapped owners")
-        };
-        assert_eq!((uids[0].outside, uids[0].inside, uids[1].count, gids.len()), (1000, 0, 7, 1));
-        for bad in [
-            "/a",
-            "a b:/b",
-            "/a:b",
-            "/a:/b:rx",
-            "/a:/b:rshared",
-            "/a:/b:idmap=uids=1-2",
-            "a:/b:idmap",
-        ] {
-            assert!(parse_volume(bad).is_err(), "{bad}");
-        }
-        for bad in ["type=bind,source=a,target=/b", "type=tmpfs", "type=x,target=/b", "target=/b"] {
-            assert!(parse_mount(bad).is_err(), "{bad}");
         }
     }
 
@@ -467,6 +324,15 @@ mod tests {
         assert_eq!(device("/dev/a:/dev/b:r"), Some(("/dev/b".into(), false)));
         assert_eq!(device("/dev/a:x"), None);
         assert!(matches!(parse_device("nvidia.com/gpu=0"), Ok(DeviceFlag::Cdi(_))));
+    }
+
+    #[test]
+    fn entrypoints() {
+        let words = |text| parse_entrypoint(text).map(|Entrypoint(words)| words);
+        assert_eq!(words(""), Ok(vec![]));
+        assert_eq!(words("a b"), Ok(vec!["a b".into()]));
+        assert_eq!(words(r#"["a", "b"]"#), Ok(vec!["a".into(), "b".into()]));
+        assert!(words("[a]").is_err());
     }
 
     #[test]

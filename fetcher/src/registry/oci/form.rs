@@ -198,6 +198,20 @@ pub(crate) fn image(package: &Manifest, facts: &[Facts], time: Duration) -> Form
     Form { config, manifest: serde_json::to_vec(&manifest).expect("strings and numbers") }
 }
 
+/// The configuration of a package whose layers are plain tars, bottom first.
+pub(crate) fn plain_config<'a>(
+    package: &Manifest,
+    diff_ids: impl Iterator<Item = &'a str>,
+) -> Vec<u8> {
+    let config = json!({
+        "architecture": architecture(),
+        "os": "linux",
+        "config": process(package),
+        "rootfs": { "type": "layers", "diff_ids": diff_ids.collect::<Vec<_>>() },
+    });
+    config.to_string().into_bytes()
+}
+
 /// How stock runtimes start the package: in the tree of its layers.
 fn process(package: &Manifest) -> Value {
     let process = &package.process;

@@ -1,0 +1,148 @@
+//! `mica export`: a package in the forms of other tools.
+
+use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use mica_fetcher::TarWriter;
+use mica_graph::PackageRef;
+use mica_mounter::View;
+use mica_packer::{Header, PackOptions, pack_dir, untar};
+
+use crate::context::Context;
+use crate::error::Advise as _;
+use crate::output;
+use crate::registries::RegistryFlags;
+use crate::stacks::{self, Opened};
+use crate::verbs::save::write_archive;
+
+/// Write a package in a form of other tools
+///
+/// Without --format, an OCI layout in a tar with docker's manifest beside it: `docker load`, `podman load` and skopeo take it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The package
+    #[arg(value_name = "REF")]
+    reference: PackageRef,
+    /// The file, or for dir a folder that is not there; - is standard output
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    output: PathBuf,
+    /// The form: an image for containers, a tar of the merged tree, that tree, or one file that runs by itself
+    #[arg(long, value_enum, default_value_t = Format::Oci, value_name = "FORM")]
+    format: Format,
+    /// Short for --format xar
+    #[arg(long, conflicts_with = "format")]
+    xar: bool,
+    #[command(flatten)]
+    pub(crate) registry: RegistryFlags,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    /// An image for containers
+    #[value(alias = "docker", alias = "oci-archive", alias = "docker-archive")]
+    Oci,
+    /// A tar of the merged tree
+    Tar,
+    /// The merged tree
+    Dir,
+    /// One image that runs by itself where XAR's xarexec_fuse is
+    Xar,
+}
+
+pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    let package = stacks::open_package(context, &args.reference)?;
+    let format = if args.xar { Format::Xar } else { args.format };
+    match format {
+        Format::Oci => write_archive(&args.output, |out| {
+            let images: Vec<_> =
+                package.stack.layers.iter().map(|layer| layer.image.clone()).collect();
+            Ok(mica_fetcher::export_archive(&package.manifest, &images, out)?)
+        })?,
+        Format::Tar => write_archive(&args.output, |out| merged(package, out))?,
+        Format::Dir => unpack(package, args.file("dir")?)?,
+        Format::Xar => xar(package, args.file("xar")?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Args {
+    fn file(&self, form: &str) -> anyhow::Result<&Path> {
+        match self.output.as_os_str() == "-" {
+            true => bail!("--format {form} needs -o PATH"),
+            false => Ok(&self.output),
+        }
+    }
+}
+
+/// The tree that the stack shows, as a tar.
+fn merged(package: Opened, out: &mut dyn Write) -> anyhow::Result<()> {
+    let view = View::new(package.stack);
+    let mut tar = TarWriter::new(out);
+    let mut failed = None;
+    view.walk(|seen| {
+        if failed.is_none() {
+            let path = seen.path.as_os_str().as_bytes();
+            failed = tar.entry(seen.layer, seen.image, path, &seen.inode).err();
+        }
+    })?;
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(tar.finish()?),
+    }
+}
+
+fn unpack(package: Opened, dir: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let owners = rustix::process::geteuid().is_root();
+    let (read, write) = std::io::pipe().context("cannot make a pipe")?;
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            let mut out = BufWriter::with_capacity(1 << 18, write);
+            merged(package, &mut out).and_then(|()| Ok(out.flush()?))
+        });
+        let notices = untar(read, dir, owners);
+        let written = writer.join().unwrap_or_else(|_| bail!("the reader of the package panicked"));
+        // A reader that gave up is why the writer did.
+        notices?.iter().for_each(output::note);
+        written
+    })
+}
+
+fn xar(package: Opened, file: &Path) -> anyhow::Result<()> {
+    let name = format!("{}@{}", package.manifest.name, package.manifest.version);
+    if package.manifest.has_root() {
+        return Err(anyhow::anyhow!("{name} is a whole system, which a XAR can't run")).hint(
+            "`mica export --format oci` writes it for containers; a XAR runs over the host's root",
+        );
+    }
+    let process = &package.manifest.process;
+    let target = match &process.entrypoint[..] {
+        [program]
+            if program.contains('/') && !program.starts_with('/') && process.cmd.is_empty() =>
+        {
+            program.trim_start_matches("./").to_owned()
+        }
+        words => {
+            let words = words.join(" ");
+            return Err(anyhow::anyhow!(
+                "a XAR runs one program of its own, and {name} runs `{words}`"
+            ))
+            .hint(
+                "`mica pack --entrypoint PATH` names a program in the package, without arguments",
+            );
+        }
+    };
+    let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
+    let tree = scratch.path().join("tree");
+    unpack(package, &tree)?;
+    let header = Some(Header { target: Some(target) });
+    let options = PackOptions { header, chunks: false, ..PackOptions::default() };
+    pack_dir(&tree, file, &options)?;
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(file, executable)
+        .with_context(|| format!("cannot make {} executable", file.display()))
+}
