@@ -27,6 +27,15 @@ fn signal_server(world: &World, signal: rustix::process::Signal) {
     }
 }
 
+/// What is out of the tree is there for those who have it open, and then nothing is left.
+fn is_served_to_the_end(world: &World, mut open: std::fs::File) {
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut open, &mut text).unwrap();
+    assert_eq!(text, "base b\n");
+    drop(open);
+    world.ends_clean();
+}
+
 fn read(world: &World, path: &str) -> String {
     std::fs::read_to_string(world.path(path)).unwrap()
 }
@@ -111,15 +120,11 @@ fn a_mount_in_use_is_taken_out_of_the_tree_and_served_on() {
     let world = world_with_images();
     std::fs::create_dir(world.path("mnt")).unwrap();
     world.ok(&["mount", "--image", "base.xar", "mnt"]);
-    let mut open = std::fs::File::open(world.path("mnt/etc/b")).unwrap();
+    let open = std::fs::File::open(world.path("mnt/etc/b")).unwrap();
     let said = world.ok(&["umount", "mnt"]).stderr;
     assert!(said.contains("in use"), "{said}");
     assert!(!world.path("mnt/etc").exists());
-    let mut text = String::new();
-    std::io::Read::read_to_string(&mut open, &mut text).unwrap();
-    assert_eq!(text, "base b\n");
-    drop(open);
-    world.ends_clean();
+    is_served_to_the_end(&world, open);
 }
 
 #[test]
@@ -144,14 +149,10 @@ fn a_mount_in_use_survives_the_signal_to_end_until_its_last_user_is_gone() {
     let world = world_with_images();
     let point = world.ok(&["mount", "--image", "base.xar"]).stdout;
     let point = std::path::Path::new(point.trim());
-    let mut open = std::fs::File::open(point.join("etc/b")).unwrap();
+    let open = std::fs::File::open(point.join("etc/b")).unwrap();
     signal_server(&world, rustix::process::Signal::TERM);
     wait_for(|| !point.join("etc").exists());
-    let mut text = String::new();
-    std::io::Read::read_to_string(&mut open, &mut text).unwrap();
-    assert_eq!(text, "base b\n");
-    drop(open);
-    world.ends_clean();
+    is_served_to_the_end(&world, open);
 }
 
 #[test]
