@@ -23,60 +23,32 @@ pub(crate) fn for_chain(error: &(dyn Error + 'static)) -> Option<String> {
     None
 }
 
-/// The hint of this one cause, if it has one.
-pub(crate) fn for_cause(cause: &(dyn Error + 'static)) -> Option<String> {
-    /// Asks the first type that the cause is of.
-    macro_rules! ask {
-        ($($kind:ty),* $(,)?) => {
-            None$(.or_else(|| cause.downcast_ref::<$kind>().and_then(Hint::hint)))*
-        };
-    }
-    ask!(
-        RegistryError,
-        PullError,
-        PushError,
-        PatchPushError,
-        CacheError,
-        DistrustError,
-        LoadError,
-        ServeError,
-        NamespaceError,
-        NetworkError,
-        LaunchError,
-        MountError,
-        OpenError,
-        ServeMountError,
-        MountStackError,
-        StackError,
-    )
-}
-
 /// The different shapes in which the crates give their hints.
 trait Hint {
     fn hint(&self) -> Option<String>;
 }
 
-macro_rules! hint {
-    ($($kind:ty),* $(,)?) => {
-        $(impl Hint for $kind {
+/// Errors that give hints themselves, and those for which it is done below.
+macro_rules! hints {
+    (own: $($own:ty),*; below: $($below:ty),*) => {
+        $(impl Hint for $own {
             fn hint(&self) -> Option<String> {
-                <$kind>::hint(self).map(Into::into)
+                <$own>::hint(self).map(Into::into)
             }
         })*
+
+        /// The hint of this one cause, if it has one.
+        pub(crate) fn for_cause(cause: &(dyn Error + 'static)) -> Option<String> {
+            None$(.or_else(|| cause.downcast_ref::<$own>().and_then(Hint::hint)))*
+                $(.or_else(|| cause.downcast_ref::<$below>().and_then(Hint::hint)))*
+        }
     };
 }
 
-hint!(
-    RegistryError,
-    PullError,
-    PushError,
-    PatchPushError,
-    CacheError,
-    DistrustError,
-    LoadError,
-    ServeError,
-    LaunchError,
-    NetworkError
+hints!(
+    own: RegistryError, PullError, PushError, PatchPushError, CacheError, DistrustError, LoadError,
+        ServeError, LaunchError, NetworkError;
+    below: NamespaceError, MountError, OpenError, ServeMountError, MountStackError, StackError
 );
 
 impl Hint for NamespaceError {

@@ -14,7 +14,7 @@ use fuser::{INodeNo, Notifier};
 
 use crate::ids::{lower_ino, lower_place};
 use crate::kind::Kind;
-use crate::tree::Tree;
+use crate::tree::{Node, Tree};
 
 /// A file this near to one that was read before continues a run.
 const NEAR: u32 = 8;
@@ -41,8 +41,8 @@ impl Pusher {
 
     /// A range of a file is about to be read. Hands over the rest of the blocks that are decoded for it, and at the beginning
     /// of a file what is decoded of those behind it, if one before it was read as well.
-    pub(crate) fn before(&self, tree: &Tree, ino: u64, range: Range<u64>) {
-        let (Some(notifier), Some((layer, number))) = (self.notifier.get(), lower_place(ino))
+    pub(crate) fn before(&self, tree: &Tree, node: &Node, range: Range<u64>) {
+        let (Some(notifier), Some((layer, number))) = (self.notifier.get(), lower_place(node.ino))
         else {
             return;
         };
@@ -57,8 +57,7 @@ impl Pusher {
                 tracing::debug!(%error, "cannot hand a file to the kernel");
             }
         };
-        let Ok(node) = tree.node(ino) else { return };
-        tree.hand_over_rest(&node, range, |offset, bytes| store(ino, offset, bytes));
+        tree.hand_over_rest(node, range, |offset, bytes| store(node.ino, offset, bytes));
         if let Some(from) = from {
             let next = hand_over_from(tree, layer, from, store);
             self.runs().handed_over(layer, number, next);

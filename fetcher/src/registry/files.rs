@@ -36,7 +36,7 @@ pub(super) fn document(name: impl ToString, source: ParseIndexError) -> Registry
     RegistryError::Document { document: name.to_string(), source }
 }
 
-fn name_of(files: &impl Files, item: &Item) -> String {
+pub(super) fn name_of(files: &impl Files, item: &Item) -> String {
     format!("{}/{}", files.address(), item.path())
 }
 

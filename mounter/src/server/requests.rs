@@ -212,9 +212,9 @@ impl Filesystem for Server {
         self.run(Op::Read, reply, |reply| {
             // The reply is sent from inside, straight from the block cache; what is left then is for errors.
             let mut reply = Some(reply);
-            let range = offset..offset.saturating_add(size.into());
-            self.shared.pusher.before(self.tree(), ino.0, range);
             let read = self.node(ino).and_then(|node| {
+                let range = offset..offset.saturating_add(size.into());
+                self.shared.pusher.before(self.tree(), &node, range);
                 self.tree().read(&node, offset, size as usize, |bytes| {
                     if let Some(reply) = reply.take() {
                         reply.data(bytes);

@@ -140,10 +140,6 @@ impl S3Registry {
         }
     }
 
-    fn name_of(&self, item: &Item) -> String {
-        format!("{}/{}", self.sender.address, item.path())
-    }
-
     fn key(&self, item: &Item) -> ObjectPath {
         ObjectPath::from(format!("{}/{}", self.prefix, item.path()))
     }
@@ -177,7 +173,8 @@ impl S3Registry {
         self.sender.options.retry.run(|| {
             let Some(result) = self.get(item, None)? else { return Ok(None) };
             let tag = result.meta.e_tag.clone();
-            let bytes = self.sender.small(self.reader(result), self.name_of(item), limit)?;
+            let bytes =
+                self.sender.small(self.reader(result), files::name_of(self, item), limit)?;
             Ok(Some((bytes, tag)))
         })
     }
