@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args_os().nth(1).ok_or("usage: rebuild IMAGE [RECIPE]")?;
     let image = Image::open(path, &OpenOptions::default())?;
     let start = Instant::now();
-    let described = describe(&image, None)?;
+    let described = describe(&image, None, None)?;
     let recipe = described.recipe.encode();
     if let Some(path) = std::env::args_os().nth(2) {
         std::fs::write(path, &recipe)?;
@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         start.elapsed()
     );
     let start = Instant::now();
-    rebuild(&Recipe::parse(&recipe)?, &mut BufReader::new(raw), &mut std::io::sink(), None)?;
+    rebuild(&Recipe::parse(&recipe)?, None, &mut BufReader::new(raw), &mut std::io::sink(), None)?;
     println!("made again in {:.2?}", start.elapsed());
     let status = std::fs::read_to_string("/proc/self/status")?;
     let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or_default();

@@ -104,10 +104,10 @@ fn exercise(image: &Image) {
 /// Whatever an image holds, it comes back from its description.
 fn come_back(image: &Image) {
     let one = std::num::NonZero::new(1);
-    let described = describe(image, one).unwrap();
+    let described = describe(image, None, one).unwrap();
     let (mut raw, mut again) = (Vec::new(), blake3::Hasher::new());
     described.contents.copy_to(&mut raw, one).unwrap();
-    rebuild(&described.recipe, &mut raw.as_slice(), &mut again, one).unwrap();
+    rebuild(&described.recipe, None, &mut raw.as_slice(), &mut again, one).unwrap();
     described.contents.files().for_each(|file| drop(file.unwrap()));
 }
 

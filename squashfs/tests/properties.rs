@@ -144,10 +144,10 @@ fn check(image: &Image, want: &BTreeMap<Vec<u8>, Model>) {
 
 /// The image comes back from its contents, all of its compressed blocks by compressing again.
 fn check_rebuild(image: &Image, bytes: &[u8]) {
-    let described = describe(image, None).unwrap();
+    let described = describe(image, None, None).unwrap();
     let (mut raw, mut again) = (Vec::new(), Vec::new());
     described.contents.copy_to(&mut raw, None).unwrap();
-    rebuild(&described.recipe, &mut raw.as_slice(), &mut again, None).unwrap();
+    rebuild(&described.recipe, None, &mut raw.as_slice(), &mut again, None).unwrap();
     assert!(again == bytes);
     assert_eq!(described.contents.len(), Contents::of(image).unwrap().len());
 }

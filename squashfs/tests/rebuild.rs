@@ -11,7 +11,7 @@ use std::num::NonZero;
 use common::torture::{self, noise};
 use common::{mksquashfs, run};
 use mica_squashfs::codec::Compression;
-use mica_squashfs::rebuild::{Contents, RebuildError, Recipe, describe, rebuild};
+use mica_squashfs::rebuild::{Contents, RebuildError, Recipe, Stored, describe, rebuild};
 use mica_squashfs::write::{Metadata, Node, NodeKind, Tree, WriteOptions, write};
 use mica_squashfs::{Image, OpenOptions, Source, XarHeader};
 
@@ -22,7 +22,7 @@ fn open(bytes: &[u8]) -> Image {
 /// Describes and makes the image again; gives the recipe as it is shipped, and the contents.
 fn round_trip(bytes: &[u8], what: &str) -> (Recipe, Vec<u8>, Vec<u8>) {
     let image = open(bytes);
-    let described = describe(&image, NonZero::new(3)).unwrap();
+    let described = describe(&image, None, NonZero::new(3)).unwrap();
     let packed = described.recipe.encode();
     let recipe = Recipe::parse(&packed).unwrap();
     assert_eq!(recipe, described.recipe, "{what}");
@@ -30,7 +30,7 @@ fn round_trip(bytes: &[u8], what: &str) -> (Recipe, Vec<u8>, Vec<u8>) {
     described.contents.copy_to(&mut raw, None).unwrap();
     assert_eq!(raw.len() as u64, recipe.raw_len(), "{what}");
     let mut again = Vec::new();
-    rebuild(&recipe, &mut raw.as_slice(), &mut again, NonZero::new(2)).unwrap();
+    rebuild(&recipe, None, &mut raw.as_slice(), &mut again, NonZero::new(2)).unwrap();
     assert!(again == bytes, "{what}");
     (recipe, packed, raw)
 }
@@ -83,7 +83,7 @@ fn our_images_compress_again_to_the_same_bytes() {
         let what = format!("{compression} {level:?} {block_size}");
         let image = ours(&tree, compression, level, block_size);
         let (recipe, packed, _) = round_trip(&image, &what);
-        let alone = describe(&open(&image), NonZero::new(1)).unwrap().recipe;
+        let alone = describe(&open(&image), None, NonZero::new(1)).unwrap().recipe;
         assert_eq!(recipe, alone, "{what}: it depends on the number of threads");
         assert_eq!(recipe.compression(), compression, "{what}");
         assert_eq!(recipe.library(), compression.library(), "{what}");
@@ -151,7 +151,7 @@ fn files_are_found_in_the_contents() {
     for compression in [Compression::Zstd, Compression::None] {
         let bytes = ours(&tree("text"), compression, None, 16 << 10);
         let image = open(&bytes);
-        let described = describe(&image, None).unwrap();
+        let described = describe(&image, None, None).unwrap();
         let contents = Contents::of(&image).unwrap();
         assert_eq!(contents.len(), described.contents.len());
         let files = by_path(&contents);
@@ -192,12 +192,62 @@ fn files_are_found_in_the_contents() {
     }
 }
 
+/// The recipe and contents of the second image, as far as the first has not its blocks.
+fn after(old: &[u8], new: &[u8]) -> (Recipe, Vec<u8>) {
+    let stored = Stored::of(&Contents::of(&open(old)).unwrap()).unwrap();
+    let image = open(new);
+    let described = describe(&image, Some(&stored), NonZero::new(3)).unwrap();
+    let mut raw = Vec::new();
+    described.contents.copy_to(&mut raw, None).unwrap();
+    assert_eq!(Recipe::parse(&described.recipe.encode()).unwrap(), described.recipe);
+    assert_eq!(raw.len() as u64, described.recipe.raw_len());
+    // What is left of the contents is to be had at any position too.
+    let (mut part, end) = (vec![0; 30_000], raw.len() - 30_000);
+    for at in (0..end).step_by(27_777) {
+        described.contents.read_exact_at(&mut part, at as u64).unwrap();
+        assert!(part == raw[at..at + part.len()], "{at}");
+    }
+    (described.recipe, raw)
+}
+
+#[test]
+fn blocks_that_the_old_image_has_are_copied() {
+    let mut changed = tree("text");
+    let root = changed.root();
+    changed.insert(root, b"a", file(b"in front of all others".repeat(40_000))).unwrap();
+    changed.insert(root, b"zoo", file(b"behind them".repeat(40_000))).unwrap();
+    let old = ours(&tree("text"), Compression::Zstd, None, 16 << 10);
+    let new = ours(&changed, Compression::Zstd, None, 16 << 10);
+    let (recipe, raw) = after(&old, &new);
+    let (whole, _, all) = round_trip(&new, "new");
+    assert_eq!(whole.copied(), 0);
+    // All of the long files' blocks; they are not in the contents.
+    assert!(recipe.copied() > 30_000, "{}", recipe.copied());
+    assert!(raw.len() + 500_000 < all.len(), "{} of {}", raw.len(), all.len());
+
+    let apply = |old: Option<&[u8]>| {
+        let image = old.map(open);
+        let contents = image.as_ref().map(|image| Contents::of(image).unwrap());
+        let mut again = Vec::new();
+        rebuild(&recipe, contents.as_ref(), &mut raw.as_slice(), &mut again, None).map(|()| again)
+    };
+    assert!(apply(Some(&old)).unwrap() == new);
+    assert!(matches!(apply(None), Err(RebuildError::Old(_))));
+    let other = ours(&tree("other"), Compression::Zstd, None, 16 << 10);
+    assert!(matches!(apply(Some(&other)), Err(RebuildError::Mismatch)));
+    let small = ours(&Tree::new(Metadata::with_mode(0o755)), Compression::Zstd, None, 16 << 10);
+    assert!(matches!(apply(Some(&small)), Err(RebuildError::Old(_))));
+    // Of the image itself only tables and what does not shrink are left.
+    let (recipe, raw) = after(&new, &new);
+    assert!(recipe.copied() > 33_000 && raw.len() < 540_000, "{recipe:?}");
+}
+
 #[test]
 fn wrong_contents_and_recipes_are_errors() {
     let bytes = ours(&tree("text"), Compression::Zstd, None, 16 << 10);
     let (recipe, packed, raw) = round_trip(&bytes, "zstd");
     let rebuild = |recipe: &Recipe, raw: &[u8]| {
-        rebuild(recipe, &mut &raw[..], &mut io::sink(), None).unwrap_err()
+        rebuild(recipe, None, &mut &raw[..], &mut io::sink(), None).unwrap_err()
     };
     let mut bad = raw.clone();
     bad[5000] ^= 1;
@@ -219,7 +269,13 @@ fn wrong_contents_and_recipes_are_errors() {
 #[test]
 fn mutated_recipes_end_in_errors() {
     let bytes = ours(&tree("text"), Compression::Gzip, Some(1), 16 << 10);
-    let (recipe, _, raw) = round_trip(&bytes, "gzip");
+    let old = open(&ours(&tree("texts"), Compression::Gzip, Some(1), 16 << 10));
+    let old = Contents::of(&old).unwrap();
+    let image = open(&bytes);
+    let described = describe(&image, Some(&Stored::of(&old).unwrap()), None).unwrap();
+    let mut raw = Vec::new();
+    described.contents.copy_to(&mut raw, None).unwrap();
+    let recipe = described.recipe;
     let packed = recipe.encode();
     // Stored as it is, so that changes reach the numbers.
     assert_eq!(packed[8..12], (packed.len() as u32 - 12).to_le_bytes());
@@ -237,7 +293,7 @@ fn mutated_recipes_end_in_errors() {
         }
         let Ok(parsed) = Recipe::parse(&bad) else { continue };
         let mut out = Vec::new();
-        let result = rebuild(&parsed, &mut raw.as_slice(), &mut out, NonZero::new(1));
+        let result = rebuild(&parsed, Some(&old), &mut raw.as_slice(), &mut out, NonZero::new(1));
         assert!(result.is_err() || out == bytes);
         assert!(out.len() as u64 <= parsed.image_len());
     }

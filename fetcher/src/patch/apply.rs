@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Mutex, PoisonError};
 
 use mica_squashfs::rebuild::{Contents, RebuildError, rebuild};
 
@@ -9,38 +10,61 @@ use super::format::PatchIndex;
 use super::make::read_runs;
 use super::piece;
 
-/// Makes the new image. `frame` gives the verified frames of the pieces, one after the other; the next piece is decoded while
-/// the one before it is compressed again.
+/// Pieces decoded at a time: old contents have to be decoded for each, which takes as long as compressing them would on a few
+/// processors. More would take more memory.
+const DECODERS: usize = 2;
+
+/// Makes the new image. `frame` gives the verified frames of the pieces, one after the other; the next pieces are decoded while
+/// the one before them is compressed again.
 pub(crate) fn apply(
     index: &PatchIndex,
     old: &Contents<'_>,
-    mut frame: impl FnMut(usize) -> io::Result<Vec<u8>> + Send,
+    frame: impl FnMut(usize) -> io::Result<Vec<u8>> + Send,
     out: &mut dyn Write,
 ) -> Result<(), RebuildError> {
-    let (sender, pieces) = sync_channel(1);
+    let (order, decoded) = sync_channel(1);
+    let next = Mutex::new((0..index.pieces.len(), frame));
     std::thread::scope(|scope| {
-        scope.spawn(move || {
-            for (number, piece) in index.pieces.iter().enumerate() {
-                let decoded = frame(number).and_then(|frame| {
-                    let reference = read_runs(old, &piece.reference)?;
-                    piece::decode(&reference, &frame, piece.len as usize)
-                });
-                let failed = decoded.is_err();
-                // Nobody waits any more when the image could not be written.
-                if sender.send(decoded).is_err() || failed {
-                    return;
+        for _ in 0..DECODERS {
+            let (order, next) = (order.clone(), &next);
+            scope.spawn(move || {
+                let mut reference = Vec::new();
+                loop {
+                    // Held while a frame comes, so that pieces are announced in their order.
+                    let mut turn = next.lock().unwrap_or_else(PoisonError::into_inner);
+                    let (numbers, frame) = &mut *turn;
+                    let Some(number) = numbers.next() else { return };
+                    let frame = frame(number);
+                    let (sender, receiver) = sync_channel(1);
+                    // Nobody waits any more when the image could not be written.
+                    if order.send(receiver).is_err() {
+                        return;
+                    }
+                    if frame.is_err() {
+                        numbers.start = numbers.end;
+                    }
+                    drop(turn);
+                    let piece = &index.pieces[number];
+                    let decoded = frame.and_then(|frame| {
+                        read_runs(old, &piece.reference, &mut reference)?;
+                        piece::decode(&reference, &frame, piece.len as usize)
+                    });
+                    // The same holds here.
+                    let _ = sender.send(decoded);
                 }
-            }
-        });
-        // Owned here, so that the thread ends when this does.
-        let mut contents = NewContents { pieces, piece: io::Cursor::new(Vec::new()) };
-        rebuild(&index.recipe, &mut contents, out, None)
+            });
+        }
+        drop(order);
+        // Owned here, so that the threads end when this does.
+        let mut contents = NewContents { decoded, piece: io::Cursor::new(Vec::new()) };
+        rebuild(&index.recipe, Some(old), &mut contents, out, None)
     })
 }
 
 /// Decoded pieces as one stream.
 struct NewContents {
-    pieces: Receiver<io::Result<Vec<u8>>>,
+    /// One for each piece, in order.
+    decoded: Receiver<Receiver<io::Result<Vec<u8>>>>,
     piece: io::Cursor<Vec<u8>>,
 }
 
@@ -51,7 +75,7 @@ impl Read for NewContents {
             if n > 0 || buffer.is_empty() {
                 return Ok(n);
             }
-            let Ok(piece) = self.pieces.recv() else { return Ok(0) };
+            let Ok(Ok(piece)) = self.decoded.recv().map(|piece| piece.recv()) else { return Ok(0) };
             self.piece = io::Cursor::new(piece?);
         }
     }

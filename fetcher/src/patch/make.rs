@@ -6,7 +6,7 @@ use std::num::NonZero;
 use std::path::Path;
 
 use mica_graph::{Blob, Digest};
-use mica_squashfs::rebuild::{Contents, ContentsError, DescribeError, describe};
+use mica_squashfs::rebuild::{Contents, ContentsError, DescribeError, Stored, describe};
 use mica_squashfs::{Image, OpenOptions, Source as _};
 
 use super::format::{PatchIndex, Piece};
@@ -75,7 +75,7 @@ pub(super) fn make_pieces(
 ) -> Result<Made, MakeError> {
     let old = Contents::of(old)?;
     let known = Old::of(&old)?;
-    let described = describe(new, None)?;
+    let described = describe(new, Some(&Stored::of(&old)?), None)?;
     let files = known.pair(&described.contents)?;
     let maker = Maker { step, old: &old, known, new: &described.contents, files };
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(THREADS);
@@ -100,7 +100,7 @@ pub(super) fn make_pieces(
 
 /// Contents of a piece.
 const STEP: u64 = 4 << 20;
-/// So much of the old contents for each byte of the new.
+/// At most so much of the old contents for each byte of the new.
 const REFERENCE: u64 = 2;
 /// More would take more memory.
 const THREADS: usize = 2;
@@ -118,23 +118,28 @@ impl Maker<'_> {
         let mut contents = vec![0; (self.new.len() - start).min(self.step) as usize];
         self.new.read_exact_at(&mut contents, start)?;
         let reference = self.known.reference(&self.files, start, &contents, REFERENCE * self.step);
-        let prefix = read_runs(self.old, &reference)?;
+        let mut prefix = Vec::new();
+        read_runs(self.old, &reference, &mut prefix)?;
         let frame = piece::encode(&prefix, &contents)?;
         let (len, stored) = (contents.len() as u32, frame.len() as u32);
         Ok((Piece { len, stored, digest: Digest::of(&frame), reference }, frame))
     }
 }
 
-/// Runs of some contents, joined.
-pub(super) fn read_runs(contents: &Contents<'_>, runs: &[(u64, u32)]) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; runs.iter().map(|(_, len)| *len as usize).sum()];
-    let mut rest = bytes.as_mut_slice();
+/// Puts runs of some contents into `joined`.
+pub(super) fn read_runs(
+    contents: &Contents<'_>,
+    runs: &[(u64, u32)],
+    joined: &mut Vec<u8>,
+) -> io::Result<()> {
+    joined.resize(runs.iter().map(|(_, len)| *len as usize).sum(), 0);
+    let mut rest = joined.as_mut_slice();
     for (position, len) in runs {
         let (head, tail) = rest.split_at_mut(*len as usize);
         contents.read_exact_at(head, *position)?;
         rest = tail;
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// The index and then the pieces.

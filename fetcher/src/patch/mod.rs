@@ -2,7 +2,8 @@
 //!
 //! Of a release whose binaries were all rebuilt, compressed blocks are all different, and chunks save nothing. The *raw
 //! contents* of both images (see [`mica_squashfs::rebuild`]) have most in common. A patch encodes the new contents against
-//! the old ones; the node that has the old image decodes, compresses again, and compares the digest of the image.
+//! the old ones; the node that has the old image decodes, compresses again, and compares the digest of the image. Blocks that
+//! the old image has as they are it copies: of those neither contents nor frames are needed.
 //!
 //! ```text
 //! patch    | index | frame | frame | …                one blob; a node takes it in order, by one request
@@ -24,7 +25,7 @@
 //! Any writer may cut pieces and choose references as it likes; a reader needs no more than what one piece takes. Anything else
 //! than this is another magic, which older readers refuse, and then take chunks.
 //!
-//! - *made* piece by piece ([`push_patches`]), 4 MiB each, against the 8 MiB of old contents that are most like it: by path, and
+//! - *made* piece by piece ([`push_patches`]), 4 MiB each, against at most 8 MiB of old contents that are most like it: by path, and
 //!   by content (`reference`);
 //! - *found* by the digest of the new image ([`PatchNote`]), in a document beside the manifests, which never change;
 //! - *fetched* into a part file of the cache (`fetch`), each piece verified before it is decoded, so a pull that was cut off goes on

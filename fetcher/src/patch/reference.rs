@@ -33,6 +33,8 @@ pub(super) struct Old {
     /// Key and block, sorted.
     anchors: Vec<(u32, u32)>,
     sampling: Sampling,
+    /// Votes of a block a quarter of whose anchors are shared.
+    strong: u64,
     files: HashMap<u64, Range<u64>>,
     /// What comes behind the files.
     tables: Range<u64>,
@@ -67,7 +69,8 @@ impl Old {
             files.entry(key(&without_digits(&file.path))).or_insert_with(|| range.clone());
             files.insert(key(&file.path), range);
         }
-        Ok(Self { len, anchors, sampling, files, tables: end..len })
+        let strong = BLOCK / every / 4 * SHARED;
+        Ok(Self { len, anchors, sampling, strong, files, tables: end..len })
     }
 
     /// Pairs the files of the new contents with old ones.
@@ -101,6 +104,9 @@ impl Old {
         let mut blocks: Vec<(u64, u64)> = votes.into_iter().filter(|(_, n)| *n >= SHARED).collect();
         blocks.sort_unstable_by_key(|(block, votes)| (std::cmp::Reverse(*votes), *block));
         blocks.truncate((limit / BLOCK) as usize);
+        // Each block costs the node decoding it: about as much as the piece is long for whatever it saves, more only for much.
+        let strong = blocks.partition_point(|(_, votes)| *votes >= self.strong);
+        blocks.truncate(strong.max(piece.len().div_ceil(BLOCK as usize) + 1));
         blocks.sort_unstable();
         let mut runs: Vec<(u64, u32)> = Vec::new();
         for (block, _) in blocks {

@@ -40,12 +40,12 @@ fuzz_target!(|data: &[u8]| {
 /// Any image that opens comes back from its description.
 fn come_back(image: &Image, data: &[u8]) {
     let one = std::num::NonZero::new(1);
-    let described = describe(image, one).expect("memory does not fail");
+    let described = describe(image, None, one).expect("memory does not fail");
     for file in described.contents.files() {
         file.expect("memory does not fail");
     }
     let (mut raw, mut again) = (Vec::new(), Vec::new());
     described.contents.copy_to(&mut raw, one).expect("what was described is there");
-    rebuild(&described.recipe, &mut raw.as_slice(), &mut again, one).expect("the recipe fits");
+    rebuild(&described.recipe, None, &mut raw.as_slice(), &mut again, one).expect("the recipe fits");
     assert_eq!(again, data);
 }

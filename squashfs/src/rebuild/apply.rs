@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::num::NonZero;
 
 use super::recipe::Run;
-use super::{Encoder, Form, Recipe, STEP};
+use super::{Contents, Encoder, Form, Recipe, STEP};
 use crate::codec::CodecError;
 use crate::jobs;
 
@@ -25,6 +25,9 @@ pub enum RebuildError {
     /// The contents cannot be read, or are too short.
     #[error("cannot read the contents of the image")]
     Contents(#[source] io::Error),
+    /// The old image cannot be read, is too short, or was not given.
+    #[error("cannot copy from the old image")]
+    Old(#[source] io::Error),
     /// The image cannot be written.
     #[error("cannot write the image")]
     Output(#[source] io::Error),
@@ -33,12 +36,13 @@ pub enum RebuildError {
     Mismatch,
 }
 
-/// Makes an image from its contents, compressing on `threads` threads (`None`: all processors). Reads exactly
-/// [`Recipe::raw_len`] bytes and writes at most [`Recipe::image_len`].
+/// Makes an image from its contents and what it has of the `old` one, compressing on `threads` threads (`None`: all processors).
+/// Reads exactly [`Recipe::raw_len`] bytes of the contents and writes at most [`Recipe::image_len`].
 ///
 /// What was written before an error, [`RebuildError::Mismatch`] above all, is not the image: throw it away.
 pub fn rebuild(
     recipe: &Recipe,
+    old: Option<&Contents<'_>>,
     contents: &mut dyn Read,
     out: &mut dyn Write,
     threads: Option<NonZero<usize>>,
@@ -55,9 +59,14 @@ pub fn rebuild(
         jobs::window(recipe.block_size),
         encode,
         || {
-            let Some((form, len)) = jobs.next() else { return Ok(None) };
+            let Some((form, len, from)) = jobs.next() else { return Ok(None) };
             let mut raw = vec![0; len];
-            contents.read_exact(&mut raw).map_err(RebuildError::Contents)?;
+            if form == Form::Copied {
+                let none = || RebuildError::Old(io::ErrorKind::NotFound.into());
+                old.ok_or_else(none)?.read_file(&mut raw, from).map_err(RebuildError::Old)?;
+            } else {
+                contents.read_exact(&mut raw).map_err(RebuildError::Contents)?;
+            }
             Ok(Some((form, raw)))
         },
         |block| {
@@ -76,18 +85,21 @@ pub fn rebuild(
     out.flush().map_err(RebuildError::Output)
 }
 
-/// Form and length of one piece after the other, long verbatim ones in parts.
-fn pieces(recipe: &Recipe) -> impl Iterator<Item = (Form, usize)> + use<'_> {
-    recipe.runs().flat_map(|Run { form, count, len }| {
-        let step = if form == Form::Verbatim { STEP } else { len };
+/// Form, length, and place in the old image of one piece after the other, those that are not blocks in parts.
+fn pieces(recipe: &Recipe) -> impl Iterator<Item = (Form, usize, u64)> + use<'_> {
+    recipe.runs().flat_map(|Run { form, count, len, from }| {
+        let step = if matches!(form, Form::Verbatim | Form::Copied) { STEP } else { len };
         (0..count).flat_map(move |_| {
-            (0..len.div_ceil(step)).map(move |part| (form, (len - part * step).min(step) as usize))
+            (0..len.div_ceil(step)).map(move |part| {
+                let skip = part * step;
+                (form, (len - skip).min(step) as usize, from + skip)
+            })
         })
     })
 }
 
 fn encode(encoder: &mut Encoder, (form, raw): (Form, Vec<u8>)) -> Result<Vec<u8>, RebuildError> {
-    if form == Form::Verbatim {
+    if matches!(form, Form::Verbatim | Form::Copied) {
         return Ok(raw);
     }
     let mut block = Vec::new();

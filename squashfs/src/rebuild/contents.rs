@@ -62,10 +62,10 @@ impl Builder {
         Self { pieces: Vec::new(), end: Piece { position: 0, raw: 0, form: Form::Verbatim } }
     }
 
-    /// Appends a piece; verbatim ones are joined.
+    /// Appends a piece; those that are not blocks are joined.
     pub(super) fn push(&mut self, form: Form, stored: u64, len: u64) {
-        let joins = form == Form::Verbatim
-            && self.pieces.last().is_some_and(|last| last.form == Form::Verbatim);
+        let joins = matches!(form, Form::Verbatim | Form::Copied)
+            && self.pieces.last().is_some_and(|last| last.form == form);
         if stored > 0 && !joins {
             self.pieces.push(Piece { form, ..self.end });
         }
@@ -125,6 +125,7 @@ impl<'a> Contents<'a> {
             jobs::window(self.image.superblock().block_size),
             |stored, span: Span| {
                 let mut raw = Vec::new();
+                self.stored(&span, stored)?;
                 self.decode(&span, stored, &mut raw).map(|()| raw)
             },
             || Ok(spans.next()),
@@ -149,19 +150,28 @@ impl<'a> Contents<'a> {
         })
     }
 
-    /// The stored and the raw bytes of a span.
+    /// The bytes of a span in the file.
+    pub(super) fn stored(&self, span: &Span, stored: &mut Vec<u8>) -> Result<(), ContentsError> {
+        stored.resize(span.stored as usize, 0);
+        self.read_file(stored, span.position).map_err(ContentsError::Image)
+    }
+
+    /// Bytes of the image's file.
+    pub(super) fn read_file(&self, buf: &mut [u8], position: u64) -> io::Result<()> {
+        self.image.core().source.read_exact_at(buf, position)
+    }
+
+    /// The raw bytes of a span, of those in the file.
     pub(super) fn decode(
         &self,
         span: &Span,
-        stored: &mut Vec<u8>,
+        stored: &[u8],
         raw: &mut Vec<u8>,
     ) -> Result<(), ContentsError> {
-        stored.resize(span.stored as usize, 0);
-        let source = &self.image.core().source;
-        source.read_exact_at(stored, span.position).map_err(ContentsError::Image)?;
         let (skip, max) = match span.form {
-            Form::Verbatim => {
-                raw.clone_from(stored);
+            Form::Verbatim | Form::Copied => {
+                raw.clear();
+                raw.extend_from_slice(stored);
                 return Ok(());
             }
             Form::Data => (0, self.image.superblock().block_size as usize),
@@ -223,7 +233,9 @@ impl<'a> Contents<'a> {
         let core = self.image.core();
         let from = skip as usize..skip as usize + buf.len();
         match span.form {
-            Form::Verbatim => return core.source.read_exact_at(buf, span.position + skip),
+            Form::Verbatim => return self.read_file(buf, span.position + skip),
+            // Of no length here.
+            Form::Copied => {}
             Form::Data => {
                 let bytes = self.cached(span).map_err(io::Error::other)?;
                 buf.copy_from_slice(&bytes[from]);

@@ -4,7 +4,7 @@ use std::num::NonZero;
 
 use super::contents::{Builder, Span};
 use super::recipe::Run;
-use super::{Contents, ContentsError, Encoder, Form, Recipe};
+use super::{Contents, ContentsError, Encoder, Form, Recipe, Stored};
 use crate::codec::{CodecError, Compression, Compressor, CompressorOptions};
 use crate::format::METADATA_SIZE;
 use crate::jobs;
@@ -76,9 +76,27 @@ impl Tester {
         Self { encoder, stored: Vec::new(), raw: Vec::new(), again: Vec::new() }
     }
 
+    /// A span's form, length in the contents, and place in the old image if that has it, its bytes left in `stored`.
+    fn piece(
+        &mut self,
+        contents: &Contents<'_>,
+        span: &Span,
+        old: Option<&Stored>,
+    ) -> Result<(Form, u64, u64), DescribeError> {
+        if let Some(old) = old.filter(|_| span.form == Form::Data) {
+            contents.stored(span, &mut self.stored)?;
+            if let Some(from) = old.find(&self.stored) {
+                return Ok((Form::Copied, 0, from));
+            }
+        }
+        let form = self.form(contents, span)?;
+        Ok((form, if form == Form::Verbatim { span.stored } else { span.len }, 0))
+    }
+
     /// The form in which a span gives the same bytes again, its bytes left in `stored`.
     fn form(&mut self, contents: &Contents<'_>, span: &Span) -> Result<Form, DescribeError> {
-        match contents.decode(span, &mut self.stored, &mut self.raw) {
+        contents.stored(span, &mut self.stored)?;
+        match contents.decode(span, &self.stored, &mut self.raw) {
             Ok(()) => {}
             // A damaged block is kept as it is.
             Err(ContentsError::Read(error)) if !error.is_io() => return Ok(Form::Verbatim),
@@ -100,11 +118,12 @@ impl Tester {
 }
 
 /// Describes an image, on `threads` threads (`None`: all processors). It costs what compressing its contents costs,
-/// unless a few samples show that they are not worth it.
-pub fn describe(
-    image: &Image,
+/// unless a few samples show that they are not worth it. What the `old` image has as it is need not be in the contents.
+pub fn describe<'a>(
+    image: &'a Image,
+    old: Option<&Stored>,
     threads: Option<NonZero<usize>>,
-) -> Result<Described<'_>, DescribeError> {
+) -> Result<Described<'a>, DescribeError> {
     let whole = Contents::of(image)?;
     let way = find_way(&whole)?;
     let testers = (0..jobs::count(threads))
@@ -121,15 +140,14 @@ pub fn describe(
             if plain {
                 (span.form, span.len) = (Form::Verbatim, span.stored);
             }
-            let form = tester.form(&whole, &span)?;
-            let len = if form == Form::Verbatim { span.stored } else { span.len };
-            Ok((form, std::mem::take(&mut tester.stored), len))
+            let piece = tester.piece(&whole, &span, old)?;
+            Ok((piece, std::mem::take(&mut tester.stored)))
         },
         || Ok(spans.next()),
-        |piece: Result<(Form, Vec<u8>, u64), DescribeError>| {
-            let (form, stored, len) = piece?;
+        |piece: Result<((Form, u64, u64), Vec<u8>), DescribeError>| {
+            let ((form, len, from), stored) = piece?;
             hasher.update(&stored);
-            made.piece(form, stored.len() as u64, len);
+            made.piece(form, stored.len() as u64, len, from);
             Ok::<(), DescribeError>(())
         },
     )?;
@@ -156,13 +174,22 @@ struct Making {
 }
 
 impl Making {
-    fn piece(&mut self, form: Form, stored: u64, len: u64) {
+    fn piece(&mut self, form: Form, stored: u64, len: u64, from: u64) {
         self.builder.push(form, stored, len);
+        let len = if form == Form::Copied { stored } else { len };
         match &mut self.last {
             Some(last) if last.form == form && form == Form::Verbatim => last.len += len,
+            Some(last) if last.form == form && form == Form::Copied => {
+                if last.from + last.len == from {
+                    last.len += len;
+                } else {
+                    let run = std::mem::replace(last, Run { form, count: 1, len, from });
+                    run.put(&mut self.runs);
+                }
+            }
             Some(last) if last.form == form && last.len == len => last.count += 1,
             last => {
-                if let Some(run) = last.replace(Run { form, count: 1, len }) {
+                if let Some(run) = last.replace(Run { form, count: 1, len, from }) {
                     run.put(&mut self.runs);
                 }
             }

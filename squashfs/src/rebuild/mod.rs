@@ -16,7 +16,8 @@
 //!   each block lies follows from the image alone, so that a node with an old image needs nothing else to read what a
 //!   patch refers to. [`Contents::files`] says where the files are, to match those of two images by path.
 //! - [`describe`] tries which blocks compress to the same bytes again, keeps the others compressed in the contents,
-//!   and gives the recipe: some bytes per file, not per block, less than 0.1 % of usual images.
+//!   and gives the recipe: some bytes per file, not per block, less than 0.1 % of usual images. Blocks that an old image has
+//!   as they are ([`Stored`]) are left out of the contents: they are copied, which is far less work than compressing.
 //! - [`rebuild`] makes the image from recipe and contents in one pass over both, on all processors, in some tens
 //!   of MiB of memory, and compares its digest.
 //!
@@ -45,7 +46,7 @@
 //!
 //! // The publisher has both images. It ships the recipe, and the new contents as a patch of the old ones.
 //! let (old, new) = (open(&old_bytes)?, open(&new_bytes)?);
-//! let described = describe(&new, None)?;
+//! let described = describe(&new, None, None)?;
 //! let recipe = described.recipe.encode();
 //! let file = described.contents.files().next().ok_or("no file")??;
 //! assert_eq!((file.path.as_slice(), file.ranges[0].end - file.ranges[0].start), (&b"file"[..], 10_000));
@@ -59,7 +60,7 @@
 //! contents.read_exact_at(&mut word, at + 3)?;
 //! assert_eq!(&word, b"old");
 //! let mut again = Vec::new();
-//! rebuild(&Recipe::parse(&recipe)?, &mut patch.as_slice(), &mut again, None)?;
+//! rebuild(&Recipe::parse(&recipe)?, None, &mut patch.as_slice(), &mut again, None)?;
 //! assert_eq!(again, new_bytes);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -70,12 +71,14 @@ mod describe;
 mod files;
 mod pieces;
 mod recipe;
+mod stored;
 
 pub use apply::{RebuildError, rebuild};
 pub use contents::{Contents, ContentsError};
 pub use describe::{DescribeError, Described, describe};
 pub use files::{FileContents, Files};
 pub use recipe::{Recipe, RecipeError};
+pub use stored::Stored;
 
 use crate::codec::{CodecError, Compressor};
 use crate::format::{METADATA_SIZE, MetaHeader};
@@ -91,6 +94,8 @@ enum Form {
     Meta,
     /// The same, filled up with a frame that zstd skips to so many bytes, header included.
     Filled(u16),
+    /// They are bytes of the old image; the contents have nothing of them.
+    Copied,
 }
 
 /// First bytes of a zstd frame that decoders skip; its length follows as a `u32`.
@@ -112,7 +117,7 @@ impl Encoder {
     fn encode(&mut self, form: Form, raw: &[u8], out: &mut Vec<u8>) -> Result<bool, CodecError> {
         out.clear();
         match form {
-            Form::Verbatim => out.extend_from_slice(raw),
+            Form::Verbatim | Form::Copied => out.extend_from_slice(raw),
             Form::Data => return self.data.compress(raw, out),
             Form::Meta | Form::Filled(_) => {
                 if !self.meta.compress(raw, &mut self.body)? {

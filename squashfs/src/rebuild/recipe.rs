@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! offset  bytes
-//! 0       8      "micarec1"
+//! 0       8      "micarec2"
 //! 8       4      length of the body, at most 16 MiB
 //! 12      …      the body in a zstd frame, or as it is if that is no shorter
 //!
@@ -11,17 +11,19 @@
 //!         1      compressor id of the format, 0 if nothing is compressed
 //!         …      level, logarithm of the block size, length of the library's name
 //!         …      name and version of the library
-//!         …      runs to the end: 4 * count + form, length of each piece's contents; form 3 also its stored length
+//!         …      runs to the end: 8 * count + form, length of each piece's contents; form 3 also its stored length, form 4 where
+//!                it is in the old image
 //! ```
 //!
 //! Numbers without a length are LEB128. Forms: 0 verbatim (count 1), 1 data block, 2 metadata block, 3 metadata block
-//! filled up with a skippable frame to a stored length, its header included.
+//! filled up with a skippable frame to a stored length, its header included, 4 bytes of the old image's file (count 1), which are not
+//! in the contents.
 
 use super::Form;
 use crate::codec::{Compression, Compressor, with_decompressor};
 use crate::format::{BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, METADATA_SIZE, MetaHeader};
 
-const MAGIC: [u8; 8] = *b"micarec1";
+const MAGIC: [u8; 8] = *b"micarec2";
 /// Enough for an image of some 100 GB.
 const BODY_MAX: usize = 16 << 20;
 const HEADER: usize = MAGIC.len() + 4;
@@ -70,6 +72,8 @@ pub(super) struct Run {
     pub(super) form: Form,
     pub(super) count: u64,
     pub(super) len: u64,
+    /// Where copied bytes are in the file of the old image.
+    pub(super) from: u64,
 }
 
 impl Recipe {
@@ -106,7 +110,16 @@ impl Recipe {
     /// Bytes of the image that are in the contents as they are: blocks that do not compress to the same bytes again,
     /// blocks that are stored uncompressed, padding.
     pub fn verbatim(&self) -> u64 {
-        self.runs().filter(|run| run.form == Form::Verbatim).map(|run| run.len).sum()
+        self.bytes_of(Form::Verbatim)
+    }
+
+    /// Bytes of the image that are copied from the old one.
+    pub fn copied(&self) -> u64 {
+        self.bytes_of(Form::Copied)
+    }
+
+    fn bytes_of(&self, form: Form) -> u64 {
+        self.runs().filter(|run| run.form == form).map(|run| run.len).sum()
     }
 
     /// The recipe as it is shipped.
@@ -198,15 +211,21 @@ impl Recipe {
         while !rest.is_empty() {
             let run = Run::take(&mut rest).ok_or(RecipeError::Damaged)?;
             let longest = match run.form {
-                Form::Verbatim => u64::MAX,
+                // What is written is bounded by the length of the image.
+                Form::Verbatim | Form::Copied => u64::MAX,
                 Form::Data => self.block_size.into(),
                 Form::Meta | Form::Filled(_) => METADATA_SIZE as u64,
             };
             if run.len == 0 || run.len > longest {
                 return Err(RecipeError::Value { what: "a piece of length", value: run.len });
             }
-            if run.count == 0 || (run.form == Form::Verbatim && run.count != 1) {
+            if run.count == 0 || (longest == u64::MAX && run.count != 1) {
                 return Err(RecipeError::Value { what: "a number of pieces", value: run.count });
+            }
+            if run.form == Form::Copied {
+                let end = run.from.checked_add(run.len);
+                end.ok_or(RecipeError::Value { what: "bytes copied from", value: run.from })?;
+                continue;
             }
             total = run
                 .count
@@ -234,29 +253,37 @@ impl Run {
             Form::Data => 1,
             Form::Meta => 2,
             Form::Filled(_) => 3,
+            Form::Copied => 4,
         };
-        put(out, self.count << 2 | form);
+        put(out, self.count << 3 | form);
         put(out, self.len);
-        if let Form::Filled(stored) = self.form {
-            put(out, stored.into());
+        match self.form {
+            Form::Filled(stored) => put(out, stored.into()),
+            Form::Copied => put(out, self.from),
+            _ => {}
         }
     }
 
     fn take(rest: &mut &[u8]) -> Option<Self> {
         let head = take(rest)?;
-        let (count, len) = (head >> 2, take(rest)?);
-        let form = match head & 3 {
+        let (count, len, mut from) = (head >> 3, take(rest)?, 0);
+        let form = match head & 7 {
             0 => Form::Verbatim,
             1 => Form::Data,
             2 => Form::Meta,
-            _ => {
+            3 => {
                 let stored = u16::try_from(take(rest)?).ok();
                 Form::Filled(
                     stored.filter(|&s| usize::from(s) <= METADATA_SIZE + MetaHeader::SIZE)?,
                 )
             }
+            4 => {
+                from = take(rest)?;
+                Form::Copied
+            }
+            _ => return None,
         };
-        Some(Self { form, count, len })
+        Some(Self { form, count, len, from })
     }
 }
 
@@ -291,14 +318,15 @@ mod tests {
 
     fn recipe() -> Recipe {
         let mut runs = Vec::new();
-        for (form, count, len) in [
-            (Form::Verbatim, 1, 4096),
-            (Form::Data, 1000, 131_072),
-            (Form::Meta, 3, 8192),
-            (Form::Filled(766), 2, 8192),
-            (Form::Verbatim, 1, 1 << 40),
+        for (form, count, len, from) in [
+            (Form::Verbatim, 1, 4096, 0),
+            (Form::Data, 1000, 131_072, 0),
+            (Form::Copied, 1, 1 << 30, 1 << 35),
+            (Form::Meta, 3, 8192, 0),
+            (Form::Filled(766), 2, 8192, 0),
+            (Form::Verbatim, 1, 1 << 40, 0),
         ] {
-            Run { form, count, len }.put(&mut runs);
+            Run { form, count, len, from }.put(&mut runs);
         }
         Recipe {
             digest: [7; 32],
@@ -318,8 +346,8 @@ mod tests {
         let bytes = recipe.encode();
         assert!(bytes.len() < 100, "{}", bytes.len());
         assert_eq!(Recipe::parse(&bytes), Ok(recipe.clone()));
-        assert_eq!(recipe.verbatim(), 4096 + (1 << 40));
-        assert_eq!(recipe.runs().count(), 5);
+        assert_eq!((recipe.verbatim(), recipe.copied()), (4096 + (1 << 40), 1 << 30));
+        assert_eq!(recipe.runs().count(), 6);
     }
 
     #[test]
@@ -334,7 +362,8 @@ mod tests {
                 let mut bad = good.clone();
                 bad[at] ^= 1 << bit;
                 if let Ok(recipe) = Recipe::parse(&bad) {
-                    let total: u64 = recipe.runs().map(|run| run.count * run.len).sum();
+                    let contents = recipe.runs().filter(|run| run.form != Form::Copied);
+                    let total: u64 = contents.map(|run| run.count * run.len).sum();
                     assert_eq!(total, recipe.raw_len);
                 }
             }
