@@ -76,21 +76,22 @@ impl Tester {
         Self { encoder, stored: Vec::new(), raw: Vec::new(), again: Vec::new() }
     }
 
-    /// A span's form, length in the contents, and place in the old image if that has it, its bytes left in `stored`.
+    /// What becomes of a span, its bytes left in `stored`.
     fn piece(
         &mut self,
         contents: &Contents<'_>,
         span: &Span,
         old: Option<&Stored>,
-    ) -> Result<(Form, u64, u64), DescribeError> {
+    ) -> Result<Run, DescribeError> {
         if let Some(old) = old.filter(|_| span.form == Form::Data) {
             contents.stored(span, &mut self.stored)?;
             if let Some(from) = old.find(&self.stored) {
-                return Ok((Form::Copied, 0, from));
+                return Ok(Run { form: Form::Copied, count: 1, len: span.stored, from });
             }
         }
         let form = self.form(contents, span)?;
-        Ok((form, if form == Form::Verbatim { span.stored } else { span.len }, 0))
+        let len = if form == Form::Verbatim { span.stored } else { span.len };
+        Ok(Run { form, count: 1, len, from: 0 })
     }
 
     /// The form in which a span gives the same bytes again, its bytes left in `stored`.
@@ -144,10 +145,10 @@ pub fn describe<'a>(
             Ok((piece, std::mem::take(&mut tester.stored)))
         },
         || Ok(spans.next()),
-        |piece: Result<((Form, u64, u64), Vec<u8>), DescribeError>| {
-            let ((form, len, from), stored) = piece?;
+        |piece: Result<(Run, Vec<u8>), DescribeError>| {
+            let (piece, stored) = piece?;
             hasher.update(&stored);
-            made.piece(form, stored.len() as u64, len, from);
+            made.piece(piece, stored.len() as u64);
             Ok::<(), DescribeError>(())
         },
     )?;
@@ -174,25 +175,26 @@ struct Making {
 }
 
 impl Making {
-    fn piece(&mut self, form: Form, stored: u64, len: u64, from: u64) {
-        self.builder.push(form, stored, len);
-        let len = if form == Form::Copied { stored } else { len };
-        match &mut self.last {
-            Some(last) if last.form == form && form == Form::Verbatim => last.len += len,
-            Some(last) if last.form == form && form == Form::Copied => {
-                if last.from + last.len == from {
-                    last.len += len;
-                } else {
-                    let run = std::mem::replace(last, Run { form, count: 1, len, from });
-                    run.put(&mut self.runs);
-                }
+    fn piece(&mut self, piece: Run, stored: u64) {
+        let Run { form, len, from, .. } = piece;
+        self.builder.push(form, stored, if form == Form::Copied { 0 } else { len });
+        if let Some(last) = self.last.as_mut().filter(|last| last.form == form) {
+            let joins = match form {
+                Form::Verbatim => true,
+                Form::Copied => last.from + last.len == from,
+                _ => false,
+            };
+            if joins {
+                last.len += len;
+                return;
             }
-            Some(last) if last.form == form && last.len == len => last.count += 1,
-            last => {
-                if let Some(run) = last.replace(Run { form, count: 1, len, from }) {
-                    run.put(&mut self.runs);
-                }
+            if form != Form::Copied && last.len == len {
+                last.count += 1;
+                return;
             }
+        }
+        if let Some(run) = self.last.replace(piece) {
+            run.put(&mut self.runs);
         }
     }
 
