@@ -479,8 +479,19 @@ fn our_server_speaks_tls() {
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     }
     bench.assert_cached(&bench.cache(), &manifest);
-    let refused = process_with(&["pull", &server.url(), "A", &cache, "-"], &bench.path("names"));
-    assert!(!refused.status.success());
+    let pull = |trusted: &Path| {
+        process_with(&["pull", &server.url(), "A", &cache, "-"], trusted).status.success()
+    };
+    assert!(!pull(&bench.path("names")));
+    // Renewed files are taken without a new start; a key that doesn't fit yet leaves the old ones in use.
+    let renewed = tempfile::tempdir().unwrap();
+    certificates(renewed.path());
+    let (old, new) = (bench.path("ca.pem"), renewed.path().join("ca.pem"));
+    let renew = |name: &str| std::fs::copy(renewed.path().join(name), bench.path(name)).unwrap();
+    renew("leaf.pem");
+    assert!(pull(&old) && !pull(&new));
+    renew("leaf.key");
+    assert!(pull(&new) && !pull(&old));
     server.stop().unwrap();
     drop(silent);
 }

@@ -1,10 +1,11 @@
 //! TLS of the server: certificates from files, and handshakes that keep nobody waiting but their own client.
 
+use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use axum::serve::Listener;
 use rustls::ServerConfig;
@@ -17,9 +18,26 @@ use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// What a server shows of itself.
+/// What a server shows of itself. Files that are renewed are read again: connections that come later see the new certificate.
 #[derive(Clone, Debug)]
-pub struct TlsIdentity(Arc<ServerConfig>);
+pub struct TlsIdentity(Arc<Files>);
+
+#[derive(Debug)]
+struct Files {
+    cert: PathBuf,
+    key: PathBuf,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    config: Arc<ServerConfig>,
+    /// Of the files that were read last, whether they could be used or not.
+    changed: Changed,
+}
+
+/// When the two files were written, as far as they are there.
+type Changed = [Option<SystemTime>; 2];
 
 /// A certificate or key that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -51,28 +69,58 @@ pub enum TlsError {
 impl TlsIdentity {
     /// Reads a certificate, followed by those that signed it, and its key; both in PEM.
     pub fn load(cert: &Path, key: &Path) -> Result<Self, TlsError> {
-        let wrong = |what, path: &Path| {
-            let path = path.to_owned();
-            move |source| TlsError::Pem { what, path, source }
-        };
-        let chain = CertificateDer::pem_file_iter(cert)
-            .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
-            .and_then(
-                |chain| if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) },
-            )
-            .map_err(wrong("a certificate", cert))?;
-        let secret = PrivateKeyDer::from_pem_file(key).map_err(wrong("a key", key))?;
-        let provider = Arc::new(ring::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret))
-            .map_err(|source| {
-                let (cert, key) = (cert.to_owned(), key.to_owned());
-                TlsError::Unusable { cert, key, source }
-            })?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self(Arc::new(config)))
+        let changed = changed(cert, key);
+        let loaded = Mutex::new(Loaded { config: read(cert, key)?, changed });
+        Ok(Self(Arc::new(Files { cert: cert.to_owned(), key: key.to_owned(), loaded })))
     }
+
+    /// What is in the files now, or the last that could be used.
+    fn current(&self) -> Arc<ServerConfig> {
+        let Files { cert, key, loaded } = &*self.0;
+        let changed = changed(cert, key);
+        let mut loaded = loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if loaded.changed != changed {
+            // Once: a certificate whose key is still to be written is tried again when that comes.
+            loaded.changed = changed;
+            match read(cert, key) {
+                Ok(config) => {
+                    tracing::info!(cert = %cert.display(), "a new certificate");
+                    loaded.config = config;
+                }
+                Err(error) => {
+                    let reason = error.source().map(ToString::to_string).unwrap_or_default();
+                    tracing::warn!(%error, reason, "going on with the old certificate");
+                }
+            }
+        }
+        Arc::clone(&loaded.config)
+    }
+}
+
+fn changed(cert: &Path, key: &Path) -> Changed {
+    [cert, key].map(|path| std::fs::metadata(path).and_then(|meta| meta.modified()).ok())
+}
+
+fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+    let wrong = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| TlsError::Pem { what, path, source }
+    };
+    let chain = CertificateDer::pem_file_iter(cert)
+        .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
+        .and_then(|chain| if chain.is_empty() { Err(pem::Error::NoItemsFound) } else { Ok(chain) })
+        .map_err(wrong("a certificate", cert))?;
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(wrong("a key", key))?;
+    let provider = Arc::new(ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, secret))
+        .map_err(|source| {
+            let (cert, key) = (cert.to_owned(), key.to_owned());
+            TlsError::Unusable { cert, key, source }
+        })?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
 }
 
 /// Handshakes at a time.
@@ -98,13 +146,14 @@ impl Drop for TlsListener {
 impl TlsListener {
     pub(super) fn new(mut listener: TcpListener, identity: &TlsIdentity) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let acceptor = TlsAcceptor::from(Arc::clone(&identity.0));
+        let identity = identity.clone();
         let (done, ready) = mpsc::channel(HANDSHAKES);
         let room = Arc::new(Semaphore::new(HANDSHAKES));
         let accepting = tokio::spawn(async move {
             while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
                 let (stream, peer) = Listener::accept(&mut listener).await;
-                let (handshake, done) = (acceptor.accept(stream), done.clone());
+                let handshake = TlsAcceptor::from(identity.current()).accept(stream);
+                let done = done.clone();
                 tokio::spawn(async move {
                     match tokio::time::timeout(PATIENCE, handshake).await {
                         // Nobody takes it when the server is stopping.
