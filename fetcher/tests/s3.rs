@@ -220,6 +220,20 @@ fn people_are_told_what_is_wrong() {
     let error = fails(&here, &store.options_with(store.key(), "wrong"));
     assert!(error.to_string().contains("SignatureDoesNotMatch"), "{error}");
     assert!(!chain(&error).contains(store.secret()) && !chain(&error).contains("Signature="));
+    // Keys of a profile, and of one that isn't there.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("credentials");
+    let (key, secret) = (store.key(), store.secret());
+    let text = format!("[work]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n");
+    std::fs::write(&file, text).unwrap();
+    let of = |profile| {
+        let file = ("AWS_SHARED_CREDENTIALS_FILE", file.to_str().unwrap());
+        store.options_of(&[file, ("AWS_PROFILE", profile)])
+    };
+    open_writable(&store.address("bucket/work"), &of("work")).unwrap();
+    let error = fails(&here, &of("play"));
+    let named = "s3://bucket cannot be used as a registry: no profile `play` in ";
+    assert!(error.to_string().starts_with(named), "{error}");
     let error = fails(&store.address("nobodys/x"), &store.options());
     assert_eq!(error.to_string(), "s3://nobodys/x cannot be used: there is no such bucket");
     let reader = readable(&store, "nobodys");

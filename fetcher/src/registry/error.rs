@@ -12,7 +12,7 @@ use crate::file::FileError;
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// Neither a folder nor a URL of a kind we speak.
-    #[error("`{address}` is not a registry's address: {reason}")]
+    #[error("{address} cannot be used as a registry: {reason}")]
     Address {
         /// What was given.
         address: String,

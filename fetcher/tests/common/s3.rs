@@ -56,11 +56,15 @@ impl Store {
     }
 
     pub fn options_with(&self, key: &str, secret: &str) -> OpenOptions {
+        self.options_of(&[("AWS_ACCESS_KEY_ID", key), ("AWS_SECRET_ACCESS_KEY", secret)])
+    }
+
+    /// With these settings.
+    pub fn options_of(&self, settings: &[(&str, &str)]) -> OpenOptions {
         let mut options = super::hasty();
         options.http.idle_timeout = std::time::Duration::from_secs(20);
-        let settings = [("AWS_ACCESS_KEY_ID", key), ("AWS_SECRET_ACCESS_KEY", secret)];
-        options.http.aws =
-            settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
+        let settings = settings.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+        options.http.aws = settings.collect();
         options
     }
 

@@ -2,8 +2,8 @@
 //!
 //! The objects are the files of [the layout](super) below a prefix, so that a bucket that may be read by everybody is also a registry
 //! of static files, and a folder can be copied into a bucket and back. `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
-//! `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_SKIP_SIGNATURE` and so on say what they say to others; without keys,
-//! those of a role are used (web identity, task, instance).
+//! `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_SKIP_SIGNATURE` and so on say what they say to others, also by way of
+//! [profiles](profile); without keys, those of a role are used (web identity, task, instance).
 //!
 //! **Atomicity.** A store has no locks. A document is replaced by a put on the condition that it is still the one that was changed
 //! (`If-Match` with its ETag, `If-None-Match: *` where there was none); who comes second reads and changes again. A store that says
@@ -39,6 +39,7 @@ use crate::trust::Signatures;
 
 mod location;
 mod parts;
+mod profile;
 mod service;
 
 pub(crate) use location::Location;
@@ -55,22 +56,37 @@ impl fmt::Debug for AwsSettings {
 }
 
 impl AwsSettings {
-    /// Those of this process's environment.
+    /// Those of this process's environment, and the files of profiles in the user's home if it names no others.
     pub fn from_env() -> Self {
         let text = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         });
-        text.filter(|(name, value)| name.starts_with("AWS_") && !value.is_empty()).collect()
+        let mut all: Vec<_> =
+            text.filter(|(name, value)| name.starts_with("AWS_") && !value.is_empty()).collect();
+        for (name, file) in [
+            ("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials"),
+            ("AWS_CONFIG_FILE", ".aws/config"),
+        ] {
+            let usual = std::env::home_dir()
+                .and_then(|home| home.join(file).into_os_string().into_string().ok());
+            if let Some(usual) = usual.filter(|_| all.iter().all(|(have, _)| have != name)) {
+                all.push((name.to_owned(), usual));
+            }
+        }
+        Self(all)
     }
 
-    fn builder(&self) -> AmazonS3Builder {
-        self.0.iter().fold(AmazonS3Builder::new(), |builder, (name, value)| {
+    /// The reason if the profile they name cannot be used.
+    fn builder(&self) -> Result<AmazonS3Builder, String> {
+        let of_profile = profile::settings(&self.0)?;
+        let all = self.0.iter().chain(&of_profile);
+        Ok(all.fold(AmazonS3Builder::new(), |builder, (name, value)| {
             match name.to_ascii_lowercase().parse() {
                 Ok(key) => builder.with_config(key, value),
                 // Of no interest to a store.
                 Err(_) => builder,
             }
-        })
+        }))
     }
 }
 
@@ -96,7 +112,9 @@ impl S3Registry {
     /// A registry at an address. Nothing is sent yet.
     pub(crate) fn new(location: &Location, options: &HttpOptions) -> Result<Self, RegistryError> {
         let address = location.to_string();
-        let mut builder = options.aws.builder().with_bucket_name(&location.bucket);
+        let unusable = |reason| RegistryError::Address { address: location.to_string(), reason };
+        let builder = options.aws.builder().map_err(unusable)?;
+        let mut builder = builder.with_bucket_name(&location.bucket);
         if let Some(region) = &location.region {
             builder = builder.with_region(region);
         }
@@ -106,7 +124,7 @@ impl S3Registry {
             None => from_env(Key::S3Endpoint).or_else(|| from_env(Key::Endpoint)),
         };
         let url = endpoint.as_deref().and_then(|endpoint| Url::parse(endpoint).ok());
-        let sender = Sender::new(address.clone(), url.as_ref().is_some_and(is_loopback), options)?;
+        let sender = Sender::new(address, url.as_ref().is_some_and(is_loopback), options)?;
         if let Some(endpoint) = endpoint {
             // Plain HTTP, if that is what was asked for.
             builder = builder.with_allow_http(endpoint.starts_with("http://"));
@@ -116,9 +134,7 @@ impl S3Registry {
         let (max_retries, retry_timeout) = (0, Duration::ZERO);
         let retry = RetryConfig { backoff: BackoffConfig::default(), max_retries, retry_timeout };
         builder = builder.with_retry(retry).with_http_connector(Service::new(&sender));
-        let store = builder
-            .build()
-            .map_err(|error| RegistryError::Address { address, reason: error.to_string() })?;
+        let store = builder.build().map_err(|error| unusable(error.to_string()))?;
         Ok(Self { sender, store, prefix: location.prefix.clone() })
     }
 
