@@ -164,9 +164,13 @@ fn a_package_goes_out_and_comes_back_the_same() {
         let config: Value = serde_json::from_str(&config).unwrap();
         assert_eq!(config["config"]["Entrypoint"], json!(["/bin/sh", "-c"]));
         assert_eq!(config["rootfs"]["diff_ids"].as_array().unwrap().len(), 2);
-        world.ok(&["import", "-q", "out.tar", "--name", "back"]);
-        assert!(world.ok(&["diff", "box@12", "back@12"]).stdout.is_empty());
-        assert_eq!(world.ok(&["run", "--rm", "back@12"]).stdout, "upper\none\nnew\n");
+        world.ok(&["import", "-q", "out.tar", "--name", "Back"]);
+        assert!(world.ok(&["diff", "box@12", "Back@12"]).stdout.is_empty());
+        assert_eq!(world.ok(&["run", "--rm", "Back@12"]).stdout, "upper\none\nnew\n");
+        // Docker has names in lower case only.
+        world.ok(&["export", "Back@12", "-o", "back.tar"]);
+        let tags = sh(&world, "skopeo list-tags docker-archive:back.tar");
+        assert!(tags.contains("back:12"), "{tags}");
 
         // The merged tree: what the whiteout hides is not in it, and names of one file are links.
         world.ok(&["export", "box@12", "--format", "dir", "-o", "merged"]);

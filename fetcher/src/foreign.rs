@@ -15,6 +15,7 @@ use serde_json::json;
 use sha2::Digest as _;
 
 use crate::registry::oci::form::{self, sha256};
+use crate::registry::oci::names;
 use crate::tar::{TarError, write_tar};
 
 /// What an image's configuration says of its jobs.
@@ -142,7 +143,7 @@ pub fn export_archive(
     let blob = |digest: &str| format!("blobs/sha256/{}", digest.trim_start_matches("sha256:"));
     let docker = json!([{
         "Config": blob(&sha256(&config)),
-        "RepoTags": [format!("{}:{}", package.name, package.version)],
+        "RepoTags": names::reference(&package.name, &package.version).map(|name| vec![name]),
         "Layers": facts.iter().map(|(digest, _)| blob(digest)).collect::<Vec<_>>(),
     }]);
     document(out, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;

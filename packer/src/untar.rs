@@ -3,13 +3,18 @@
 //! Nothing is written outside of the folder, whatever names and links an archive holds. The marks of OCI layers (`.wh.NAME`)
 //! are files like others here; whoever shows the packed layer knows them. What cannot be made is named, not dropped silently.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, makedev, mknodat, openat2};
-use tar::{Archive, Entry, EntryType};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, chmodat,
+    chownat, makedev, mknodat, openat2, unlinkat, utimensat,
+};
+use rustix::io::Errno;
+use tar::{Archive, Entry, EntryType, Header};
 
 /// An archive that was not taken apart.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +54,7 @@ pub fn untar(from: impl Read, dir: &Path, owners: bool) -> Result<Vec<String>, U
             // Their modes may forbid to write into them.
             EntryType::Directory => folders.push(entry),
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                notices.extend(node(&entry, dir)?);
+                notices.extend(node(&entry, dir, owners)?);
             }
             _ => place(&mut entry, dir)?,
         }
@@ -70,7 +75,11 @@ fn place<R: Read>(entry: &mut Entry<'_, R>, dir: &Path) -> Result<(), UntarError
 }
 
 /// A device or a FIFO; what it is called, if this user can't make it.
-fn node<R: Read>(entry: &Entry<'_, R>, dir: &Path) -> Result<Option<String>, UntarError> {
+fn node<R: Read>(
+    entry: &Entry<'_, R>,
+    dir: &Path,
+    owners: bool,
+) -> Result<Option<String>, UntarError> {
     let path = path_of(entry)?;
     let failed = |source: io::Error| UntarError::Write { path: path.clone(), source };
     let inside: PathBuf =
@@ -86,7 +95,7 @@ fn node<R: Read>(entry: &Entry<'_, R>, dir: &Path) -> Result<Option<String>, Unt
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let folder = match openat2(root.as_fd(), parent, flags, Mode::empty(), resolve) {
-        Err(rustix::io::Errno::NOENT) => {
+        Err(Errno::NOENT) => {
             fs::create_dir_all(dir.join(parent)).map_err(failed)?;
             openat2(root.as_fd(), parent, flags, Mode::empty(), resolve)
         }
@@ -102,13 +111,40 @@ fn node<R: Read>(entry: &Entry<'_, R>, dir: &Path) -> Result<Option<String>, Unt
         _ => (FileType::Fifo, 0),
     };
     let mode = Mode::from_raw_mode(header.mode().unwrap_or(0o600) & 0o7777);
-    match mknodat(&folder, name, kind, mode, device) {
-        Ok(()) => Ok(None),
-        Err(rustix::io::Errno::PERM) => {
-            Ok(Some(format!("{}: a device, which only root can make", path.display())))
-        }
-        Err(error) => Err(failed(error.into())),
+    let mut made = mknodat(&folder, name, kind, mode, device);
+    if made == Err(Errno::EXIST) {
+        // The later entry counts, as with files.
+        made = unlinkat(&folder, name, AtFlags::empty())
+            .and_then(|()| mknodat(&folder, name, kind, mode, device));
     }
+    match made {
+        Err(Errno::PERM) => {
+            return Ok(Some(format!("{}: a device, which only root can make", path.display())));
+        }
+        made => made.and_then(|()| dress(&folder, name, header, mode, owners)),
+    }
+    .map_err(|error| failed(error.into()))?;
+    Ok(None)
+}
+
+/// Owner, mode (of which making it left out what the umask says) and time.
+fn dress(
+    folder: &impl AsFd,
+    name: &OsStr,
+    header: &Header,
+    mode: Mode,
+    owners: bool,
+) -> rustix::io::Result<()> {
+    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+    if owners {
+        let id = |id: io::Result<u64>| id.ok().and_then(|id| u32::try_from(id).ok());
+        let (uid, gid) = (id(header.uid()).map(Uid::from_raw), id(header.gid()).map(Gid::from_raw));
+        chownat(folder, name, uid, gid, nofollow)?;
+    }
+    // It is no link: it was made just now.
+    chmodat(folder, name, mode, AtFlags::empty())?;
+    let time = Timespec { tv_sec: header.mtime().unwrap_or(0) as i64, tv_nsec: 0 };
+    utimensat(folder, name, &Timestamps { last_access: time, last_modification: time }, nofollow)
 }
 
 fn path_of<R: Read>(entry: &Entry<'_, R>) -> Result<PathBuf, UntarError> {
@@ -160,5 +196,26 @@ mod tests {
         untar(&archive(&[("/etc/x", EntryType::Regular, "text")])[..], &inside, false).unwrap();
         assert_eq!(fs::read_to_string(inside.join("etc/x")).unwrap(), "text");
         assert!(untar(&b"no tar at all"[..], &inside, false).is_err());
+    }
+
+    #[test]
+    fn a_fifo_is_as_the_archive_has_it() {
+        use std::os::unix::fs::{FileTypeExt, MetadataExt};
+        let dir = tempfile::tempdir().unwrap();
+        let mut builder = tar::Builder::new(Vec::new());
+        for kind in [EntryType::Regular, EntryType::Fifo] {
+            let mut header = Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_mode(0o622);
+            header.set_mtime(1_234_567_890);
+            header.set_size(0);
+            builder.append_data(&mut header, "run/queue", io::empty()).unwrap();
+        }
+        let archive = builder.into_inner().unwrap();
+        assert_eq!(untar(&archive[..], dir.path(), false).unwrap(), Vec::<String>::new());
+        let found = fs::symlink_metadata(dir.path().join("run/queue")).unwrap();
+        assert!(found.file_type().is_fifo(), "the later entry counts");
+        // Also what a umask would take.
+        assert_eq!((found.mode() & 0o7777, found.mtime()), (0o622, 1_234_567_890));
     }
 }

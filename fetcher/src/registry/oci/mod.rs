@@ -36,7 +36,7 @@ mod auth;
 mod client;
 pub(crate) mod conf;
 pub(crate) mod form;
-mod names;
+pub(crate) mod names;
 mod upload;
 mod write;
 

@@ -118,6 +118,11 @@ fn is_component(word: &str) -> bool {
         .all(|gap| matches!(gap, "" | "." | "_" | "__") || gap.bytes().all(|b| b == b'-'))
 }
 
+/// What docker calls a version of a package, if it can call it anything.
+pub(crate) fn reference(name: &PackageName, version: &Version) -> Option<String> {
+    Some(format!("{}:{}", repository(name).ok()?, tag(version)))
+}
+
 /// The repository of a package.
 pub(super) fn repository(name: &PackageName) -> Result<String, RegistryError> {
     let word = name.as_str().to_ascii_lowercase().replace('+', "-");
