@@ -1,10 +1,12 @@
 //! From a registry into the cache: only what is missing, all of it verified.
 //!
 //! Each image is fetched by one request into its `.part` file, several images at a time; of a large one only the chunks
-//! that no earlier version here holds, by a request for each run of them. A connection that breaks is taken up again where it broke, as often as progress is made; so is the file of a process that died. Bytes count as
+//! that no earlier version here holds, by a request for each run of them, and if those are few, nothing else is stored. A connection that breaks is taken up again where it broke, as often as progress is made; so is the file of a process that died. Bytes count as
 //! cached when the digest of all of them is right; wrong ones are thrown away and fetched once more.
 
+mod borrow;
 mod outcome;
+mod sink;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,6 +17,7 @@ use std::time::{Duration, Instant};
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef};
 
 use crate::admit;
+use crate::cache::borrowed::write::NotTaken;
 use crate::cache::{Cache, CacheError, Part, Reserved};
 use crate::delta::{self, Recipe, Step};
 use crate::parallel;
@@ -25,6 +28,7 @@ use crate::retry::Retry;
 use crate::trust::{Trust, TrustError};
 
 pub use outcome::{Outcome, Pulled};
+pub(crate) use sink::Sink;
 
 /// How to pull.
 #[derive(Clone, Debug)]
@@ -192,7 +196,7 @@ fn fetch_layers(
     for (i, layer) in manifest.layers.iter().enumerate() {
         let known = missing.iter().any(|m| manifest.layers[*m].digest == layer.digest);
         // A damaged one is fetched again.
-        if !known && !matches!(cache.image(layer), Ok(Some(_))) {
+        if !known && !cache.holds(layer) {
             missing.push(i);
         }
     }
@@ -239,6 +243,24 @@ fn fetch_table(registry: &dyn Registry, cache: &Cache, layer: &Layer) -> Result<
     Ok(())
 }
 
+/// Brings the image of a layer in, in whatever way is cheapest.
+pub(crate) fn fetch_layer(
+    registry: &dyn Registry,
+    cache: &Cache,
+    package: &PackageName,
+    layer: &Layer,
+    options: &PullOptions,
+) -> Result<(), PullError> {
+    let tables = layer.chunks.iter().map(|table| table.digest);
+    let _lease = cache.lease(&std::iter::once(layer.digest).chain(tables).collect::<Vec<_>>())?;
+    if cache.holds(layer) {
+        return Ok(());
+    }
+    let (stop, blob) = (AtomicBool::new(false), Blob { digest: layer.digest, size: layer.size });
+    let job = Job { registry, cache, options, progress: &(), stop: &stop, layer: 0, blob: &blob };
+    job.run(Some((package, layer))).map(drop)
+}
+
 /// One blob to be brought in.
 pub(crate) struct Job<'a> {
     pub(crate) registry: &'a dyn Registry,
@@ -258,13 +280,27 @@ impl Job<'_> {
         let resumed = part.len();
         let mut recipe = Recipe::whole();
         if let Some((package, of)) = of {
+            if self.cache.holds(of) {
+                // Another process brought it in otherwise than as a file.
+                part.discard()?;
+                return Ok(Outcome::Shared);
+            }
             self.progress.event(Event::LayerStarted { layer: self.layer, of, resumed });
             recipe = delta::recipe(self.registry, self.cache, package, of);
             tracing::debug!(layer = %of.module, size = of.size, local = recipe.local(), "fetching");
             let offer = patch::offer(self.registry, self.cache, package, of);
             let fetch = recipe.fetch(part.len(), self.blob.size);
+            if let (Some(table), Some(blob)) = (recipe.table(), &of.chunks) {
+                part.compare(blob.digest, table.clone());
+            }
             if let Some(offer) = offer.filter(|offer| offer.fetch() < fetch) {
                 came.patched = self.patched(&mut part, &offer, &mut came)?;
+            } else if let Some(plan) = recipe.borrow().filter(|_| resumed == 0) {
+                if self.borrow(of, &plan, &mut came)? {
+                    part.discard()?;
+                    return self.borrowed(plan.borrowed(), &came);
+                }
+                self.progress.event(Event::Restarted { layer: self.layer });
             }
         }
         let mut wrong = 0;
@@ -342,37 +378,48 @@ impl Job<'_> {
                 Step::Copy { file, offset, length } => self.copy(part, file, offset, length, came),
                 Step::Fetch { until } => self.transfer(part, until, came),
             };
-            let error = match step {
-                Ok(()) => {
-                    failed = 0;
-                    continue;
-                }
-                Err(TransferError::Full(source)) => {
-                    let needed = self.blob.size - part.len();
-                    if self.cache.make_room(needed)? > 0 {
-                        continue;
-                    }
-                    return Err(PullError::Full { path: part.path().to_owned(), needed, source });
-                }
-                Err(TransferError::Pull(error)) => return Err(error),
-                Err(TransferError::Registry(error)) => error,
-            };
-            failed = if part.len() - before >= PROGRESS { 1 } else { failed + 1 };
-            let Some(wait) = self.options.retry.after(failed, &error) else {
-                return Err(error.into());
-            };
-            self.progress.event(Event::Retrying { layer: self.layer, error: &error, wait });
-            tracing::debug!(%error, ?wait, at = part.len(), "resuming");
-            std::thread::sleep(wait);
-            self.check_stop()?;
+            match step {
+                Ok(()) => failed = 0,
+                Err(error) => self.go_on(error, part, before, &mut failed)?,
+            }
         }
         Ok(())
+    }
+
+    /// After an error: makes room, or waits for the next try; fails if neither helps.
+    fn go_on(
+        &self,
+        error: TransferError,
+        sink: &dyn Sink,
+        before: u64,
+        failed: &mut u32,
+    ) -> Result<(), PullError> {
+        let error = match error {
+            TransferError::Full(source) => {
+                let needed = self.blob.size - sink.at();
+                if self.cache.make_room(needed)? > 0 {
+                    return Ok(());
+                }
+                return Err(PullError::Full { path: sink.path().to_owned(), needed, source });
+            }
+            TransferError::Pull(error) => return Err(error),
+            TransferError::Wrong(error) => return Err(error.into()),
+            TransferError::Registry(error) => error,
+        };
+        *failed = if sink.at().saturating_sub(before) >= PROGRESS { 1 } else { *failed + 1 };
+        let Some(wait) = self.options.retry.after(*failed, &error) else {
+            return Err(error.into());
+        };
+        self.progress.event(Event::Retrying { layer: self.layer, error: &error, wait });
+        tracing::debug!(%error, ?wait, at = sink.at(), "resuming");
+        std::thread::sleep(wait);
+        self.check_stop()
     }
 
     /// Copies a run of chunks from an image that is here.
     fn copy(
         &self,
-        part: &mut Part,
+        sink: &mut dyn Sink,
         file: &File,
         mut offset: u64,
         mut length: u64,
@@ -386,7 +433,7 @@ impl Job<'_> {
             if let Err(error) = delta::read(file, &mut buffer[..n], offset) {
                 tracing::warn!(%error, "cannot copy from an earlier image");
             }
-            self.append(part, &buffer[..n])?;
+            self.append(sink, &buffer[..n])?;
             offset += n as u64;
             length -= n as u64;
             came.copied += n as u64;
@@ -395,14 +442,19 @@ impl Job<'_> {
     }
 
     /// One request's worth, up to `until`.
-    fn transfer(&self, part: &mut Part, until: u64, came: &mut Came) -> Result<(), TransferError> {
-        let stream = self.registry.blob(self.blob, part.len()..until)?;
+    fn transfer(
+        &self,
+        sink: &mut dyn Sink,
+        until: u64,
+        came: &mut Came,
+    ) -> Result<(), TransferError> {
+        let stream = self.registry.blob(self.blob, sink.at()..until)?;
         let mut reader = stream.reader;
         // From a source that ignores ranges, what we have comes again; and the rest may as well come now.
-        let mut skip = part.len().saturating_sub(stream.start);
+        let mut skip = sink.at().saturating_sub(stream.start);
         let until = if skip > 0 { self.blob.size } else { until };
         let mut buffer = vec![0; PIECE];
-        while part.len() < until {
+        while sink.at() < until {
             self.check_stop().map_err(TransferError::Pull)?;
             let n = match reader.read(&mut buffer) {
                 Ok(0) => return Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
@@ -413,21 +465,29 @@ impl Job<'_> {
             came.received += n as u64;
             let skipped = usize::try_from(skip).unwrap_or(n).min(n);
             skip -= skipped as u64;
-            let left = usize::try_from(until - part.len()).unwrap_or(usize::MAX);
+            let left = usize::try_from(until - sink.at()).unwrap_or(usize::MAX);
             let fresh = &buffer[skipped..n];
-            self.append(part, &fresh[..fresh.len().min(left)])?;
+            self.append(sink, &fresh[..fresh.len().min(left)])?;
         }
         Ok(())
     }
 
-    pub(crate) fn append(&self, part: &mut Part, bytes: &[u8]) -> Result<(), TransferError> {
-        if let Err(source) = part.append(bytes) {
-            if crate::file::is_full(&source) {
+    pub(crate) fn append(&self, sink: &mut dyn Sink, bytes: &[u8]) -> Result<(), TransferError> {
+        match sink.take(bytes) {
+            Ok(()) => {}
+            Err(NotTaken::Io(source)) if crate::file::is_full(&source) => {
                 return Err(TransferError::Full(source));
             }
-            let path = part.path().to_owned();
-            let error = crate::file::FileError { verb: "write", path, source };
-            return Err(TransferError::Pull(CacheError::File(error).into()));
+            Err(NotTaken::Io(source)) => {
+                let path = sink.path().to_owned();
+                let error = crate::file::FileError { verb: "write", path, source };
+                return Err(TransferError::Pull(CacheError::File(error).into()));
+            }
+            Err(NotTaken::Wrong { expected, found }) => {
+                let registry = self.registry.address().to_owned();
+                let wrong = RegistryError::WrongBytes { registry, expected, found };
+                return Err(TransferError::Wrong(wrong));
+            }
         }
         self.progress.event(Event::Bytes { layer: self.layer, bytes: bytes.len() as u64 });
         Ok(())
@@ -455,6 +515,8 @@ pub(crate) struct Came {
 
 pub(crate) enum TransferError {
     Registry(RegistryError),
+    /// Bytes that are known to be wrong.
+    Wrong(RegistryError),
     Full(io::Error),
     Pull(PullError),
 }

@@ -1,4 +1,7 @@
 //! What may be removed, and how much lies there.
+//!
+//! What a borrowed image lies in is kept as long as the image is, and counts as used when that was: so of those that are
+//! removed for being unused the longest, the borrower goes before its bases.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -7,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use mica_graph::{Digest, PackageName, Version};
 
+use super::borrowed::{Entry, parse_pair};
 use super::lease::blobs;
 use super::{Cache, CacheError};
 use crate::file::{self, Lock, Named};
@@ -55,6 +59,10 @@ pub struct DiskUse {
     pub parts: usize,
     /// Their bytes.
     pub part_bytes: u64,
+    /// Number of images that lie in others but for a small part.
+    pub borrowed: usize,
+    /// How much more they would need as files of their own.
+    pub spared: u64,
     /// The limit, if there is one.
     pub quota: Option<u64>,
 }
@@ -66,10 +74,23 @@ impl DiskUse {
     }
 }
 
-struct StoredBlob {
+/// A blob, or the file of a borrowed image.
+struct Stored {
+    path: PathBuf,
+    /// The blob or image.
     digest: Digest,
     size: u64,
     used: SystemTime,
+    /// What a borrowed image says of itself.
+    entry: Option<Entry>,
+}
+
+impl Stored {
+    /// Whether it is among these: with a borrowed image, its chunk table has to be, too.
+    fn is_among(&self, digests: &HashSet<Digest>) -> bool {
+        digests.contains(&self.digest)
+            && self.entry.as_ref().is_none_or(|entry| digests.contains(&entry.table))
+    }
 }
 
 impl Cache {
@@ -82,16 +103,20 @@ impl Cache {
             self.forget_unused(options, &leased, &mut pruned)?;
         }
         self.prune_parts(options, &mut pruned)?;
+        let stored = self.stored()?;
+        let leased = with_bases(leased, &stored);
         let (needed, manifests) = self.needed(&pruned.versions)?;
+        let needed = with_bases(needed, &stored);
         if !options.dry_run {
             self.retain("manifests", &manifests)?;
             self.retain("signatures", &manifests)?;
             self.retain("traces", &manifests)?;
             self.retain("touched", &needed)?;
+            self.retain_checked(&needed, &leased)?;
         }
         let mut kept = Vec::new();
-        for blob in self.stored()? {
-            if leased.contains(&blob.digest) || needed.contains(&blob.digest) {
+        for blob in stored {
+            if leased.contains(&blob.digest) || blob.is_among(&needed) {
                 kept.push(blob);
             } else {
                 self.drop_blob(&blob, options.dry_run, &mut pruned)?;
@@ -111,7 +136,9 @@ impl Cache {
         let Some(leased) = self.leased()? else { return Ok(0) };
         self.prune_parts(&PruneOptions::default(), &mut pruned)?;
         let excess = needed.saturating_sub(pruned.bytes);
-        self.drop_oldest(self.stored()?, &leased, excess, false, &mut pruned)?;
+        let stored = self.stored()?;
+        let leased = with_bases(leased, &stored);
+        self.drop_oldest(stored, &leased, excess, false, &mut pruned)?;
         tracing::info!(needed, freed = pruned.bytes, "made room in the cache");
         Ok(pruned.bytes)
     }
@@ -122,6 +149,7 @@ impl Cache {
         let _gc = Lock::exclusive(&self.lock_path("gc"))?;
         let Some(leased) = self.leased()? else { return Ok(()) };
         let stored = self.stored()?;
+        let leased = with_bases(leased, &stored);
         let excess = total(&stored).saturating_sub(quota);
         self.drop_oldest(stored, &leased, excess, false, &mut Pruned::default())
     }
@@ -129,15 +157,20 @@ impl Cache {
     /// How the bytes are used.
     pub fn disk_use(&self) -> Result<DiskUse, CacheError> {
         let _gc = Lock::exclusive(&self.lock_path("gc"))?;
-        let leased = self.leased()?;
-        let (needed, _) = self.needed(&[])?;
+        let stored = self.stored()?;
+        let leased = self.leased()?.map(|leased| with_bases(leased, &stored));
+        let needed = with_bases(self.needed(&[])?.0, &stored);
         let mut usage = DiskUse { quota: self.quota, ..DiskUse::default() };
-        for blob in self.stored()? {
+        for blob in stored {
             usage.blobs += 1;
             usage.bytes += blob.size;
+            if let Some(listed) = blob.entry.as_ref().and_then(|entry| entry.listed.as_ref()) {
+                usage.borrowed += 1;
+                usage.spared += listed.list.image_len().saturating_sub(blob.size);
+            }
             if leased.as_ref().is_none_or(|leased| leased.contains(&blob.digest)) {
                 usage.leased += blob.size;
-            } else if !needed.contains(&blob.digest) {
+            } else if !blob.is_among(&needed) {
                 usage.unneeded += blob.size;
             }
         }
@@ -237,21 +270,47 @@ impl Cache {
         Ok(())
     }
 
-    fn stored(&self) -> Result<Vec<StoredBlob>, CacheError> {
+    /// Marks of chunk tables that fit go with their images.
+    fn retain_checked(
+        &self,
+        needed: &HashSet<Digest>,
+        leased: &HashSet<Digest>,
+    ) -> Result<(), CacheError> {
+        let folder = self.folder("checked");
+        for name in file::names(&folder)? {
+            let kept = |(image, table): (Digest, Digest)| {
+                leased.contains(&image) || (needed.contains(&image) && needed.contains(&table))
+            };
+            if parse_pair(&name).is_some_and(|pair| !kept(pair)) {
+                file::remove(&folder.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stored(&self) -> Result<Vec<Stored>, CacheError> {
         let folder = self.folder("blobs");
         let mut stored = Vec::new();
         for name in file::names(&folder)? {
             let Some(digest) = parse_hex(&name) else { continue };
-            let Some(meta) = file::stat(&folder.join(name))? else { continue };
+            let Some(meta) = file::stat(&folder.join(&name))? else { continue };
             let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            stored.push(StoredBlob { digest, size: meta.len(), used });
+            let path = folder.join(name);
+            stored.push(Stored { path, digest, size: meta.len(), used, entry: None });
         }
+        for entry in self.entries()? {
+            let Some(meta) = file::stat(&entry.path)? else { continue };
+            let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            let (path, digest, size) = (entry.path.clone(), entry.image, meta.len());
+            stored.push(Stored { path, digest, size, used, entry: Some(entry) });
+        }
+        use_bases(&mut stored);
         Ok(stored)
     }
 
     fn drop_oldest(
         &self,
-        mut stored: Vec<StoredBlob>,
+        mut stored: Vec<Stored>,
         leased: &HashSet<Digest>,
         excess: u64,
         dry_run: bool,
@@ -271,12 +330,12 @@ impl Cache {
 
     fn drop_blob(
         &self,
-        blob: &StoredBlob,
+        blob: &Stored,
         dry_run: bool,
         pruned: &mut Pruned,
     ) -> Result<(), CacheError> {
         if !dry_run {
-            file::remove(&self.blob_path(&blob.digest))?;
+            file::remove(&blob.path)?;
         }
         pruned.blobs.push((blob.digest, blob.size));
         pruned.bytes += blob.size;
@@ -298,6 +357,45 @@ impl Cache {
     }
 }
 
-fn total(stored: &[StoredBlob]) -> u64 {
+/// These, and what they lie in.
+fn with_bases(mut digests: HashSet<Digest>, stored: &[Stored]) -> HashSet<Digest> {
+    loop {
+        let before = digests.len();
+        for entry in stored.iter().filter_map(|stored| stored.entry.as_ref()) {
+            if digests.contains(&entry.image) {
+                digests.extend(entry.bases());
+            }
+        }
+        if digests.len() == before {
+            return digests;
+        }
+    }
+}
+
+/// Lets what is borrowed from be used later than who borrows.
+fn use_bases(stored: &mut [Stored]) {
+    // Bases are older than their borrowers, so from the last made to the first one round does; odd clocks cost some more.
+    for _ in 0..stored.len() {
+        let mut used: HashMap<Digest, SystemTime> = HashMap::new();
+        for borrower in stored.iter() {
+            let after = borrower.used + Duration::from_nanos(1);
+            for base in borrower.entry.iter().flat_map(Entry::bases) {
+                let last = used.entry(base).or_insert(after);
+                *last = after.max(*last);
+            }
+        }
+        let mut changed = false;
+        for base in stored.iter_mut() {
+            if let Some(last) = used.get(&base.digest).filter(|last| **last > base.used) {
+                (base.used, changed) = (*last, true);
+            }
+        }
+        if !changed {
+            return;
+        }
+    }
+}
+
+fn total(stored: &[Stored]) -> u64 {
     stored.iter().map(|blob| blob.size).sum()
 }
