@@ -104,6 +104,7 @@ impl TlsListener {
         let accepting = tokio::spawn(async move {
             while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
                 let (stream, peer) = Listener::accept(&mut listener).await;
+                super::at_once(&stream);
                 let (handshake, done) = (acceptor.accept(stream), done.clone());
                 tokio::spawn(async move {
                     match tokio::time::timeout(PATIENCE, handshake).await {
