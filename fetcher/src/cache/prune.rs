@@ -85,14 +85,6 @@ struct Stored {
     entry: Option<Entry>,
 }
 
-impl Stored {
-    /// Whether it is among these: with a borrowed image, its chunk table has to be, too.
-    fn is_among(&self, digests: &HashSet<Digest>) -> bool {
-        digests.contains(&self.digest)
-            && self.entry.as_ref().is_none_or(|entry| digests.contains(&entry.table))
-    }
-}
-
 impl Cache {
     /// Removes what nobody uses.
     pub fn prune(&self, options: &PruneOptions) -> Result<Pruned, CacheError> {
@@ -104,9 +96,8 @@ impl Cache {
         }
         self.prune_parts(options, &mut pruned)?;
         let stored = self.stored()?;
-        let leased = with_bases(leased, &stored);
         let (needed, manifests) = self.needed(&pruned.versions)?;
-        let needed = with_bases(needed, &stored);
+        let kept_files = &self.in_use(&leased, &stored) | &self.files_of(&needed, &stored);
         if !options.dry_run {
             self.retain("manifests", &manifests)?;
             self.retain("signatures", &manifests)?;
@@ -116,7 +107,7 @@ impl Cache {
         }
         let mut kept = Vec::new();
         for blob in stored {
-            if leased.contains(&blob.digest) || blob.is_among(&needed) {
+            if kept_files.contains(&blob.path) {
                 kept.push(blob);
             } else {
                 self.drop_blob(&blob, options.dry_run, &mut pruned)?;
@@ -124,6 +115,7 @@ impl Cache {
         }
         if let Some(quota) = options.quota {
             let excess = total(&kept).saturating_sub(quota);
+            let leased = self.in_use(&leased, &kept);
             self.drop_oldest(kept, &leased, excess, options.dry_run, &mut pruned)?;
         }
         Ok(pruned)
@@ -137,7 +129,7 @@ impl Cache {
         self.prune_parts(&PruneOptions::default(), &mut pruned)?;
         let excess = needed.saturating_sub(pruned.bytes);
         let stored = self.stored()?;
-        let leased = with_bases(leased, &stored);
+        let leased = self.in_use(&leased, &stored);
         self.drop_oldest(stored, &leased, excess, false, &mut pruned)?;
         tracing::info!(needed, freed = pruned.bytes, "made room in the cache");
         Ok(pruned.bytes)
@@ -149,7 +141,7 @@ impl Cache {
         let _gc = Lock::exclusive(&self.lock_path("gc"))?;
         let Some(leased) = self.leased()? else { return Ok(()) };
         let stored = self.stored()?;
-        let leased = with_bases(leased, &stored);
+        let leased = self.in_use(&leased, &stored);
         let excess = total(&stored).saturating_sub(quota);
         self.drop_oldest(stored, &leased, excess, false, &mut Pruned::default())
     }
@@ -158,19 +150,20 @@ impl Cache {
     pub fn disk_use(&self) -> Result<DiskUse, CacheError> {
         let _gc = Lock::exclusive(&self.lock_path("gc"))?;
         let stored = self.stored()?;
-        let leased = self.leased()?.map(|leased| with_bases(leased, &stored));
-        let needed = with_bases(self.needed(&[])?.0, &stored);
+        let leased = self.leased()?.map(|leased| self.in_use(&leased, &stored));
+        let needed = self.files_of(&self.needed(&[])?.0, &stored);
         let mut usage = DiskUse { quota: self.quota, ..DiskUse::default() };
+        for (file, entry) in borrowers(&stored) {
+            let size = entry.listed.as_ref().map_or(0, |listed| listed.list.image_len());
+            usage.borrowed += 1;
+            usage.spared += size.saturating_sub(file.size);
+        }
         for blob in stored {
             usage.blobs += 1;
             usage.bytes += blob.size;
-            if let Some(listed) = blob.entry.as_ref().and_then(|entry| entry.listed.as_ref()) {
-                usage.borrowed += 1;
-                usage.spared += listed.list.image_len().saturating_sub(blob.size);
-            }
-            if leased.as_ref().is_none_or(|leased| leased.contains(&blob.digest)) {
+            if leased.as_ref().is_none_or(|leased| leased.contains(&blob.path)) {
                 usage.leased += blob.size;
-            } else if !blob.is_among(&needed) {
+            } else if !needed.contains(&blob.path) {
                 usage.unneeded += blob.size;
             }
         }
@@ -304,21 +297,78 @@ impl Cache {
             let (path, digest, size) = (entry.path.clone(), entry.image, meta.len());
             stored.push(Stored { path, digest, size, used, entry: Some(entry) });
         }
-        use_bases(&mut stored);
+        self.use_bases(&mut stored);
         Ok(stored)
+    }
+
+    /// The files of what is leased: of borrowed images by whatever table.
+    fn in_use(&self, leased: &HashSet<Digest>, stored: &[Stored]) -> HashSet<PathBuf> {
+        self.with_bases(stored, |stored| leased.contains(&stored.digest))
+    }
+
+    /// The files of these blobs, and of images that are borrowed by one of these tables.
+    fn files_of(&self, digests: &HashSet<Digest>, stored: &[Stored]) -> HashSet<PathBuf> {
+        self.with_bases(stored, |stored| {
+            let table = stored.entry.as_ref().map(|entry| &entry.table);
+            digests.contains(&stored.digest) && table.is_none_or(|table| digests.contains(table))
+        })
+    }
+
+    /// The files of images that are kept, and all files that those lie in.
+    fn with_bases(&self, stored: &[Stored], is_kept: impl Fn(&Stored) -> bool) -> HashSet<PathBuf> {
+        let blobs = stored.iter().filter(|stored| stored.entry.is_none() && is_kept(stored));
+        let mut kept: HashSet<PathBuf> = blobs.map(|blob| blob.path.clone()).collect();
+        let borrowers = borrowers(stored);
+        let images = borrowers.iter().filter(|(stored, _)| is_kept(stored));
+        kept.extend(images.map(|(stored, _)| stored.path.clone()));
+        loop {
+            let before = kept.len();
+            for (stored, entry) in &borrowers {
+                if kept.contains(&stored.path) {
+                    kept.extend(entry.bases().map(|base| self.base_path(base)));
+                }
+            }
+            if kept.len() == before {
+                return kept;
+            }
+        }
+    }
+
+    /// Lets what is borrowed from be used later than who borrows.
+    fn use_bases(&self, stored: &mut [Stored]) {
+        // Bases mostly are older than their borrowers, and then one round does, and one to see it.
+        for _ in 0..stored.len() {
+            let mut used: HashMap<PathBuf, SystemTime> = HashMap::new();
+            for (borrower, entry) in borrowers(stored) {
+                let after = borrower.used + Duration::from_nanos(1);
+                for base in entry.bases() {
+                    let last = used.entry(self.base_path(base)).or_insert(after);
+                    *last = after.max(*last);
+                }
+            }
+            let mut changed = false;
+            for base in stored.iter_mut() {
+                if let Some(last) = used.get(&base.path).filter(|last| **last > base.used) {
+                    (base.used, changed) = (*last, true);
+                }
+            }
+            if !changed {
+                return;
+            }
+        }
     }
 
     fn drop_oldest(
         &self,
         mut stored: Vec<Stored>,
-        leased: &HashSet<Digest>,
+        leased: &HashSet<PathBuf>,
         excess: u64,
         dry_run: bool,
         pruned: &mut Pruned,
     ) -> Result<(), CacheError> {
         stored.sort_by_key(|blob| blob.used);
         let mut freed = 0;
-        for blob in stored.iter().filter(|blob| !leased.contains(&blob.digest)) {
+        for blob in stored.iter().filter(|blob| !leased.contains(&blob.path)) {
             if freed >= excess {
                 break;
             }
@@ -357,43 +407,12 @@ impl Cache {
     }
 }
 
-/// These, and what they lie in.
-fn with_bases(mut digests: HashSet<Digest>, stored: &[Stored]) -> HashSet<Digest> {
-    loop {
-        let before = digests.len();
-        for entry in stored.iter().filter_map(|stored| stored.entry.as_ref()) {
-            if digests.contains(&entry.image) {
-                digests.extend(entry.bases());
-            }
-        }
-        if digests.len() == before {
-            return digests;
-        }
-    }
-}
-
-/// Lets what is borrowed from be used later than who borrows.
-fn use_bases(stored: &mut [Stored]) {
-    // Bases are older than their borrowers, so from the last made to the first one round does; odd clocks cost some more.
-    for _ in 0..stored.len() {
-        let mut used: HashMap<Digest, SystemTime> = HashMap::new();
-        for borrower in stored.iter() {
-            let after = borrower.used + Duration::from_nanos(1);
-            for base in borrower.entry.iter().flat_map(Entry::bases) {
-                let last = used.entry(base).or_insert(after);
-                *last = after.max(*last);
-            }
-        }
-        let mut changed = false;
-        for base in stored.iter_mut() {
-            if let Some(last) = used.get(&base.digest).filter(|last| **last > base.used) {
-                (base.used, changed) = (*last, true);
-            }
-        }
-        if !changed {
-            return;
-        }
-    }
+/// The borrowed images among these that are not here as files as well: of the others nobody needs the bases.
+fn borrowers(stored: &[Stored]) -> Vec<(&Stored, &Entry)> {
+    let whole = |blob: &&Stored| blob.entry.is_none();
+    let whole: HashSet<Digest> = stored.iter().filter(whole).map(|blob| blob.digest).collect();
+    let borrowed = stored.iter().filter(|stored| !whole.contains(&stored.digest));
+    borrowed.filter_map(|stored| Some((stored, stored.entry.as_ref()?))).collect()
 }
 
 fn total(stored: &[Stored]) -> u64 {

@@ -175,20 +175,21 @@ impl Entry {
         self.listed.as_ref().is_some_and(|listed| listed.list.bases.iter().any(of))
     }
 
-    /// What it needs: images, and the chunk tables of those that are borrowed.
-    pub(super) fn bases(&self) -> impl Iterator<Item = Digest> {
-        let bases = self.listed.iter().flat_map(|listed| &listed.list.bases);
-        bases
-            .flat_map(|base| match &base.base {
-                Base::Blob(blob) => [Some(*blob), None],
-                Base::Borrowed { image, table, .. } => [Some(*image), Some(*table)],
-            })
-            .flatten()
+    /// The files it refers to.
+    pub(super) fn bases(&self) -> impl Iterator<Item = &Base> {
+        self.listed.iter().flat_map(|listed| &listed.list.bases).map(|file| &file.base)
     }
 }
 
 fn pair_name(image: &Digest, table: &Digest) -> String {
     format!("{}.{}", image.hex(), table.hex())
+}
+
+fn base_path(root: &Path, base: &Base) -> PathBuf {
+    match base {
+        Base::Blob(blob) => root.join("blobs").join(blob.hex()),
+        Base::Borrowed { image, table, .. } => root.join("borrowed").join(pair_name(image, table)),
+    }
 }
 
 /// The digests of a pair's name.
@@ -306,12 +307,7 @@ impl Cache {
     /// The file of a base, if it is still the same.
     fn open_base(&self, base: &BaseFile) -> Option<File> {
         let open = |root: &Path| {
-            let path = match &base.base {
-                Base::Blob(blob) => root.join("blobs").join(blob.hex()),
-                Base::Borrowed { image, table, .. } => {
-                    root.join("borrowed").join(pair_name(image, table))
-                }
-            };
+            let path = base_path(root, &base.base);
             let file = File::open(path).ok()?;
             let meta = file.metadata().ok()?;
             let same = meta.is_file()
@@ -323,6 +319,11 @@ impl Cache {
             same.then_some(file)
         };
         self.roots().find_map(open)
+    }
+
+    /// Where a base is, of those that are ours.
+    pub(super) fn base_path(&self, base: &Base) -> PathBuf {
+        base_path(&self.root, base)
     }
 
     /// All that lies in the folder of borrowed images, but for strange names.
