@@ -1,4 +1,5 @@
 //! A second version of a large layer: its pull stores the difference, and everything works with it as with a whole image.
+#![allow(clippy::unwrap_used)] // helpers of tests, outside of test functions
 
 mod common;
 
@@ -14,7 +15,6 @@ fn packed(user: User) -> World {
         r#"{"modules": [{"label": "//:m", "outputs": [{"path": "", "source": "data"}]}]}"#,
     );
     world.write("data/note.txt", "");
-    #[allow(clippy::unwrap_used, reason = "a helper of tests")]
     std::fs::write(world.path("data/model.bin"), noise(SIZE)).unwrap();
     world.hand_over();
     for (version, text) in [("v1", "one\n"), ("v2", "two\n"), ("v3", "three\n")] {

@@ -7,9 +7,9 @@
 mod borrow;
 mod outcome;
 mod sink;
+mod transfer;
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef};
 
 use crate::admit;
-use crate::cache::borrowed::write::NotTaken;
 use crate::cache::{Cache, CacheError, Part, Reserved};
 use crate::delta::{self, Recipe, Step};
 use crate::parallel;
@@ -29,6 +28,7 @@ use crate::trust::{Trust, TrustError};
 
 pub use outcome::{Outcome, Pulled};
 pub(crate) use sink::Sink;
+pub(crate) use transfer::{Came, TransferError};
 
 /// How to pull.
 #[derive(Clone, Debug)]
@@ -280,27 +280,12 @@ impl Job<'_> {
         let resumed = part.len();
         let mut recipe = Recipe::whole();
         if let Some((package, of)) = of {
-            if self.cache.holds(of) {
-                // Another process brought it in otherwise than as a file.
-                part.discard()?;
-                return Ok(Outcome::Shared);
-            }
             self.progress.event(Event::LayerStarted { layer: self.layer, of, resumed });
             recipe = delta::recipe(self.registry, self.cache, package, of);
-            tracing::debug!(layer = %of.module, size = of.size, local = recipe.local(), "fetching");
-            let offer = patch::offer(self.registry, self.cache, package, of);
-            let fetch = recipe.fetch(part.len(), self.blob.size);
-            if let (Some(table), Some(blob)) = (recipe.table(), &of.chunks) {
-                part.compare(blob.digest, table.clone());
-            }
-            if let Some(offer) = offer.filter(|offer| offer.fetch() < fetch) {
-                came.patched = self.patched(&mut part, &offer, &mut came)?;
-            } else if let Some(plan) = recipe.borrow().filter(|_| resumed == 0) {
-                if self.borrow(of, &plan, &mut came)? {
-                    part.discard()?;
-                    return self.borrowed(plan.borrowed(), &came);
-                }
-                self.progress.event(Event::Restarted { layer: self.layer });
+            let done = self.by_difference((package, of), &recipe, &mut part, &mut came)?;
+            if let Some(outcome) = done {
+                part.discard()?;
+                return Ok(outcome);
             }
         }
         let mut wrong = 0;
@@ -338,6 +323,37 @@ impl Job<'_> {
                 None => return Ok(Outcome::Shared),
             }
         }
+    }
+
+    /// Brings a layer's image in by what distinguishes it from earlier ones, if that is how it is best done, and otherwise than as
+    /// a file. What a patch makes is in the part.
+    fn by_difference(
+        &self,
+        (package, of): (&PackageName, &Layer),
+        recipe: &Recipe,
+        part: &mut Part,
+        came: &mut Came,
+    ) -> Result<Option<Outcome>, PullError> {
+        if self.cache.holds(of) {
+            // Another process was quicker.
+            return Ok(Some(Outcome::Shared));
+        }
+        tracing::debug!(layer = %of.module, size = of.size, local = recipe.local(), "fetching");
+        let offer = patch::offer(self.registry, self.cache, package, of);
+        let fetch = recipe.fetch(part.len(), self.blob.size);
+        if let (Some(table), Some(blob)) = (recipe.table(), &of.chunks) {
+            part.compare(blob.digest, table.clone());
+        }
+        if let Some(offer) = offer.filter(|offer| offer.fetch() < fetch) {
+            came.patched = self.patched(part, &offer, came)?;
+            return Ok(None);
+        }
+        let Some(plan) = recipe.borrow().filter(|_| part.len() == 0) else { return Ok(None) };
+        if self.borrow(of, &plan, came)? {
+            return self.borrowed(plan.borrowed(), came).map(Some);
+        }
+        self.progress.event(Event::Restarted { layer: self.layer });
+        Ok(None)
     }
 
     /// Waits for the lock of the digest; `None` if the blob came meanwhile.
@@ -414,115 +430,5 @@ impl Job<'_> {
         tracing::debug!(%error, ?wait, at = sink.at(), "resuming");
         std::thread::sleep(wait);
         self.check_stop()
-    }
-
-    /// Copies a run of chunks from an image that is here.
-    fn copy(
-        &self,
-        sink: &mut dyn Sink,
-        file: &File,
-        mut offset: u64,
-        mut length: u64,
-        came: &mut Came,
-    ) -> Result<(), TransferError> {
-        let mut buffer = vec![0; PIECE];
-        while length > 0 {
-            self.check_stop().map_err(TransferError::Pull)?;
-            let n = usize::try_from(length).unwrap_or(PIECE).min(PIECE);
-            // A source that became unreadable spoils the digest, and then all is fetched.
-            if let Err(error) = delta::read(file, &mut buffer[..n], offset) {
-                tracing::warn!(%error, "cannot copy from an earlier image");
-            }
-            self.append(sink, &buffer[..n])?;
-            offset += n as u64;
-            length -= n as u64;
-            came.copied += n as u64;
-        }
-        Ok(())
-    }
-
-    /// One request's worth, up to `until`.
-    fn transfer(
-        &self,
-        sink: &mut dyn Sink,
-        until: u64,
-        came: &mut Came,
-    ) -> Result<(), TransferError> {
-        let stream = self.registry.blob(self.blob, sink.at()..until)?;
-        let mut reader = stream.reader;
-        // From a source that ignores ranges, what we have comes again; and the rest may as well come now.
-        let mut skip = sink.at().saturating_sub(stream.start);
-        let until = if skip > 0 { self.blob.size } else { until };
-        let mut buffer = vec![0; PIECE];
-        while sink.at() < until {
-            self.check_stop().map_err(TransferError::Pull)?;
-            let n = match reader.read(&mut buffer) {
-                Ok(0) => return Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(self.broken(e)),
-            };
-            came.received += n as u64;
-            let skipped = usize::try_from(skip).unwrap_or(n).min(n);
-            skip -= skipped as u64;
-            let left = usize::try_from(until - sink.at()).unwrap_or(usize::MAX);
-            let fresh = &buffer[skipped..n];
-            self.append(sink, &fresh[..fresh.len().min(left)])?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn append(&self, sink: &mut dyn Sink, bytes: &[u8]) -> Result<(), TransferError> {
-        match sink.take(bytes) {
-            Ok(()) => {}
-            Err(NotTaken::Io(source)) if crate::file::is_full(&source) => {
-                return Err(TransferError::Full(source));
-            }
-            Err(NotTaken::Io(source)) => {
-                let path = sink.path().to_owned();
-                let error = crate::file::FileError { verb: "write", path, source };
-                return Err(TransferError::Pull(CacheError::File(error).into()));
-            }
-            Err(NotTaken::Wrong { expected, found }) => {
-                let registry = self.registry.address().to_owned();
-                let wrong = RegistryError::WrongBytes { registry, expected, found };
-                return Err(TransferError::Wrong(wrong));
-            }
-        }
-        self.progress.event(Event::Bytes { layer: self.layer, bytes: bytes.len() as u64 });
-        Ok(())
-    }
-
-    fn broken(&self, source: io::Error) -> TransferError {
-        let registry = self.registry.address().to_owned();
-        TransferError::Registry(RegistryError::Broken {
-            registry,
-            digest: self.blob.digest,
-            source,
-        })
-    }
-}
-
-/// Whence the bytes of an image came.
-#[derive(Default)]
-pub(crate) struct Came {
-    pub(crate) received: u64,
-    copied: u64,
-    patched: bool,
-    /// Bytes of a patch that were here.
-    pub(crate) resumed: u64,
-}
-
-pub(crate) enum TransferError {
-    Registry(RegistryError),
-    /// Bytes that are known to be wrong.
-    Wrong(RegistryError),
-    Full(io::Error),
-    Pull(PullError),
-}
-
-impl From<RegistryError> for TransferError {
-    fn from(error: RegistryError) -> Self {
-        Self::Registry(error)
     }
 }

@@ -254,6 +254,25 @@ mod tests {
         assert!(read(&file(&bytes[1..])).unwrap().is_none());
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_are_too_strange(
+            tail in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400),
+            counts in proptest::array::uniform2(0..4_u32),
+            own in 0..1000_u64,
+        ) {
+            let mut bytes = MAGIC.to_vec();
+            for number in [VERSION, counts[0], counts[1]] {
+                bytes.extend(number.to_le_bytes());
+            }
+            bytes.extend(&tail);
+            if let Some(list) = List::parse(&bytes, own) {
+                let size = list.encode().len() - END as usize;
+                proptest::prop_assert_eq!(&list.encode()[..size], &bytes[..]);
+            }
+        }
+    }
+
     #[test]
     fn what_does_not_add_up_is_refused() {
         let changes: [fn(&mut List); 4] = [

@@ -50,9 +50,7 @@ impl<'a> Own<'a> {
         is_own: &'a dyn Fn(&Chunk) -> bool,
     ) -> Result<Self, CacheError> {
         let path = cache.own_path(&image.digest);
-        let file = file::open_part(&path).named("create", &path)?;
-        // For the others to see that somebody is at it; the lock of the digest is what keeps them from it.
-        file::flock(&file, rustix::fs::FlockOperation::LockExclusive).named("lock", &path)?;
+        let file = locked(&path)?;
         let chunk = Vec::new();
         let mut own = Self { file, path, table, is_own, at: 0, written: 0, chunk, passed: 0 };
         let held = own.file.metadata().named("stat", &own.path)?.len();
@@ -161,6 +159,18 @@ impl<'a> Own<'a> {
         }
         file::publish(&self.file, &self.path, &target, 0o444)?;
         Ok(true)
+    }
+}
+
+/// Opens a file and locks it, so that it isn't taken for what a dead process left; the lock of the digest is what keeps others from it.
+fn locked(path: &Path) -> Result<File, CacheError> {
+    loop {
+        let file = file::open_part(path).named("create", path)?;
+        file::flock(&file, rustix::fs::FlockOperation::LockExclusive).named("lock", path)?;
+        // Just then it may have been removed as what a dead process left.
+        if file::is_at(&file, path).named("stat", path)? {
+            return Ok(file);
+        }
     }
 }
 
