@@ -33,8 +33,9 @@ const BASE: usize = 8 + 32 + 32 + 32 + 8;
 const SEGMENT: usize = 8 + 4 + 8;
 const END: u64 = 8 + 32;
 
-/// More base files than this are not referred to: each is open while the image is mounted.
-pub(crate) const MAX_BASES: usize = 32;
+/// More base files than this are not referred to. Each is open while the image is mounted, and a process may have 1024 for all of
+/// its layers.
+pub(crate) const MAX_BASES: usize = 8;
 /// An image in more pieces than this is stored whole.
 pub(crate) const MAX_SEGMENTS: usize = 1 << 14;
 const MAX_LIST: u64 = (HEAD + BASE * MAX_BASES + SEGMENT * MAX_SEGMENTS) as u64;
