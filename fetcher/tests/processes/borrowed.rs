@@ -59,15 +59,16 @@ pub(crate) fn killed_pulls() {
     let mut borrowed = 0;
     for round in 0..60 {
         let version = round % 6;
-        let cache = bench.cache();
         if version == 0 {
-            drop(pull(&*registry, "A@v0", &cache).unwrap());
+            drop(pull(&*registry, "A@v0", &bench.cache()).unwrap());
             continue;
         }
         let mut child = process(&["pull", &url, &format!("A@v{version}"), &folder, "-"]);
         std::thread::sleep(Duration::from_micros(dice.below(60_000)));
         child.kill().unwrap();
         child.wait().unwrap();
+        // Opened now, it removes what the dead process left.
+        let cache = bench.cache();
         assert!(reads(&cache, &manifests[0]));
         reads(&cache, &manifests[version]);
         drop(pull(&*registry, &format!("A@v{version}"), &cache).unwrap());
