@@ -69,6 +69,9 @@ pub struct StackConfig {
     pub upper: Option<UpperDirs>,
     /// The cache whose images must not be removed while it is mounted.
     pub cache: Option<PathBuf>,
+    /// The cache below it, which is only read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_cache: Option<PathBuf>,
     /// When what is read from the images is verified.
     #[serde(default)]
     pub verify: Verify,
@@ -98,7 +101,7 @@ pub struct ImageMount {
 pub struct JobLayer {
     /// The module's label or the file's name, for messages.
     pub name: String,
-    /// The image file.
+    /// The image file. Where there is none, the image is in the stack's cache in another form, or comes there.
     pub path: PathBuf,
     /// Its digest, where it came from a registry.
     pub digest: Option<Digest>,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mica_fetcher::registry::Registry;
-use mica_fetcher::{Cache, CacheError, Lazy, LazyOptions, Lease};
+use mica_fetcher::{BorrowedImage, Cache, CacheError, Held, Lazy, LazyOptions, Lease};
 use mica_graph::{Manifest, PackageRef};
 use mica_launcher::{IdMapping, IdRange};
 use mica_mounter::{
@@ -109,14 +109,17 @@ impl StackConfig {
     }
 
     /// Opens the images. Those that are not all here come from the registry and into the cache.
-    fn open(&self) -> Result<Stack, StackError> {
-        let fetching = OnceCell::new();
+    pub fn open(&self) -> Result<Stack, StackError> {
+        let (cached, fetching) = (OnceCell::new(), OnceCell::new());
         let lazy = self.cache.as_deref().zip(self.lazy.as_ref());
         let open = |layer: &JobLayer| {
-            let opened = match lazy {
-                Some((cache, source)) if !layer.path.exists() => {
+            let elsewhere = || cached.get_or_init(|| self.cached()).as_ref()?.source(layer);
+            let held = if layer.path.exists() { None } else { elsewhere() };
+            let opened = match (held, lazy) {
+                (Some(held), _) => open_held(layer, held, self.verify),
+                (None, Some((cache, source))) if !layer.path.exists() => {
                     Fetching::get(&fetching, cache, source)
-                        .and_then(|fetching| fetching.open(layer))
+                        .and_then(|fetching| fetching.open(layer, self.verify))
                 }
                 _ => open_layer(layer, self.verify),
             };
@@ -127,6 +130,16 @@ impl StackConfig {
             })
         };
         Ok(Stack { layers: self.layers.iter().map(open).collect::<Result<_, _>>()? })
+    }
+
+    /// Its package, as the cache knows it. What is wrong with that is said when an image is missing for it.
+    fn cached(&self) -> Option<Cached> {
+        let mut cache = Cache::open(self.cache.as_ref()?).ok()?;
+        if let Some(shared) = &self.shared_cache {
+            cache = cache.with_shared(shared);
+        }
+        let manifest = cache.manifest(self.manifest.as_ref()?).ok()??;
+        Some(Cached { cache, manifest })
     }
 
     /// How to mount it.
@@ -182,6 +195,19 @@ impl StackConfig {
     }
 }
 
+/// A package in a cache.
+struct Cached {
+    cache: Cache,
+    manifest: Manifest,
+}
+
+impl Cached {
+    fn source(&self, layer: &JobLayer) -> Option<Held> {
+        let is_it = |other: &&mica_graph::Layer| Some(other.digest) == layer.digest;
+        self.cache.source(self.manifest.layers.iter().find(is_it)?).ok()?
+    }
+}
+
 /// What images are fetched from and into.
 struct Fetching {
     registry: Arc<dyn Registry>,
@@ -222,17 +248,36 @@ impl Fetching {
         Ok(Self { registry, cache, manifest, deadline: Duration::from_secs(source.deadline) })
     }
 
-    fn open(&self, layer: &JobLayer) -> Result<StackLayer, LayerFault> {
+    fn open(&self, layer: &JobLayer, verify: Verify) -> Result<StackLayer, LayerFault> {
         let wanted = self.manifest.layers.iter().find(|other| Some(other.digest) == layer.digest);
         let Some(wanted) = wanted else { return Ok(StackLayer::open(&layer.name, &layer.path)?) };
         let options = LazyOptions { deadline: self.deadline, ..LazyOptions::default() };
         let opened =
             mica_fetcher::open_lazy(Arc::clone(&self.registry), &self.cache, wanted, options);
         match opened.map_err(|error| LayerFault::Lazy(Box::new(error)))? {
-            Lazy::Complete(path) => Ok(StackLayer::open(&layer.name, &path)?),
+            Lazy::Complete(held) => open_held(layer, held, verify),
             Lazy::Partial(source) => Ok(StackLayer::from_source(&layer.name, source)?),
         }
     }
+}
+
+/// Opens an image of the cache in whatever form it is there.
+fn open_held(layer: &JobLayer, held: Held, verify: Verify) -> Result<StackLayer, LayerFault> {
+    match held {
+        Held::Whole(path) => open_layer(&JobLayer { path, ..layer.clone() }, verify),
+        Held::Borrowed(image) => open_borrowed(layer, image, verify),
+    }
+}
+
+fn open_borrowed(
+    layer: &JobLayer,
+    image: BorrowedImage,
+    verify: Verify,
+) -> Result<StackLayer, LayerFault> {
+    let size = image.size();
+    let table = layer.chunks.as_deref().filter(|_| verify != Verify::Never);
+    let table = table.map(|path| read_table(path, size)).transpose()?;
+    Ok(StackLayer::from_local(&layer.name, image, table, verify)?)
 }
 
 fn open_layer(layer: &JobLayer, verify: Verify) -> Result<StackLayer, LayerFault> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use mica_agent::{JobLayer, StackConfig, Verify};
 use mica_graph::{Manifest, PackageRef};
-use mica_mounter::{Stack, StackLayer};
+use mica_mounter::Stack;
 use mica_squashfs::{Image, OpenOptions};
 
 use crate::context::Context;
@@ -43,6 +43,7 @@ pub(crate) fn of_package(
         layers: pull::cached_layers(&cache, &manifest, way.lazy)?,
         upper: None,
         cache: Some(folder.clone()),
+        shared_cache: context.places.shared_cache.clone(),
         verify: way.verify,
         trace: Some(pull::trace_file(folder, &manifest, way.record_trace)),
         lazy: way.lazy.source(context, &manifest)?,
@@ -58,12 +59,15 @@ pub(crate) struct Opened {
 
 /// Opens a package to look at it; it is fetched if need be.
 pub(crate) fn open_package(context: &Context, reference: &PackageRef) -> anyhow::Result<Opened> {
-    let (cache, lazy) = (context.cache()?, LazyFlags::default());
-    let manifest = pull::obtain(context, &cache, reference, PullWhen::Missing, false, &lazy)?;
-    let layers = pull::cached_layers(&cache, &manifest, &lazy)?;
-    let open = |layer: &JobLayer| StackLayer::open(layer.name.clone(), &layer.path);
-    let layers = layers.iter().map(open).collect::<Result<_, _>>()?;
-    Ok(Opened { manifest, stack: Stack { layers } })
+    let way = Way {
+        pull: PullWhen::Missing,
+        quiet: false,
+        lazy: &LazyFlags::default(),
+        verify: Verify::FirstRead,
+        record_trace: false,
+    };
+    let (config, manifest) = of_package(context, reference, &way)?;
+    Ok(Opened { manifest, stack: config.open()? })
 }
 
 /// Image files, topmost first; each must be a file that opens as an image.

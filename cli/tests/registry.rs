@@ -236,7 +236,8 @@ fn nginx_serves_a_registry_with_ranges() {
     let inspected: serde_json::Value = serde_json::from_str(&inspected).unwrap();
     let digest = inspected["manifest"]["layers"][0]["digest"].as_str().unwrap();
     let digest = digest.strip_prefix("blake3:").unwrap();
-    let image = std::fs::read(world.path("cache/blobs").join(digest)).unwrap();
+    let blobs = world.path("registry/blobs/blake3").join(&digest[..2]);
+    let image = std::fs::read(blobs.join(digest)).unwrap();
     let args = ["pull", "m@v2", "--registry", &served.url];
     let there =
         |args: &[&str]| world.mica(args).env("MICA_CACHE", world.path("other")).output().unwrap();

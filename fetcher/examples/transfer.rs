@@ -125,6 +125,9 @@ fn pull(registry: &str, reference: &str, cache: &str) -> Done {
     for (layer, outcome) in pulled.manifest.layers.iter().zip(&pulled.layers) {
         match outcome {
             Outcome::Cached => println!("{} cached", layer.module),
+            Outcome::Borrowed { bytes, borrowed, .. } => {
+                println!("{} {bytes} bytes fetched, {borrowed} borrowed", layer.module);
+            }
             Outcome::Patched { bytes, .. } => println!("{} patched, {bytes} bytes", layer.module),
             Outcome::Shared | Outcome::Lazy => {
                 println!("{} fetched by another process", layer.module)

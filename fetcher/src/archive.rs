@@ -259,7 +259,7 @@ pub fn load(cache: &Cache, archive: &mut File, trust: &Trust) -> Result<Vec<Mani
     }
     take_in(cache, archive, &wanted)?;
     for Package { manifest, signatures, .. } in &packages {
-        if let Err(CacheError::Missing { what }) = cache.stack(manifest) {
+        if let Err(CacheError::Missing { what }) = cache.sources(manifest) {
             let (name, selector) = (manifest.name.clone(), Some(manifest.version.clone()));
             return Err(LoadError::Incomplete { package: PackageRef { name, selector }, what });
         }

@@ -1,9 +1,12 @@
 //! Which parts of a new image are in images that are here already.
 //!
 //! The chunk table of an image says what it is made of. Chunks that an earlier version of the same layer holds are
-//! copied from its file, the rest comes by range requests, in the order of the new image: so a part cut off anywhere is
-//! still a beginning of it, and is resumed like any other. Copied bytes are not hashed by themselves: the digest of the
-//! whole decides, and if it is wrong, all of the image is fetched.
+//! borrowed from it, where that is most of the image ([`borrow`]); else they are copied from its file, and the rest comes by
+//! range requests, in the order of the new image: so a part cut off anywhere is still a beginning of it, and is resumed like any
+//! other. Copied bytes are not hashed by themselves: the digest of the whole decides, and if it is wrong, all of the image is fetched.
+//!
+//! An earlier version's table says nothing before it was compared with that version's image. That is done once, mostly when the
+//! image comes; else here.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -15,8 +18,11 @@ use std::sync::Arc;
 use mica_graph::{Blob, Layer, PackageName};
 use mica_squashfs::chunks::{Chunk, ChunkTable};
 
-use crate::cache::Cache;
+use crate::cache::borrowed::format::{Base, BaseFile};
+use crate::cache::{Cache, Held};
 use crate::registry::Registry;
+
+pub(crate) mod borrow;
 
 /// Images smaller than this are fetched whole: a table would cost a request, and save little.
 pub const SMALLEST: u64 = 256 << 10;
@@ -31,6 +37,7 @@ const VERSIONS: usize = 8;
 #[derive(Debug, Default)]
 pub(crate) struct Recipe {
     segments: Vec<Segment>,
+    table: Option<ChunkTable>,
 }
 
 /// A run of bytes of the new image.
@@ -44,8 +51,15 @@ struct Segment {
 
 #[derive(Clone, Debug)]
 struct Local {
-    file: Arc<File>,
+    file: Arc<LocalFile>,
     offset: u64,
+}
+
+/// A file that holds chunks. Open, it stays readable even if it is removed meanwhile.
+#[derive(Debug)]
+struct LocalFile {
+    file: Arc<File>,
+    base: BaseFile,
 }
 
 /// What comes next.
@@ -67,7 +81,7 @@ impl Recipe {
         let next = self.segments.partition_point(|segment| segment.end <= len);
         match self.segments.get(next) {
             Some(Segment { start, end, local: Some(local) }) => Step::Copy {
-                file: &local.file,
+                file: &local.file.file,
                 offset: local.offset + (len - start),
                 length: end - len,
             },
@@ -76,12 +90,13 @@ impl Recipe {
         }
     }
 
-    fn new(table: &ChunkTable, held: &HashMap<[u8; 32], Local>) -> Self {
+    fn new(table: ChunkTable, held: &HashMap<[u8; 32], Local>) -> Self {
         let mut recipe = Self::default();
         for chunk in table.chunks() {
             recipe.push(chunk, held.get(&chunk.digest).cloned());
         }
         recipe.close_gaps();
+        recipe.table = Some(table);
         recipe
     }
 
@@ -121,6 +136,11 @@ impl Recipe {
             }
         }
         self.segments = closed;
+    }
+
+    /// The table of the image, if it is known.
+    pub(crate) fn table(&self) -> Option<&ChunkTable> {
+        self.table.as_ref()
     }
 
     /// How many requests it takes, for an image of which nothing is there yet.
@@ -166,8 +186,11 @@ pub(crate) fn recipe(
         tracing::warn!(layer = %layer.module, "the chunk table is that of another image");
         return Recipe::whole();
     }
-    let held = held_chunks(cache, package, layer);
-    if held.is_empty() { Recipe::whole() } else { Recipe::new(&table, &held) }
+    let held = held_chunks(cache, package, layer, &table);
+    match held.is_empty() {
+        true => Recipe { table: Some(table), ..Recipe::whole() },
+        false => Recipe::new(table, &held),
+    }
 }
 
 pub(crate) fn table(registry: &dyn Registry, cache: &Cache, blob: &Blob) -> Option<ChunkTable> {
@@ -189,11 +212,19 @@ pub(crate) fn read_table(path: &Path) -> Option<ChunkTable> {
     ChunkTable::parse(&std::fs::read(path).ok()?).ok()
 }
 
-/// The chunks of earlier versions of a layer, newest first.
-fn held_chunks(cache: &Cache, package: &PackageName, layer: &Layer) -> HashMap<[u8; 32], Local> {
-    let mut held = HashMap::new();
+/// The chunks of an image that earlier versions of the layer hold, the newest ones first.
+fn held_chunks(
+    cache: &Cache,
+    package: &PackageName,
+    layer: &Layer,
+    table: &ChunkTable,
+) -> HashMap<[u8; 32], Local> {
+    let mut lacking: HashSet<[u8; 32]> = table.chunks().iter().map(|chunk| chunk.digest).collect();
+    let (mut held, mut files) = (HashMap::new(), Vec::new());
     for old in earlier(cache, package, layer) {
-        add_chunks(cache, &old, &mut held);
+        if !lacking.is_empty() {
+            add_chunks(cache, &old, &mut lacking, &mut held, &mut files);
+        }
     }
     held
 }
@@ -220,16 +251,91 @@ pub(crate) fn missing(old: &ChunkTable, new: &ChunkTable) -> u64 {
     missing.map(|chunk| chunk.end() - chunk.offset).sum()
 }
 
-fn add_chunks(cache: &Cache, old: &Layer, held: &mut HashMap<[u8; 32], Local>) {
+/// Adds those chunks of an old image that are lacking. Files that several images lie in are one.
+fn add_chunks(
+    cache: &Cache,
+    old: &Layer,
+    lacking: &mut HashSet<[u8; 32]>,
+    held: &mut HashMap<[u8; 32], Local>,
+    files: &mut Vec<Arc<LocalFile>>,
+) {
     let Some(table) = old.chunks.as_ref().and_then(|blob| cached_table(cache, blob)) else {
         return;
     };
-    // Open, it stays readable even if it is removed meanwhile.
-    let Ok(Some(path)) = cache.image(old) else { return };
-    let Ok(file) = File::open(path).map(Arc::new) else { return };
+    let Some(image) = OldImage::open(cache, old, files) else { return };
+    let fits = table.image_len() == old.size;
+    if !fits || !table.chunks().iter().any(|chunk| lacking.contains(&chunk.digest)) {
+        return;
+    }
+    if !image.is_checked(cache, old, &table) {
+        tracing::warn!(layer = %old.module, image = %old.digest, "an image is not that of its chunk table");
+        return;
+    }
     for chunk in table.chunks() {
-        let local = || Local { file: Arc::clone(&file), offset: chunk.offset };
-        held.entry(chunk.digest).or_insert_with(local);
+        if lacking.contains(&chunk.digest)
+            && let Some(local) = image.place(chunk)
+        {
+            lacking.remove(&chunk.digest);
+            held.insert(chunk.digest, local);
+        }
+    }
+}
+
+/// An image that is here, and the files it lies in.
+struct OldImage {
+    held: Held,
+    files: Vec<Arc<LocalFile>>,
+}
+
+impl OldImage {
+    fn open(cache: &Cache, old: &Layer, known: &mut Vec<Arc<LocalFile>>) -> Option<Self> {
+        let held = cache.source(old).ok()??;
+        let files = match &held {
+            Held::Whole(path) => {
+                let base = BaseFile { base: Base::Blob(old.digest), length: old.size };
+                vec![(base, Arc::new(File::open(path).ok()?))]
+            }
+            Held::Borrowed(image) => {
+                image.files().map(|(base, file)| (base, Arc::clone(file))).collect()
+            }
+        };
+        let mut one = |(base, file): (BaseFile, Arc<File>)| {
+            if let Some(same) = known.iter().find(|known| known.base == base) {
+                return Arc::clone(same);
+            }
+            let new = Arc::new(LocalFile { file, base });
+            known.push(Arc::clone(&new));
+            new
+        };
+        let files = files.into_iter().map(&mut one).collect();
+        Some(Self { held, files })
+    }
+
+    /// Whether each chunk is what the table says: of a borrowed image that was seen to when it came.
+    fn is_checked(&self, cache: &Cache, old: &Layer, table: &ChunkTable) -> bool {
+        let (Held::Whole(_), Some(blob)) = (&self.held, &old.chunks) else { return true };
+        if cache.is_checked(old) {
+            return true;
+        }
+        let mut buffer = Vec::new();
+        let fits = table.chunks().iter().all(|chunk| {
+            buffer.resize(chunk.length as usize, 0);
+            self.files[0].file.read_exact_at(&mut buffer, chunk.offset).is_ok()
+                && chunk.matches(&buffer)
+        });
+        if fits {
+            cache.note_checked(&old.digest, &blob.digest);
+        }
+        fits
+    }
+
+    /// Where a chunk lies, if it is in one piece.
+    fn place(&self, chunk: &Chunk) -> Option<Local> {
+        let (file, offset) = match &self.held {
+            Held::Whole(_) => (0, chunk.offset),
+            Held::Borrowed(image) => image.place(chunk.offset, chunk.length.into())?,
+        };
+        Some(Local { file: Arc::clone(self.files.get(file)?), offset })
     }
 }
 
@@ -246,7 +352,8 @@ mod tests {
     }
 
     fn held(old: &ChunkTable) -> HashMap<[u8; 32], Local> {
-        let file = Arc::new(File::open("/dev/null").unwrap());
+        let base = BaseFile { base: Base::Blob(mica_graph::Digest::of(b"old")), length: 0 };
+        let file = Arc::new(LocalFile { file: Arc::new(File::open("/dev/null").unwrap()), base });
         let local = |chunk: &Chunk| Local { file: Arc::clone(&file), offset: chunk.offset };
         old.chunks().iter().map(|chunk| (chunk.digest, local(chunk))).collect()
     }
@@ -275,7 +382,7 @@ mod tests {
     fn runs_are_copied_and_fetched_as_one() {
         let old = table(&[(1, 100 * K), (2, 100 * K), (3, 100 * K), (4, 100 * K)]);
         let new = table(&[(1, 100 * K), (2, 100 * K), (8, K), (9, K), (4, 100 * K)]);
-        let recipe = Recipe::new(&new, &held(&old));
+        let recipe = Recipe::new(new, &held(&old));
         let k = u64::from(K);
         let expected = [(Some(0), 200 * k), (None, 202 * k), (Some(300 * k), 302 * k)];
         assert_eq!(steps(&recipe, 302 * k), expected);
@@ -288,7 +395,7 @@ mod tests {
     fn short_gaps_are_fetched() {
         let old = table(&[(1, 10 * K), (2, 100 * K)]);
         let new = table(&[(7, K), (1, 10 * K), (8, K), (2, 100 * K), (9, K)]);
-        let recipe = Recipe::new(&new, &held(&old));
+        let recipe = Recipe::new(new, &held(&old));
         let k = u64::from(K);
         let expected = [(None, 12 * k), (Some(10 * k), 112 * k), (None, 113 * k)];
         assert_eq!(steps(&recipe, 113 * k), expected);

@@ -53,7 +53,16 @@ pub enum Way {
         /// Bytes of it that an earlier fetch left.
         resume: u64,
     },
-    /// Only the chunks that no earlier version here holds.
+    /// Only the chunks that no earlier version here holds; the rest stays where it is.
+    Borrowed {
+        /// Bytes to fetch.
+        fetch: u64,
+        /// Bytes that lie in other images.
+        borrow: u64,
+        /// Requests for what is to be fetched.
+        requests: usize,
+    },
+    /// Only the chunks that no earlier version here holds; the rest is copied.
     Chunks {
         /// Bytes to fetch.
         fetch: u64,
@@ -75,9 +84,10 @@ impl Way {
     /// Bytes that would be fetched.
     pub fn fetch(&self) -> u64 {
         match self {
-            Self::Whole { fetch, .. } | Self::Chunks { fetch, .. } | Self::Patch { fetch, .. } => {
-                *fetch
-            }
+            Self::Whole { fetch, .. }
+            | Self::Chunks { fetch, .. }
+            | Self::Borrowed { fetch, .. }
+            | Self::Patch { fetch, .. } => *fetch,
             Self::Cached | Self::Same => 0,
         }
     }
@@ -98,7 +108,7 @@ pub fn explain(
     for (i, layer) in manifest.layers.iter().enumerate() {
         let blob = Blob { digest: layer.digest, size: layer.size };
         let mut cost = None;
-        let way = if matches!(cache.image(layer), Ok(Some(_))) {
+        let way = if cache.holds(layer) {
             Way::Cached
         } else if manifest.layers[..i].iter().any(|above| above.digest == layer.digest) {
             Way::Same
@@ -112,11 +122,16 @@ pub fn explain(
                 chunks: (recipe.local() > 0).then_some(by_chunks),
                 patch: offer.as_ref().map(patch::Offer::fetch),
             });
+            let plan = recipe.borrow().filter(|_| resume == 0);
             match (recipe.local(), offer.filter(|offer| offer.fetch() < by_chunks)) {
                 (_, Some(offer)) => Way::Patch { fetch: offer.fetch(), resume: offer.held },
                 (0, None) => Way::Whole { fetch: layer.size - resume, resume },
-                (copy, None) => {
-                    Way::Chunks { fetch: layer.size - copy, copy, requests: recipe.requests() }
+                (local, None) => {
+                    let (fetch, requests) = (layer.size - local, recipe.requests());
+                    match plan {
+                        Some(plan) => Way::Borrowed { fetch, borrow: plan.borrowed(), requests },
+                        None => Way::Chunks { fetch, copy: local, requests },
+                    }
                 }
             }
         };

@@ -3,7 +3,7 @@
 use mica_graph::PackageRef;
 
 use crate::cache::{Cache, Damage, Verified};
-use crate::pull::{PullError, PullOptions, fetch_blob, pull};
+use crate::pull::{PullError, PullOptions, fetch_blob, fetch_layer, pull};
 use crate::registry::Registry;
 
 /// Fetches again what a [`Cache::verify`] with `repair` took out. Blobs that no manifest knows stay out.
@@ -20,6 +20,10 @@ pub fn heal(
                 let exact =
                     PackageRef { name: name.clone(), selector: Some(entry.version.clone()) };
                 pull(registry, &exact, cache, options, &())?;
+                continue;
+            }
+            Damage::Borrowed { of: Some(of), .. } => {
+                fetch_layer(registry, cache, &of.0, &of.1, options)?;
                 continue;
             }
             Damage::Blob { blob: Some(blob), .. } => blob,

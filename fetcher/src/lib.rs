@@ -79,8 +79,8 @@ mod trust;
 
 pub use archive::{LoadError, SaveError, Saved, load, save};
 pub use cache::{
-    Cache, CacheError, CachedPackage, Damage, DiskUse, DistrustError, Lease, LookupError,
-    PruneOptions, Pruned, Verified,
+    BorrowedImage, Cache, CacheError, CachedPackage, Damage, DiskUse, DistrustError, Held, Lease,
+    LookupError, PruneOptions, Pruned, Verified,
 };
 pub use delta::SMALLEST as SMALLEST_DELTA;
 pub use explain::{Costs, Explained, Way, explain};

@@ -1,13 +1,15 @@
 //! From a registry into the cache: only what is missing, all of it verified.
 //!
 //! Each image is fetched by one request into its `.part` file, several images at a time; of a large one only the chunks
-//! that no earlier version here holds, by a request for each run of them. A connection that breaks is taken up again where it broke, as often as progress is made; so is the file of a process that died. Bytes count as
+//! that no earlier version here holds, by a request for each run of them, and if those are few, nothing else is stored. A connection that breaks is taken up again where it broke, as often as progress is made; so is the file of a process that died. Bytes count as
 //! cached when the digest of all of them is right; wrong ones are thrown away and fetched once more.
 
+mod borrow;
 mod outcome;
+mod sink;
+mod transfer;
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -25,6 +27,8 @@ use crate::retry::Retry;
 use crate::trust::{Trust, TrustError};
 
 pub use outcome::{Outcome, Pulled};
+pub(crate) use sink::Sink;
+pub(crate) use transfer::{Came, TransferError};
 
 /// How to pull.
 #[derive(Clone, Debug)]
@@ -192,7 +196,7 @@ fn fetch_layers(
     for (i, layer) in manifest.layers.iter().enumerate() {
         let known = missing.iter().any(|m| manifest.layers[*m].digest == layer.digest);
         // A damaged one is fetched again.
-        if !known && !matches!(cache.image(layer), Ok(Some(_))) {
+        if !known && !cache.holds(layer) {
             missing.push(i);
         }
     }
@@ -239,6 +243,24 @@ fn fetch_table(registry: &dyn Registry, cache: &Cache, layer: &Layer) -> Result<
     Ok(())
 }
 
+/// Brings the image of a layer in, in whatever way is cheapest.
+pub(crate) fn fetch_layer(
+    registry: &dyn Registry,
+    cache: &Cache,
+    package: &PackageName,
+    layer: &Layer,
+    options: &PullOptions,
+) -> Result<(), PullError> {
+    let tables = layer.chunks.iter().map(|table| table.digest);
+    let _lease = cache.lease(&std::iter::once(layer.digest).chain(tables).collect::<Vec<_>>())?;
+    if cache.holds(layer) {
+        return Ok(());
+    }
+    let (stop, blob) = (AtomicBool::new(false), Blob { digest: layer.digest, size: layer.size });
+    let job = Job { registry, cache, options, progress: &(), stop: &stop, layer: 0, blob: &blob };
+    job.run(Some((package, layer))).map(drop)
+}
+
 /// One blob to be brought in.
 pub(crate) struct Job<'a> {
     pub(crate) registry: &'a dyn Registry,
@@ -260,11 +282,10 @@ impl Job<'_> {
         if let Some((package, of)) = of {
             self.progress.event(Event::LayerStarted { layer: self.layer, of, resumed });
             recipe = delta::recipe(self.registry, self.cache, package, of);
-            tracing::debug!(layer = %of.module, size = of.size, local = recipe.local(), "fetching");
-            let offer = patch::offer(self.registry, self.cache, package, of);
-            let fetch = recipe.fetch(part.len(), self.blob.size);
-            if let Some(offer) = offer.filter(|offer| offer.fetch() < fetch) {
-                came.patched = self.patched(&mut part, &offer, &mut came)?;
+            let done = self.by_difference((package, of), &recipe, &mut part, &mut came)?;
+            if let Some(outcome) = done {
+                part.discard()?;
+                return Ok(outcome);
             }
         }
         let mut wrong = 0;
@@ -302,6 +323,37 @@ impl Job<'_> {
                 None => return Ok(Outcome::Shared),
             }
         }
+    }
+
+    /// Brings a layer's image in by what distinguishes it from earlier ones, if that is how it is best done, and otherwise than as
+    /// a file. What a patch makes is in the part.
+    fn by_difference(
+        &self,
+        (package, of): (&PackageName, &Layer),
+        recipe: &Recipe,
+        part: &mut Part,
+        came: &mut Came,
+    ) -> Result<Option<Outcome>, PullError> {
+        if self.cache.holds(of) {
+            // Another process was quicker.
+            return Ok(Some(Outcome::Shared));
+        }
+        tracing::debug!(layer = %of.module, size = of.size, local = recipe.local(), "fetching");
+        let offer = patch::offer(self.registry, self.cache, package, of);
+        let fetch = recipe.fetch(part.len(), self.blob.size);
+        if let (Some(table), Some(blob)) = (recipe.table(), &of.chunks) {
+            part.compare(blob.digest, table.clone());
+        }
+        if let Some(offer) = offer.filter(|offer| offer.fetch() < fetch) {
+            came.patched = self.patched(part, &offer, came)?;
+            return Ok(None);
+        }
+        let Some(plan) = recipe.borrow().filter(|_| part.len() == 0) else { return Ok(None) };
+        if self.borrow(of, &plan, came)? {
+            return self.borrowed(plan.borrowed(), came).map(Some);
+        }
+        self.progress.event(Event::Restarted { layer: self.layer });
+        Ok(None)
     }
 
     /// Waits for the lock of the digest; `None` if the blob came meanwhile.
@@ -342,125 +394,41 @@ impl Job<'_> {
                 Step::Copy { file, offset, length } => self.copy(part, file, offset, length, came),
                 Step::Fetch { until } => self.transfer(part, until, came),
             };
-            let error = match step {
-                Ok(()) => {
-                    failed = 0;
-                    continue;
-                }
-                Err(TransferError::Full(source)) => {
-                    let needed = self.blob.size - part.len();
-                    if self.cache.make_room(needed)? > 0 {
-                        continue;
-                    }
-                    return Err(PullError::Full { path: part.path().to_owned(), needed, source });
-                }
-                Err(TransferError::Pull(error)) => return Err(error),
-                Err(TransferError::Registry(error)) => error,
-            };
-            failed = if part.len() - before >= PROGRESS { 1 } else { failed + 1 };
-            let Some(wait) = self.options.retry.after(failed, &error) else {
-                return Err(error.into());
-            };
-            self.progress.event(Event::Retrying { layer: self.layer, error: &error, wait });
-            tracing::debug!(%error, ?wait, at = part.len(), "resuming");
-            std::thread::sleep(wait);
-            self.check_stop()?;
+            match step {
+                Ok(()) => failed = 0,
+                Err(error) => self.go_on(error, part, before, &mut failed)?,
+            }
         }
         Ok(())
     }
 
-    /// Copies a run of chunks from an image that is here.
-    fn copy(
+    /// After an error: makes room, or waits for the next try; fails if neither helps.
+    fn go_on(
         &self,
-        part: &mut Part,
-        file: &File,
-        mut offset: u64,
-        mut length: u64,
-        came: &mut Came,
-    ) -> Result<(), TransferError> {
-        let mut buffer = vec![0; PIECE];
-        while length > 0 {
-            self.check_stop().map_err(TransferError::Pull)?;
-            let n = usize::try_from(length).unwrap_or(PIECE).min(PIECE);
-            // A source that became unreadable spoils the digest, and then all is fetched.
-            if let Err(error) = delta::read(file, &mut buffer[..n], offset) {
-                tracing::warn!(%error, "cannot copy from an earlier image");
+        error: TransferError,
+        sink: &dyn Sink,
+        before: u64,
+        failed: &mut u32,
+    ) -> Result<(), PullError> {
+        let error = match error {
+            TransferError::Full(source) => {
+                let needed = self.blob.size - sink.at();
+                if self.cache.make_room(needed)? > 0 {
+                    return Ok(());
+                }
+                return Err(PullError::Full { path: sink.path().to_owned(), needed, source });
             }
-            self.append(part, &buffer[..n])?;
-            offset += n as u64;
-            length -= n as u64;
-            came.copied += n as u64;
-        }
-        Ok(())
-    }
-
-    /// One request's worth, up to `until`.
-    fn transfer(&self, part: &mut Part, until: u64, came: &mut Came) -> Result<(), TransferError> {
-        let stream = self.registry.blob(self.blob, part.len()..until)?;
-        let mut reader = stream.reader;
-        // From a source that ignores ranges, what we have comes again; and the rest may as well come now.
-        let mut skip = part.len().saturating_sub(stream.start);
-        let until = if skip > 0 { self.blob.size } else { until };
-        let mut buffer = vec![0; PIECE];
-        while part.len() < until {
-            self.check_stop().map_err(TransferError::Pull)?;
-            let n = match reader.read(&mut buffer) {
-                Ok(0) => return Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(self.broken(e)),
-            };
-            came.received += n as u64;
-            let skipped = usize::try_from(skip).unwrap_or(n).min(n);
-            skip -= skipped as u64;
-            let left = usize::try_from(until - part.len()).unwrap_or(usize::MAX);
-            let fresh = &buffer[skipped..n];
-            self.append(part, &fresh[..fresh.len().min(left)])?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn append(&self, part: &mut Part, bytes: &[u8]) -> Result<(), TransferError> {
-        if let Err(source) = part.append(bytes) {
-            if crate::file::is_full(&source) {
-                return Err(TransferError::Full(source));
-            }
-            let path = part.path().to_owned();
-            let error = crate::file::FileError { verb: "write", path, source };
-            return Err(TransferError::Pull(CacheError::File(error).into()));
-        }
-        self.progress.event(Event::Bytes { layer: self.layer, bytes: bytes.len() as u64 });
-        Ok(())
-    }
-
-    fn broken(&self, source: io::Error) -> TransferError {
-        let registry = self.registry.address().to_owned();
-        TransferError::Registry(RegistryError::Broken {
-            registry,
-            digest: self.blob.digest,
-            source,
-        })
-    }
-}
-
-/// Whence the bytes of an image came.
-#[derive(Default)]
-pub(crate) struct Came {
-    pub(crate) received: u64,
-    copied: u64,
-    patched: bool,
-    /// Bytes of a patch that were here.
-    pub(crate) resumed: u64,
-}
-
-pub(crate) enum TransferError {
-    Registry(RegistryError),
-    Full(io::Error),
-    Pull(PullError),
-}
-
-impl From<RegistryError> for TransferError {
-    fn from(error: RegistryError) -> Self {
-        Self::Registry(error)
+            TransferError::Pull(error) => return Err(error),
+            TransferError::Wrong(error) => return Err(error.into()),
+            TransferError::Registry(error) => error,
+        };
+        *failed = if sink.at().saturating_sub(before) >= PROGRESS { 1 } else { *failed + 1 };
+        let Some(wait) = self.options.retry.after(*failed, &error) else {
+            return Err(error.into());
+        };
+        self.progress.event(Event::Retrying { layer: self.layer, error: &error, wait });
+        tracing::debug!(%error, ?wait, at = sink.at(), "resuming");
+        std::thread::sleep(wait);
+        self.check_stop()
     }
 }

@@ -1,4 +1,4 @@
-//! A new version of a large layer: only its new chunks cross the network.
+//! A new version of a large layer, of which the smaller part is here: that is copied, and only its new chunks cross the network.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -15,23 +15,26 @@ fn pieces(names: &[&str]) -> Vec<Vec<u8>> {
     names.iter().map(|name| noise(name, CHUNK)).collect()
 }
 
-/// Two versions of a layer of 20 chunks; the second has one chunk more, one changed, and two swapped.
+/// Two versions of a layer of 20 chunks; the second has many chunks more, one changed, and two swapped.
 struct Versions {
     bench: Bench,
     server: Server,
     manifests: Vec<Manifest>,
 }
 
-const NEW: u64 = 2 * CHUNK as u64;
+const ADDED: usize = 25;
+const NEW: u64 = ((ADDED + 1) * CHUNK) as u64;
+const TOTAL: u64 = ((20 + ADDED) * CHUNK) as u64;
 
 fn versions() -> Versions {
     let mut bench = Bench::new();
     let names: Vec<String> = (0..20).map(|i| i.to_string()).collect();
     let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
     let old = bench.chunked("L", "v1", &pieces(&names));
-    names.insert(3, "inserted");
-    names[10] = "changed";
-    names.swap(15, 18);
+    let added: Vec<String> = (0..ADDED).map(|i| format!("added {i}")).collect();
+    names.splice(3..3, added.iter().map(String::as_str));
+    names[ADDED + 9] = "changed";
+    names.swap(ADDED + 14, ADDED + 17);
     let new = bench.chunked("L", "v2", &pieces(&names));
     let registry = bench.registry();
     let mut manifests = Vec::new();
@@ -69,9 +72,8 @@ fn second(faults: &[Fault], spoil: impl Fn(&Versions, &Cache)) -> (u64, u64, usi
 
 #[test]
 fn only_new_chunks_come() {
-    let total = 21 * CHUNK as u64;
     // Index, manifest, chunk table, a look for patches, two runs.
-    assert_eq!(second(&[], |_, _| {}), (NEW, total - NEW, 6));
+    assert_eq!(second(&[], |_, _| {}), (NEW, TOTAL - NEW, 6));
 }
 
 #[test]
@@ -93,7 +95,7 @@ fn a_pull_is_explained_and_versions_are_compared() {
     let versions = mica_fetcher::history(&*registry, &name, 10).unwrap();
     let shown: Vec<_> =
         versions.iter().map(|v| (v.version.as_str(), v.tags.len(), v.changed, v.ship)).collect();
-    assert_eq!(shown, [("v2", 1, 1, size + CHUNK as u64), ("v1", 0, 1, size)]);
+    assert_eq!(shown, [("v2", 1, 1, TOTAL), ("v1", 0, 1, size)]);
     assert_eq!(versions[1].digest, manifests[0].digest());
     assert_eq!(mica_fetcher::history(&*registry, &name, 1).unwrap().len(), 1);
     let error = mica_fetcher::history(&*registry, &"B".parse().unwrap(), 1).unwrap_err();
@@ -105,12 +107,11 @@ fn broken_connections_and_servers_without_ranges() {
     let (bytes, copied, _) = second(&[Fault::Cut(50_000), Fault::Refuse], |_, _| {});
     assert_eq!((bytes, copied), (NEW, 19 * CHUNK as u64));
     let (bytes, copied, requests) = second(&[Fault::IgnoreRange], |_, _| {});
-    assert_eq!((bytes, copied, requests), (21 * CHUNK as u64, 3 * CHUNK as u64, 5));
+    assert_eq!((bytes, copied, requests), (TOTAL, 3 * CHUNK as u64, 5));
 }
 
 #[test]
 fn an_old_image_that_was_altered_only_costs_bytes() {
-    let total = 21 * CHUNK as u64;
     let flip = |versions: &Versions, cache: &Cache| {
         let path = cache.blob_path(&versions.manifests[0].layers[0].digest);
         let mut bytes = std::fs::read(&path).unwrap();
@@ -119,9 +120,9 @@ fn an_old_image_that_was_altered_only_costs_bytes() {
         std::fs::write(&path, bytes).unwrap();
     };
     let (bytes, ..) = second(&[], flip);
-    assert_eq!(bytes, NEW + total);
+    assert_eq!(bytes, NEW + TOTAL);
     let remove = |versions: &Versions, cache: &Cache| {
         std::fs::remove_file(cache.blob_path(&versions.manifests[0].layers[0].digest)).unwrap();
     };
-    assert_eq!(second(&[], remove), (total, 0, 4));
+    assert_eq!(second(&[], remove), (TOTAL, 0, 4));
 }

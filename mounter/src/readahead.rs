@@ -4,13 +4,10 @@
 //! sequence. But who reads a tree goes through its image about in order: when a window of the image is touched after the
 //! one before it, the next ones are fetched. Whoever jumps about causes nothing.
 
-use std::fs::File;
 use std::io;
-use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use mica_squashfs::Source;
-use rustix::fs::Advice;
 
 const WINDOW: u64 = 512 << 10;
 /// How far is fetched ahead, in windows.
@@ -18,18 +15,18 @@ const AHEAD: u64 = 4;
 /// Windows that count as touched: one for each place where somebody may be reading, and some more.
 const RECENT: usize = 16;
 
-/// An image file.
-pub(crate) struct ImageFile {
-    file: File,
+/// An image's bytes, on a disk.
+pub(crate) struct ReadAhead<S> {
+    source: S,
     /// Windows touched last, by number.
     recent: [AtomicU64; RECENT],
     next: AtomicUsize,
 }
 
-impl ImageFile {
-    pub(crate) fn new(file: File) -> ImageFile {
+impl<S> ReadAhead<S> {
+    pub(crate) fn new(source: S) -> ReadAhead<S> {
         let recent = std::array::from_fn(|_| AtomicU64::new(u64::MAX));
-        ImageFile { file, recent, next: AtomicUsize::new(0) }
+        ReadAhead { source, recent, next: AtomicUsize::new(0) }
     }
 
     fn was_touched(&self, window: u64) -> bool {
@@ -48,21 +45,20 @@ impl ImageFile {
     }
 }
 
-impl Source for ImageFile {
+impl<S: Source> Source for ReadAhead<S> {
     fn len(&self) -> io::Result<u64> {
-        self.file.len()
+        self.source.len()
     }
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let window = offset.saturating_add(buf.len() as u64) / WINDOW;
         if self.goes_on(window) {
-            let (from, len) =
-                ((window + 1).saturating_mul(WINDOW), NonZeroU64::new(AHEAD * WINDOW));
-            if let Err(error) = rustix::fs::fadvise(&self.file, from, len, Advice::WillNeed) {
+            let from = (window + 1).saturating_mul(WINDOW);
+            if let Err(error) = self.source.will_need(from, AHEAD * WINDOW) {
                 tracing::debug!(%error, "an image cannot be read ahead");
             }
         }
-        Source::read_exact_at(&self.file, buf, offset)
+        self.source.read_exact_at(buf, offset)
     }
 }
 
@@ -72,7 +68,7 @@ mod tests {
 
     #[test]
     fn only_who_goes_on_is_read_ahead() {
-        let image = ImageFile::new(tempfile::tempfile().unwrap());
+        let image = ReadAhead::new(tempfile::tempfile().unwrap());
         let seen: Vec<bool> =
             [7, 7, 8, 100, 9, 9, 101, 3, 102].map(|window| image.goes_on(window)).into();
         assert_eq!(seen, [false, false, true, false, true, false, true, false, true]);

@@ -8,7 +8,7 @@ use mica_squashfs::chunks::ChunkTable;
 use mica_squashfs::read::OpenFault;
 use mica_squashfs::{Image, OpenError, OpenOptions, Source};
 
-use crate::readahead::ImageFile;
+use crate::readahead::ReadAhead;
 use crate::verify::{Verified, Verify};
 
 /// One image of a stack, and what messages call it.
@@ -36,6 +36,24 @@ impl StackLayer {
         Ok(StackLayer { name: name.into(), image: Arc::new(image) })
     }
 
+    /// The same of an image that is all here, if not in one file; compared with its chunk table as [`open_verified`](Self::open_verified)
+    /// does, if there is one.
+    pub fn from_local(
+        name: impl Into<String>,
+        source: impl Source + 'static,
+        table: Option<ChunkTable>,
+        verify: Verify,
+    ) -> Result<StackLayer, OpenError> {
+        let source = ReadAhead::new(source);
+        match table.filter(|_| verify != Verify::Never) {
+            Some(table) => {
+                let always = verify == Verify::Always;
+                StackLayer::from_source(name, Verified::new(source, table, always))
+            }
+            None => StackLayer::from_source(name, source),
+        }
+    }
+
     /// Opens an image file; the image's bytes are compared with its chunk table. A table that covers another number of bytes than the
     /// image has makes them all unreadable: compare [`ChunkTable::image_len`] first.
     pub fn open_verified(
@@ -57,10 +75,10 @@ fn named(image: &Path, fault: OpenFault) -> OpenError {
     OpenError { name: image.display().to_string(), fault }
 }
 
-fn open_file(image: &Path) -> Result<ImageFile, OpenError> {
+fn open_file(image: &Path) -> Result<ReadAhead<File>, OpenError> {
     #[allow(clippy::disallowed_methods)] // the error names it
     let file = File::open(image).map_err(|error| named(image, OpenFault::Io(error)))?;
-    Ok(ImageFile::new(file))
+    Ok(ReadAhead::new(file))
 }
 
 fn open_source(image: &Path, source: Box<dyn Source>) -> Result<Image, OpenError> {

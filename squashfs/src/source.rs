@@ -13,6 +13,12 @@ pub trait Source: Send + Sync {
 
     /// Fills `buf` from `offset` on; fewer bytes than asked for are an error.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Says that `length` bytes from `offset` on will be read soon. A source that can't be read ahead ignores it.
+    fn will_need(&self, offset: u64, length: u64) -> io::Result<()> {
+        let _ = (offset, length);
+        Ok(())
+    }
 }
 
 impl Source for File {
@@ -29,6 +35,11 @@ impl Source for File {
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         FileExt::read_exact_at(self, buf, offset)
+    }
+
+    fn will_need(&self, offset: u64, length: u64) -> io::Result<()> {
+        let length = std::num::NonZeroU64::new(length);
+        Ok(rustix::fs::fadvise(self, offset, length, rustix::fs::Advice::WillNeed)?)
     }
 }
 
@@ -55,5 +66,9 @@ impl<S: Source + ?Sized> Source for Arc<S> {
 
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         (**self).read_exact_at(buf, offset)
+    }
+
+    fn will_need(&self, offset: u64, length: u64) -> io::Result<()> {
+        (**self).will_need(offset, length)
     }
 }

@@ -26,6 +26,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
             "unneeded": used.unneeded,
             "interrupted": used.parts,
             "interrupted_bytes": used.part_bytes,
+            "borrowed": used.borrowed,
+            "spared": used.spared,
             "reclaimable": used.reclaimable(),
         }))?;
         return Ok(ExitCode::SUCCESS);
@@ -35,6 +37,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         row("images", used.blobs.to_string(), used.bytes),
         row("  in use", "-".into(), used.leased),
         row("  of no known package", "-".into(), used.unneeded),
+        row("spared by borrowing", used.borrowed.to_string(), used.spared),
         row("interrupted fetches", used.parts.to_string(), used.part_bytes),
         row("reclaimable", "-".into(), used.reclaimable()),
     ];

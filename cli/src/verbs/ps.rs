@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use mica_agent::{HealthState, JobConfig, Phase, Status};
-use mica_graph::{Blob, PackageRef};
+use mica_graph::PackageRef;
 use serde::Serialize;
 
 use crate::context::Context;
@@ -172,10 +172,9 @@ fn local(context: &Context, config: &JobConfig) -> anyhow::Result<Option<[u64; 2
     let Ok(manifest) = cache.lookup(&PackageRef { name, selector }) else { return Ok(None) };
     let mut seen = std::collections::HashSet::new();
     let layers = manifest.layers.iter().filter(|layer| seen.insert(layer.digest));
-    Ok(Some(layers.fold([0, 0], |[here, all], layer| {
-        let blob = Blob { digest: layer.digest, size: layer.size };
-        [here + cache.local(&blob), all + layer.size]
-    })))
+    Ok(Some(
+        layers.fold([0, 0], |[here, all], layer| [here + cache.local(layer), all + layer.size]),
+    ))
 }
 
 fn status_text(status: Option<&Status>) -> String {

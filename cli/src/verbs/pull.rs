@@ -7,8 +7,10 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use mica_agent::{JobLayer, LazySource, TraceFile};
 use mica_fetcher::registry;
-use mica_fetcher::{Cache, Costs, Event, LookupError, Outcome, Progress, PullOptions, Pulled, Way};
-use mica_graph::{Blob, Layer, Manifest, PackageRef};
+use mica_fetcher::{
+    Cache, Costs, Event, Held, LookupError, Outcome, Progress, PullOptions, Pulled, Way,
+};
+use mica_graph::{Blob, Manifest, PackageRef};
 use serde_json::json;
 
 use super::run::PullWhen;
@@ -97,6 +99,7 @@ fn way_word(way: &Way) -> &'static str {
         Way::Whole { resume: 0, .. } => "whole",
         Way::Whole { .. } => "resumed",
         Way::Chunks { .. } => "chunks",
+        Way::Borrowed { .. } => "borrowed",
         Way::Patch { .. } => "patch",
     }
 }
@@ -106,6 +109,7 @@ fn word(outcome: &Outcome) -> &'static str {
         Outcome::Cached => "cached ",
         Outcome::Fetched { resumed: 0, .. } => "fetched",
         Outcome::Fetched { .. } => "resumed",
+        Outcome::Borrowed { .. } => "fetched",
         Outcome::Patched { .. } => "patched",
         Outcome::Shared => "shared ",
         Outcome::Lazy => "lazy   ",
@@ -142,7 +146,7 @@ pub(crate) fn obtain(
             // A version whose images were pruned is known but not here.
             Ok(manifest)
                 if when == PullWhen::Never
-                    || cache.stack(&manifest).is_ok()
+                    || cache.sources(&manifest).is_ok()
                     || (lazy.lazy && has_tables(cache, &manifest)) =>
             {
                 cache.check_trust(&context.places.trust, &manifest)?;
@@ -162,9 +166,10 @@ pub(crate) fn obtain(
 /// Whether each image is here, or at least its chunk table.
 fn has_tables(cache: &Cache, manifest: &Manifest) -> bool {
     let here = |blob: &Blob| matches!(cache.blob(blob), Ok(Some(_)));
-    manifest.layers.iter().all(|layer| {
-        matches!(cache.image(layer), Ok(Some(_))) || layer.chunks.as_ref().is_some_and(here)
-    })
+    manifest
+        .layers
+        .iter()
+        .all(|layer| cache.holds(layer) || layer.chunks.as_ref().is_some_and(here))
 }
 
 /// Flags of jobs and mounts that start before all of their images are here.
@@ -203,17 +208,15 @@ pub(crate) fn cached_layers(
     manifest: &Manifest,
     lazy: &LazyFlags,
 ) -> anyhow::Result<Vec<JobLayer>> {
-    let paths = match lazy.lazy {
-        false => cache.stack(manifest)?,
-        true => {
-            let path = |layer: &Layer| {
-                let here = cache.image(layer).ok().flatten();
-                here.unwrap_or_else(|| cache.blob_path(&layer.digest))
-            };
-            manifest.layers.iter().map(path).collect()
-        }
-    };
-    let layers = manifest.layers.iter().zip(paths).map(|(layer, path)| {
+    if !lazy.lazy {
+        cache.sources(manifest)?;
+    }
+    let layers = manifest.layers.iter().map(|layer| {
+        let path = match cache.source(layer) {
+            Ok(Some(Held::Whole(path))) => path,
+            // Where it would be: whoever opens it asks the cache for what it has instead.
+            _ => cache.blob_path(&layer.digest),
+        };
         let chunks = match &layer.chunks {
             Some(table) => cache.blob(table)?,
             None => None,

@@ -74,6 +74,23 @@ impl PatchFlags {
     }
 }
 
+/// The file of an image or chunk table of a package. A borrowed image is assembled.
+fn blob_file(cache: &Cache, manifest: &Manifest, digest: &Digest) -> Option<PathBuf> {
+    let found = match manifest.layers.iter().find(|layer| layer.digest == *digest) {
+        Some(layer) => cache.image(layer),
+        None => {
+            let mut tables = manifest.layers.iter().filter_map(|layer| layer.chunks.as_ref());
+            cache.blob(tables.find(|table| table.digest == *digest)?)
+        }
+    };
+    // It is missing then, which is said with its name.
+    found
+        .inspect_err(
+            |error| tracing::warn!(%digest, error = error as &dyn std::error::Error, "cannot read"),
+        )
+        .ok()?
+}
+
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let keys = args.sign.unlock()?;
     let cache = context.cache()?;
@@ -85,7 +102,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let registry = registry::open_writable(&context.places.registry, &context.registries())?;
     let options = PushOptions { tags: args.tags.clone(), signatures, ..PushOptions::default() };
     let bar = pull::Bar::new(args.quiet);
-    let file = |digest: &_| Some(cache.blob_path(digest)).filter(|path| path.exists());
+    let file = |digest: &_| blob_file(&cache, &manifest, digest);
     let pushed = mica_fetcher::push(&*registry, &manifest, &file, &options, &bar)
         .with_context(|| format!("cannot push {}", args.reference))?;
     drop(bar);

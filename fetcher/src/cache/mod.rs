@@ -7,7 +7,10 @@
 //! signatures/<64 hex>     the signatures of a manifest, after a line with their BLAKE3
 //! packages/<name>         an `Index` of the versions and tags known here, after a line with its BLAKE3
 //! touched/<64 hex>        which parts of an image a run touched first, after a line with their BLAKE3
+//! borrowed/<64 hex>.<64>  an image most of which lies in others, and the chunk table it was checked against
+//! checked/<64 hex>.<64>   empty: the chunk table fits the image
 //! incoming/<64 hex>.part  a blob on its way; whoever writes it holds a flock on it
+//! incoming/<64 hex>.own.part  the new bytes of an image that borrows the rest; likewise, its writer holding the `.part` too
 //! incoming/tmp-*          small files on their way, likewise locked
 //! leases/tmp-*            digests in use, after a line with their BLAKE3; the user holds a flock on it
 //! locks/gc                shared: whoever takes a lease; exclusive: whoever removes blobs
@@ -25,6 +28,9 @@
 //! **Removal** happens only under the exclusive `gc` lock, when the live leases are known. A lease is written under the
 //! shared lock, so it is seen by every removal that comes later; whoever leases checks *afterwards* that the blobs are there.
 //!
+//! **Borrowed images** take the place of blobs where little of them is new (`borrowed/mod.rs` says how, and why that is sound).
+//! What a lease or a package protects, it protects with the files it lies in.
+//!
 //! **Damage.** A blob's length is checked whenever it is asked for; its content on [`Cache::verify`]. Blobs never change,
 //! so the digest was true when the file got its name: what differs later was altered from outside, or by the disk.
 //!
@@ -38,6 +44,8 @@ use mica_graph::{Blob, Digest, Layer, Manifest};
 
 use crate::file::{self, FileError, Staging};
 
+pub(crate) mod borrowed;
+mod compare;
 mod lease;
 mod names;
 mod part;
@@ -46,6 +54,7 @@ mod signatures;
 mod trace;
 mod verify;
 
+pub use borrowed::{BorrowedImage, Held};
 pub use lease::Lease;
 pub(crate) use lease::blobs;
 pub use names::{CachedPackage, LookupError};
@@ -145,6 +154,10 @@ impl CacheError {
     }
 }
 
+fn missing(layer: &Layer) -> CacheError {
+    CacheError::Missing { what: format!("layer {} ({})", layer.module, layer.digest.short()) }
+}
+
 /// Whether a version file says something, if not what we know.
 fn names_a_layout(text: &[u8]) -> bool {
     let number = text.strip_prefix(b"mica-cache ").and_then(|rest| rest.strip_suffix(b"\n"));
@@ -152,8 +165,18 @@ fn names_a_layout(text: &[u8]) -> bool {
 }
 
 const VERSION: &[u8] = b"mica-cache 1\n";
-const FOLDERS: [&str; 8] =
-    ["blobs", "manifests", "signatures", "packages", "touched", "incoming", "leases", "locks"];
+const FOLDERS: [&str; 10] = [
+    "blobs",
+    "borrowed",
+    "checked",
+    "manifests",
+    "signatures",
+    "packages",
+    "touched",
+    "incoming",
+    "leases",
+    "locks",
+];
 
 impl Cache {
     /// Opens the cache in `root`, making it if need be, and removes what dead processes left.
@@ -241,17 +264,16 @@ impl Cache {
         Ok(None)
     }
 
-    /// The image of a layer, if it is there with the right length. Take a [`lease`](Self::lease) first.
-    pub fn image(&self, layer: &Layer) -> Result<Option<PathBuf>, CacheError> {
-        self.blob(&Blob { digest: layer.digest, size: layer.size })
+    /// The images of a stack as files, topmost first; those that are borrowed are assembled. An error names the first one that is
+    /// not there.
+    pub fn stack(&self, manifest: &Manifest) -> Result<Vec<PathBuf>, CacheError> {
+        let image = |layer| self.image(layer)?.ok_or_else(|| missing(layer));
+        manifest.layers.iter().map(image).collect()
     }
 
-    /// The images of a stack, topmost first; an error names the first one that is not there.
-    pub fn stack(&self, manifest: &Manifest) -> Result<Vec<PathBuf>, CacheError> {
-        let missing = |layer: &Layer| CacheError::Missing {
-            what: format!("layer {} ({})", layer.module, layer.digest.short()),
-        };
-        let image = |layer| self.image(layer)?.ok_or_else(|| missing(layer));
+    /// The images of a stack, topmost first, in whatever form they are here; an error names the first one that is not.
+    pub fn sources(&self, manifest: &Manifest) -> Result<Vec<Held>, CacheError> {
+        let image = |layer| self.source(layer)?.ok_or_else(|| missing(layer));
         manifest.layers.iter().map(image).collect()
     }
 

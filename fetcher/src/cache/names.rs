@@ -166,7 +166,7 @@ impl Cache {
         let mut seen = HashSet::new();
         let (mut local, mut layers) = (0, 0);
         for layer in &manifest.layers {
-            if matches!(self.image(layer), Ok(Some(_))) {
+            if self.holds(layer) {
                 layers += 1;
                 local += if seen.insert(layer.digest) { layer.size } else { 0 };
             }
@@ -184,7 +184,7 @@ impl Cache {
             let Ok(Some(manifest)) = self.manifest(&digest) else { continue };
             let found = manifest.layers.into_iter().find(|layer| layer.inputs == *inputs);
             if let Some(layer) = found
-                && matches!(self.image(&layer), Ok(Some(_)))
+                && self.holds(&layer)
             {
                 return Ok(Some(layer));
             }

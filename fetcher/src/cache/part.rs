@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use mica_graph::{Blob, Digest};
+use mica_graph::{Blob, Digest, Layer};
+use mica_squashfs::chunks::ChunkTable;
 
+use super::compare::Comparison;
 use super::{Cache, CacheError};
 use crate::file::{self, Named};
 use crate::pull::POLL;
@@ -37,6 +39,8 @@ pub(crate) struct Part {
     blob: Blob,
     hasher: blake3::Hasher,
     len: u64,
+    /// Whether the chunk table fits, if that is to be known.
+    comparison: Option<Comparison>,
     writeback: file::Writeback,
 }
 
@@ -50,7 +54,8 @@ impl Cache {
         loop {
             let file = file::open_part(&path).named("create", &path)?;
             if !file::try_flock(&file).named("lock", &path)? {
-                return Ok(Reserved::Busy(file.metadata().named("stat", &path)?.len()));
+                let len = file.metadata().named("stat", &path)?.len();
+                return Ok(Reserved::Busy(len + self.own_len(&blob.digest)));
             }
             // The holder before us may have renamed it into place, or removed it.
             if !file::is_at(&file, &path).named("stat", &path)? {
@@ -93,14 +98,15 @@ impl Cache {
         Ok(temporary.file.try_clone().named("clone", &temporary.path)?)
     }
 
-    /// Bytes of a blob that are here, also while it is fetched lazily: then by what the file system has allocated.
-    pub fn local(&self, blob: &Blob) -> u64 {
+    /// Bytes of an image that are here, also while it is fetched lazily: then by what the file system has allocated.
+    pub fn local(&self, layer: &Layer) -> u64 {
         use std::os::unix::fs::MetadataExt;
-        if matches!(self.blob(blob), Ok(Some(_))) {
-            return blob.size;
+        if self.holds(layer) {
+            return layer.size;
         }
-        let part = std::fs::metadata(self.part_path(blob));
-        part.map_or(0, |meta| (meta.blocks() * 512).min(meta.len()).min(blob.size))
+        let blob = Blob { digest: layer.digest, size: layer.size };
+        let part = std::fs::metadata(self.part_path(&blob));
+        part.map_or(0, |meta| (meta.blocks() * 512).min(meta.len()).min(layer.size))
     }
 
     fn has(&self, blob: &Blob) -> Result<bool, CacheError> {
@@ -198,7 +204,7 @@ impl Part {
     fn resume(file: File, path: PathBuf, blob: Blob) -> Result<Self, CacheError> {
         let held = file.metadata().named("stat", &path)?.len();
         let (hasher, writeback) = (blake3::Hasher::new(), file::Writeback::new(held));
-        let mut part = Self { file, path, blob, hasher, len: 0, writeback };
+        let mut part = Self { file, path, blob, hasher, len: 0, comparison: None, writeback };
         if held > part.blob.size {
             part.restart()?;
             return Ok(part);
@@ -234,9 +240,19 @@ impl Part {
             return Err(error);
         }
         self.hasher.update(bytes);
+        if let Some(comparison) = &mut self.comparison {
+            comparison.update(bytes);
+        }
         self.len += bytes.len() as u64;
         self.writeback.wrote(&self.file, self.len);
         Ok(())
+    }
+
+    /// Compares what comes with a chunk table, so that later images can borrow from this one. What is there already is not.
+    pub(crate) fn compare(&mut self, name: Digest, table: ChunkTable) {
+        if self.len == 0 {
+            self.comparison = Some(Comparison::new(name, table));
+        }
     }
 
     /// The locked file itself, to be filled in another order, and its path.
@@ -249,6 +265,7 @@ impl Part {
         self.file.set_len(0).named("truncate", &self.path)?;
         io::Seek::rewind(&mut self.file).named("rewind", &self.path)?;
         self.hasher.reset();
+        self.comparison = self.comparison.take().map(|comparison| comparison.again());
         self.len = 0;
         Ok(())
     }
@@ -268,6 +285,9 @@ impl Part {
             return Ok(Err(Mismatch { found, len }));
         }
         file::publish(&self.file, &self.path, &cache.blob_path(&self.blob.digest), 0o444)?;
+        if let Some(table) = self.comparison.as_ref().and_then(Comparison::fits) {
+            cache.note_checked(&self.blob.digest, &table);
+        }
         Ok(Ok(()))
     }
 }

@@ -1,4 +1,7 @@
 //! What may be removed, and how much lies there.
+//!
+//! What a borrowed image lies in is kept as long as the image is, and counts as used when that was: so of those that are
+//! removed for being unused the longest, the borrower goes before its bases.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -7,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use mica_graph::{Digest, PackageName, Version};
 
+use super::borrowed::{Entry, parse_pair};
 use super::lease::blobs;
 use super::{Cache, CacheError};
 use crate::file::{self, Lock, Named};
@@ -55,6 +59,10 @@ pub struct DiskUse {
     pub parts: usize,
     /// Their bytes.
     pub part_bytes: u64,
+    /// Number of images that lie in others but for a small part.
+    pub borrowed: usize,
+    /// How much more they would need as files of their own.
+    pub spared: u64,
     /// The limit, if there is one.
     pub quota: Option<u64>,
 }
@@ -66,10 +74,15 @@ impl DiskUse {
     }
 }
 
-struct StoredBlob {
+/// A blob, or the file of a borrowed image.
+struct Stored {
+    path: PathBuf,
+    /// The blob or image.
     digest: Digest,
     size: u64,
     used: SystemTime,
+    /// What a borrowed image says of itself.
+    entry: Option<Entry>,
 }
 
 impl Cache {
@@ -82,16 +95,19 @@ impl Cache {
             self.forget_unused(options, &leased, &mut pruned)?;
         }
         self.prune_parts(options, &mut pruned)?;
+        let stored = self.stored()?;
         let (needed, manifests) = self.needed(&pruned.versions)?;
+        let kept_files = &self.in_use(&leased, &stored) | &self.files_of(&needed, &stored);
         if !options.dry_run {
             self.retain("manifests", &manifests)?;
             self.retain("signatures", &manifests)?;
             self.retain("traces", &manifests)?;
             self.retain("touched", &needed)?;
+            self.retain_checked(&needed, &leased)?;
         }
         let mut kept = Vec::new();
-        for blob in self.stored()? {
-            if leased.contains(&blob.digest) || needed.contains(&blob.digest) {
+        for blob in stored {
+            if kept_files.contains(&blob.path) {
                 kept.push(blob);
             } else {
                 self.drop_blob(&blob, options.dry_run, &mut pruned)?;
@@ -99,6 +115,7 @@ impl Cache {
         }
         if let Some(quota) = options.quota {
             let excess = total(&kept).saturating_sub(quota);
+            let leased = self.in_use(&leased, &kept);
             self.drop_oldest(kept, &leased, excess, options.dry_run, &mut pruned)?;
         }
         Ok(pruned)
@@ -111,7 +128,9 @@ impl Cache {
         let Some(leased) = self.leased()? else { return Ok(0) };
         self.prune_parts(&PruneOptions::default(), &mut pruned)?;
         let excess = needed.saturating_sub(pruned.bytes);
-        self.drop_oldest(self.stored()?, &leased, excess, false, &mut pruned)?;
+        let stored = self.stored()?;
+        let leased = self.in_use(&leased, &stored);
+        self.drop_oldest(stored, &leased, excess, false, &mut pruned)?;
         tracing::info!(needed, freed = pruned.bytes, "made room in the cache");
         Ok(pruned.bytes)
     }
@@ -122,6 +141,7 @@ impl Cache {
         let _gc = Lock::exclusive(&self.lock_path("gc"))?;
         let Some(leased) = self.leased()? else { return Ok(()) };
         let stored = self.stored()?;
+        let leased = self.in_use(&leased, &stored);
         let excess = total(&stored).saturating_sub(quota);
         self.drop_oldest(stored, &leased, excess, false, &mut Pruned::default())
     }
@@ -129,15 +149,21 @@ impl Cache {
     /// How the bytes are used.
     pub fn disk_use(&self) -> Result<DiskUse, CacheError> {
         let _gc = Lock::exclusive(&self.lock_path("gc"))?;
-        let leased = self.leased()?;
-        let (needed, _) = self.needed(&[])?;
+        let stored = self.stored()?;
+        let leased = self.leased()?.map(|leased| self.in_use(&leased, &stored));
+        let needed = self.files_of(&self.needed(&[])?.0, &stored);
         let mut usage = DiskUse { quota: self.quota, ..DiskUse::default() };
-        for blob in self.stored()? {
+        for (file, entry) in borrowers(&stored) {
+            let size = entry.listed.as_ref().map_or(0, |listed| listed.list.image_len());
+            usage.borrowed += 1;
+            usage.spared += size.saturating_sub(file.size);
+        }
+        for blob in stored {
             usage.blobs += 1;
             usage.bytes += blob.size;
-            if leased.as_ref().is_none_or(|leased| leased.contains(&blob.digest)) {
+            if leased.as_ref().is_none_or(|leased| leased.contains(&blob.path)) {
                 usage.leased += blob.size;
-            } else if !needed.contains(&blob.digest) {
+            } else if !needed.contains(&blob.path) {
                 usage.unneeded += blob.size;
             }
         }
@@ -237,29 +263,112 @@ impl Cache {
         Ok(())
     }
 
-    fn stored(&self) -> Result<Vec<StoredBlob>, CacheError> {
+    /// Marks of chunk tables that fit go with their images.
+    fn retain_checked(
+        &self,
+        needed: &HashSet<Digest>,
+        leased: &HashSet<Digest>,
+    ) -> Result<(), CacheError> {
+        let folder = self.folder("checked");
+        for name in file::names(&folder)? {
+            let kept = |(image, table): (Digest, Digest)| {
+                leased.contains(&image) || (needed.contains(&image) && needed.contains(&table))
+            };
+            if parse_pair(&name).is_some_and(|pair| !kept(pair)) {
+                file::remove(&folder.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn stored(&self) -> Result<Vec<Stored>, CacheError> {
         let folder = self.folder("blobs");
         let mut stored = Vec::new();
         for name in file::names(&folder)? {
             let Some(digest) = parse_hex(&name) else { continue };
-            let Some(meta) = file::stat(&folder.join(name))? else { continue };
+            let Some(meta) = file::stat(&folder.join(&name))? else { continue };
             let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-            stored.push(StoredBlob { digest, size: meta.len(), used });
+            let path = folder.join(name);
+            stored.push(Stored { path, digest, size: meta.len(), used, entry: None });
         }
+        for entry in self.entries()? {
+            let Some(meta) = file::stat(&entry.path)? else { continue };
+            let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            let (path, digest, size) = (entry.path.clone(), entry.image, meta.len());
+            stored.push(Stored { path, digest, size, used, entry: Some(entry) });
+        }
+        self.use_bases(&mut stored);
         Ok(stored)
+    }
+
+    /// The files of what is leased: of borrowed images by whatever table.
+    fn in_use(&self, leased: &HashSet<Digest>, stored: &[Stored]) -> HashSet<PathBuf> {
+        self.with_bases(stored, |stored| leased.contains(&stored.digest))
+    }
+
+    /// The files of these blobs, and of images that are borrowed by one of these tables.
+    fn files_of(&self, digests: &HashSet<Digest>, stored: &[Stored]) -> HashSet<PathBuf> {
+        self.with_bases(stored, |stored| {
+            let table = stored.entry.as_ref().map(|entry| &entry.table);
+            digests.contains(&stored.digest) && table.is_none_or(|table| digests.contains(table))
+        })
+    }
+
+    /// The files of images that are kept, and all files that those lie in.
+    fn with_bases(&self, stored: &[Stored], is_kept: impl Fn(&Stored) -> bool) -> HashSet<PathBuf> {
+        let blobs = stored.iter().filter(|stored| stored.entry.is_none() && is_kept(stored));
+        let mut kept: HashSet<PathBuf> = blobs.map(|blob| blob.path.clone()).collect();
+        let borrowers = borrowers(stored);
+        let images = borrowers.iter().filter(|(stored, _)| is_kept(stored));
+        kept.extend(images.map(|(stored, _)| stored.path.clone()));
+        loop {
+            let before = kept.len();
+            for (stored, entry) in &borrowers {
+                if kept.contains(&stored.path) {
+                    kept.extend(entry.bases().map(|base| self.base_path(base)));
+                }
+            }
+            if kept.len() == before {
+                return kept;
+            }
+        }
+    }
+
+    /// Lets what is borrowed from be used later than who borrows.
+    fn use_bases(&self, stored: &mut [Stored]) {
+        // Bases mostly are older than their borrowers, and then one round does, and one to see it.
+        for _ in 0..stored.len() {
+            let mut used: HashMap<PathBuf, SystemTime> = HashMap::new();
+            for (borrower, entry) in borrowers(stored) {
+                let after = borrower.used + Duration::from_nanos(1);
+                for base in entry.bases() {
+                    let last = used.entry(self.base_path(base)).or_insert(after);
+                    *last = after.max(*last);
+                }
+            }
+            let mut changed = false;
+            for base in stored.iter_mut() {
+                if let Some(last) = used.get(&base.path).filter(|last| **last > base.used) {
+                    (base.used, changed) = (*last, true);
+                }
+            }
+            if !changed {
+                return;
+            }
+        }
     }
 
     fn drop_oldest(
         &self,
-        mut stored: Vec<StoredBlob>,
-        leased: &HashSet<Digest>,
+        mut stored: Vec<Stored>,
+        leased: &HashSet<PathBuf>,
         excess: u64,
         dry_run: bool,
         pruned: &mut Pruned,
     ) -> Result<(), CacheError> {
         stored.sort_by_key(|blob| blob.used);
         let mut freed = 0;
-        for blob in stored.iter().filter(|blob| !leased.contains(&blob.digest)) {
+        for blob in stored.iter().filter(|blob| !leased.contains(&blob.path)) {
             if freed >= excess {
                 break;
             }
@@ -271,12 +380,12 @@ impl Cache {
 
     fn drop_blob(
         &self,
-        blob: &StoredBlob,
+        blob: &Stored,
         dry_run: bool,
         pruned: &mut Pruned,
     ) -> Result<(), CacheError> {
         if !dry_run {
-            file::remove(&self.blob_path(&blob.digest))?;
+            file::remove(&blob.path)?;
         }
         pruned.blobs.push((blob.digest, blob.size));
         pruned.bytes += blob.size;
@@ -298,6 +407,14 @@ impl Cache {
     }
 }
 
-fn total(stored: &[StoredBlob]) -> u64 {
+/// The borrowed images among these that are not here as files as well: of the others nobody needs the bases.
+fn borrowers(stored: &[Stored]) -> Vec<(&Stored, &Entry)> {
+    let whole = |blob: &&Stored| blob.entry.is_none();
+    let whole: HashSet<Digest> = stored.iter().filter(whole).map(|blob| blob.digest).collect();
+    let borrowed = stored.iter().filter(|stored| !whole.contains(&stored.digest));
+    borrowed.filter_map(|stored| Some((stored, stored.entry.as_ref()?))).collect()
+}
+
+fn total(stored: &[Stored]) -> u64 {
     stored.iter().map(|blob| blob.size).sum()
 }

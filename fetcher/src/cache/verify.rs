@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mica_graph::{Blob, Digest, Manifest, PackageName};
+use mica_graph::{Blob, Digest, Layer, Manifest, PackageName};
 
 use super::{Cache, CacheError};
 use crate::file::{self, Lock};
@@ -29,6 +29,13 @@ pub enum Damage {
         path: PathBuf,
         /// The blob to fetch again, if a known manifest says how long it is.
         blob: Option<Blob>,
+    },
+    /// An image that lies in others, or a part of it there.
+    Borrowed {
+        /// Its file.
+        path: PathBuf,
+        /// The layer to fetch again, and a package it is of, if the index knows.
+        of: Option<Box<(PackageName, Layer)>>,
     },
     /// A manifest.
     Manifest {
@@ -73,6 +80,7 @@ impl Damage {
     pub fn path(&self) -> &Path {
         match self {
             Self::Blob { path, .. }
+            | Self::Borrowed { path, .. }
             | Self::Manifest { path, .. }
             | Self::Index { path }
             | Self::Signatures { path, .. }
@@ -89,6 +97,7 @@ impl Cache {
     pub fn verify(&self, repair: bool) -> Result<Verified, CacheError> {
         let mut verified = Verified::default();
         self.verify_blobs(repair, &mut verified)?;
+        self.verify_borrowed(repair, &mut verified)?;
         let _gc = Lock::exclusive(&self.lock_path("gc"))?;
         self.verify_manifests(repair, &mut verified)?;
         self.verify_indexes(repair, &mut verified)?;

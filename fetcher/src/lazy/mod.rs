@@ -22,14 +22,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mica_graph::{Blob, Digest, Layer};
-use mica_squashfs::chunks::{Chunk, ChunkTable, ChunkTableError};
+use mica_squashfs::chunks::{Chunk, ChunkTable};
 
-use crate::cache::{Cache, CacheError, Reserved};
+use crate::cache::{Cache, CacheError, Held, Reserved};
 use crate::file::{self, FileError, Named};
-use crate::registry::{Registry, RegistryError};
+use crate::registry::Registry;
 
+mod error;
 mod readers;
 mod state;
+
+pub use error::LazyError;
 
 use readers::READERS;
 use state::{Chunked, Next, RUN, State, numbers};
@@ -53,49 +56,10 @@ impl Default for LazyOptions {
     }
 }
 
-/// An image that cannot be used lazily.
-#[derive(Debug, thiserror::Error)]
-pub enum LazyError {
-    /// The layer was published without a chunk table.
-    #[error("layer {0} has no chunk table")]
-    NoTable(String),
-    /// The table cannot be had.
-    #[error("cannot fetch the chunk table of layer {layer}")]
-    Fetch {
-        /// The layer.
-        layer: String,
-        /// The reason.
-        #[source]
-        source: Box<RegistryError>,
-    },
-    /// The table is not one.
-    #[error("cannot use the chunk table of layer {layer}")]
-    Table {
-        /// The layer.
-        layer: String,
-        /// The reason.
-        #[source]
-        source: ChunkTableError,
-    },
-    /// The table is that of another image.
-    #[error("the chunk table of layer {layer} covers {found} bytes, not {expected}")]
-    OtherImage {
-        /// The layer.
-        layer: String,
-        /// The image's length.
-        expected: u64,
-        /// The table's.
-        found: u64,
-    },
-    /// The cache.
-    #[error(transparent)]
-    Cache(#[from] CacheError),
-}
-
 /// What became of the wish to use an image.
 pub enum Lazy {
     /// It is in the cache.
-    Complete(PathBuf),
+    Complete(Held),
     /// It will be.
     Partial(LazyImage),
 }
@@ -132,6 +96,8 @@ struct Inner {
     layer: String,
     blob: Blob,
     table: ChunkTable,
+    /// The table's digest.
+    named: Digest,
     options: LazyOptions,
     /// The `.part` file: holds the digest's lock, and the bytes at their final offsets.
     file: File,
@@ -155,17 +121,19 @@ pub fn open_lazy(
 ) -> Result<Lazy, LazyError> {
     let name = layer.module.to_string();
     let blob = Blob { digest: layer.digest, size: layer.size };
-    if let Ok(Some(path)) = cache.image(layer) {
-        return Ok(Lazy::Complete(path));
+    if let Ok(Some(held)) = cache.source(layer) {
+        return Ok(Lazy::Complete(held));
     }
-    let table = table(&*registry, cache, layer, &name)?;
+    let (named, table) = table(&*registry, cache, layer, &name)?;
     let (file, path, peer) = match cache.reserve(&blob)? {
-        Reserved::Present => return Ok(Lazy::Complete(cache.blob_path(&blob.digest))),
+        Reserved::Present => {
+            return Ok(Lazy::Complete(Held::Whole(cache.blob_path(&blob.digest))));
+        }
         Reserved::Busy(_) => {
             let path = cache.part_path(&blob);
             let peer = File::open(&path).ok();
-            if let (None, Ok(Some(path))) = (&peer, cache.image(layer)) {
-                return Ok(Lazy::Complete(path)); // it has just been finished
+            if let (None, Ok(Some(held))) = (&peer, cache.source(layer)) {
+                return Ok(Lazy::Complete(held)); // it has just been finished
             }
             options.background = false;
             (cache.nameless()?, path, peer)
@@ -187,6 +155,7 @@ pub fn open_lazy(
         layer: name,
         blob,
         table,
+        named,
         options,
         file,
         path,
@@ -215,7 +184,7 @@ fn table(
     cache: &Cache,
     layer: &Layer,
     name: &str,
-) -> Result<ChunkTable, LazyError> {
+) -> Result<(Digest, ChunkTable), LazyError> {
     let blob = layer.chunks.as_ref().ok_or_else(|| LazyError::NoTable(name.to_owned()))?;
     let fetch = |source| LazyError::Fetch { layer: name.to_owned(), source: Box::new(source) };
     let bytes = match cache.blob(blob) {
@@ -229,7 +198,7 @@ fn table(
     if found != expected {
         return Err(LazyError::OtherImage { layer: name.to_owned(), expected, found });
     }
-    Ok(table)
+    Ok((blob.digest, table))
 }
 
 impl Inner {
@@ -370,6 +339,8 @@ impl Inner {
             }
             let target = self.cache.blob_path(&self.blob.digest);
             file::publish(&self.file, &self.path, &target, 0o444)?;
+            // Each chunk was compared when it came.
+            self.cache.note_checked(&self.blob.digest, &self.named);
             Ok(true)
         });
         if let Err(error) = &published {

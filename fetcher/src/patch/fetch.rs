@@ -49,7 +49,7 @@ pub(crate) fn offer(
         return None;
     }
     let mut earlier = delta::earlier(cache, package, layer);
-    earlier.retain(|old| matches!(cache.image(old), Ok(Some(_))));
+    earlier.retain(|old| cache.holds(old));
     if earlier.is_empty() {
         return None;
     }
@@ -235,7 +235,7 @@ impl Job<'_> {
             }
             TransferError::Full(_) => Ok(()),
             TransferError::Pull(error) => Err(error),
-            TransferError::Registry(error) => Err(error.into()),
+            TransferError::Registry(error) | TransferError::Wrong(error) => Err(error.into()),
         }
     }
 }

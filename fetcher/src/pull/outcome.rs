@@ -32,6 +32,15 @@ pub enum Outcome {
         /// Bytes that were copied from earlier versions of the layer.
         copied: u64,
     },
+    /// Its new bytes were fetched; the rest stays in images that are here.
+    Borrowed {
+        /// Bytes that came over the network.
+        bytes: u64,
+        /// Bytes that an earlier, interrupted fetch had left.
+        resumed: u64,
+        /// Bytes that lie in other images.
+        borrowed: u64,
+    },
     /// It was made of an older version's image and a patch.
     Patched {
         /// Bytes that came over the network.
@@ -54,7 +63,10 @@ impl Pulled {
     /// Number of layers that came over the network.
     pub fn fetched_layers(&self) -> usize {
         let fetched = |outcome: &&Outcome| {
-            matches!(outcome, Outcome::Fetched { .. } | Outcome::Patched { .. })
+            matches!(
+                outcome,
+                Outcome::Fetched { .. } | Outcome::Patched { .. } | Outcome::Borrowed { .. }
+            )
         };
         self.layers.iter().filter(fetched).count()
     }
@@ -64,7 +76,9 @@ impl Outcome {
     /// Bytes that came over the network.
     pub fn bytes(&self) -> u64 {
         match self {
-            Self::Fetched { bytes, .. } | Self::Patched { bytes, .. } => *bytes,
+            Self::Fetched { bytes, .. }
+            | Self::Patched { bytes, .. }
+            | Self::Borrowed { bytes, .. } => *bytes,
             Self::Cached | Self::Shared | Self::Lazy => 0,
         }
     }

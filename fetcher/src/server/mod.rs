@@ -157,7 +157,17 @@ pub async fn serve(
                 tls::TlsListener::new(listener, &identity).map_err(ServeError::Failed)?;
             serve_on(listener, State { registry, options }, shutdown).await
         }
-        None => serve_on(listener, State { registry, options }, shutdown).await,
+        None => {
+            let listener = listener.tap_io(|stream| at_once(stream));
+            serve_on(listener, State { registry, options }, shutdown).await
+        }
+    }
+}
+
+/// Sends the start of an answer without waiting for more, or for the client to have taken what came before: that is 40 ms.
+fn at_once(stream: &tokio::net::TcpStream) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "answers may be late");
     }
 }
 

@@ -152,6 +152,7 @@ impl TlsListener {
         let accepting = tokio::spawn(async move {
             while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
                 let (stream, peer) = Listener::accept(&mut listener).await;
+                super::at_once(&stream);
                 let handshake = TlsAcceptor::from(identity.current()).accept(stream);
                 let done = done.clone();
                 tokio::spawn(async move {
