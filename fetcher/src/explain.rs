@@ -123,7 +123,10 @@ pub fn explain(
                 patch: offer.as_ref().map(patch::Offer::fetch),
             });
             let plan = recipe.borrow().filter(|_| resume == 0);
-            match (recipe.local(), offer.filter(|offer| offer.fetch() < by_chunks)) {
+            match (
+                recipe.local(),
+                offer.filter(|offer| offer.beats(&recipe, by_chunks, layer.size)),
+            ) {
                 (_, Some(offer)) => Way::Patch { fetch: offer.fetch(), resume: offer.held },
                 (0, None) => Way::Whole { fetch: layer.size - resume, resume },
                 (local, None) => {

@@ -344,7 +344,7 @@ impl Job<'_> {
         if let (Some(table), Some(blob)) = (recipe.table(), &of.chunks) {
             part.compare(blob.digest, table.clone());
         }
-        if let Some(offer) = offer.filter(|offer| offer.fetch() < fetch) {
+        if let Some(offer) = offer.filter(|offer| offer.beats(recipe, fetch, self.blob.size)) {
             came.patched = self.patched(part, &offer, came)?;
             return Ok(None);
         }

@@ -13,10 +13,11 @@ use std::sync::{Mutex, PoisonError};
 use mica_graph::{Blob, Digest, Layer, PackageName};
 use mica_squashfs::codec::Compression;
 use mica_squashfs::rebuild::Contents;
+use mica_squashfs::{Image, OpenOptions};
 
 use super::{PatchIndex, PatchNote, apply, make};
-use crate::cache::{Cache, Part, Reserved};
-use crate::delta;
+use crate::cache::{Cache, Held, Part, Reserved};
+use crate::delta::{self, Recipe};
 use crate::file::{self, Named};
 use crate::progress::Event;
 use crate::pull::{Came, Job, PIECE, PROGRESS, PullError, TransferError};
@@ -36,7 +37,17 @@ impl Offer {
     pub(crate) fn fetch(&self) -> u64 {
         self.note.patch.size.saturating_sub(self.held)
     }
+
+    /// Whether it is better than the chunks of an image of `size` bytes, `fetch` bytes of them.
+    pub(crate) fn beats(&self, recipe: &Recipe, fetch: u64, size: u64) -> bool {
+        let worth = if recipe.borrow().is_some() { size / WORTH } else { 0 };
+        self.fetch() + worth < fetch
+    }
 }
+
+/// A patch makes all of an image anew. Where most of it could stay where it is, so large a part of it has to be saved: what a slow
+/// network takes for that, applying the patch takes.
+const WORTH: u64 = 64;
 
 /// Asks the registry for patches of a layer, if an earlier version of it is here.
 pub(crate) fn offer(
@@ -154,10 +165,15 @@ impl Job<'_> {
         {
             return Err(unusable("it is another one than its note says"));
         }
-        let Some(path) = self.cache.image(old)? else {
-            return Err(unusable("the old image is gone"));
+        let image = match self.cache.source(old)? {
+            Some(Held::Whole(path)) => make::open(&path, KEPT),
+            Some(Held::Borrowed(image)) => {
+                let options = OpenOptions { data_cache_bytes: KEPT, ..OpenOptions::default() };
+                Image::from_source(Box::new(image), &options)
+            }
+            None => return Err(unusable("the old image is gone")),
         };
-        let image = make::open(&path, KEPT).map_err(|error| shown(&error))?;
+        let image = image.map_err(|error| shown(&error))?;
         let contents = Contents::of(&image).map_err(|error| shown(&error))?;
         if contents.len() != index.old_len {
             return Err(unusable("the old image has other contents"));
