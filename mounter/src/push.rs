@@ -4,7 +4,7 @@
 //! decoded for a read goes into the page cache with it. And whoever reads the files of a directory one after the other finds
 //! the next ones there: an image holds files in the order of their directories, and many small ones in one block.
 //!
-//! Only for mounts without an upper, where content never changes.
+//! Only what the layers have is handed over, and nothing of files that somebody may change: see [`crate::gate`].
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -12,8 +12,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use fuser::{INodeNo, Notifier};
 
+use crate::gate::Gate;
 use crate::ids::{lower_ino, lower_place};
 use crate::kind::Kind;
+use crate::lower::{Store, Wish};
 use crate::tree::{Node, Tree};
 
 /// A file this near to one that was read before continues a run.
@@ -30,6 +32,7 @@ pub(crate) struct Pusher {
     /// Held while storing. The kernel has whoever stores wait for a page that is just being read, which another thread
     /// answers, and that one may not store.
     storing: Mutex<()>,
+    pub(crate) gate: Gate,
 }
 
 impl Pusher {
@@ -41,12 +44,28 @@ impl Pusher {
 
     /// A range of a file is about to be read. Hands over the rest of the blocks that are decoded for it, and at the beginning
     /// of a file what is decoded of those behind it, if one before it was read as well.
-    pub(crate) fn before(&self, tree: &Tree, node: &Node, range: Range<u64>) {
+    pub(crate) fn before_read(&self, tree: &Tree, node: &Node, range: Range<u64>) {
+        let first = range.start == 0;
+        self.hand_over(tree, node, first, |store| tree.hand_over_rest(node, range, store));
+    }
+
+    /// A file is about to be opened for reading. The first time a small one is handed over as a whole, and those behind it
+    /// as for a read.
+    pub(crate) fn before_open(&self, tree: &Tree, node: &Node) {
+        if node.kind == Kind::File && !node.state().handed_over {
+            self.hand_over(tree, node, true, |store| {
+                tree.hand_over(node, Wish::Now, MOST, store);
+            });
+        }
+    }
+
+    /// `own` hands over of the file itself; `first` says that its beginning is wanted.
+    fn hand_over(&self, tree: &Tree, node: &Node, first: bool, own: impl FnOnce(Store<'_>)) {
         let (Some(notifier), Some((layer, number))) = (self.notifier.get(), lower_place(node.ino))
         else {
             return;
         };
-        let from = if range.start == 0 { self.runs().note(layer, number) } else { None };
+        let from = if first { self.runs().note(layer, number) } else { None };
         let _storing = match self.storing.try_lock() {
             Ok(guard) => guard,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
@@ -57,43 +76,50 @@ impl Pusher {
                 tracing::debug!(%error, "cannot hand a file to the kernel");
             }
         };
-        tree.hand_over_rest(node, range, |offset, bytes| store(node.ino, offset, bytes));
+        if let Some(_handing) = self.gate.begin(node) {
+            own(&mut |offset, bytes| store(node.ino, offset, bytes));
+        }
         if let Some(from) = from {
-            let next = hand_over_from(tree, layer, from, store);
+            let next = self.hand_over_from(tree, layer, from, store);
             self.runs().handed_over(layer, number, next);
         }
+    }
+
+    /// Hands over the files from inode `number` on as far as they are decoded, and has the next one decoded; says which that
+    /// is.
+    fn hand_over_from(
+        &self,
+        tree: &Tree,
+        layer: usize,
+        mut number: u32,
+        store: impl Fn(u64, u64, &[u8]),
+    ) -> u32 {
+        let (mut left, mut unknown) = (MOST, 0);
+        while left > 0 && unknown < NEAR {
+            let ino = lower_ino(layer, number);
+            match tree.node(ino) {
+                // The kernel doesn't know of it yet, or another layer hides it.
+                Err(_) => unknown += 1,
+                Ok(node) if node.kind == Kind::File => {
+                    if let Some(_handing) = self.gate.begin(&node) {
+                        let mut store = |offset, bytes: &[u8]| store(ino, offset, bytes);
+                        let stored = tree.hand_over(&node, Wish::Decoded, left, &mut store);
+                        let Some(bytes) = stored else { break };
+                        left = left.saturating_sub(bytes);
+                    }
+                }
+                // The files in it came before it.
+                Ok(node) if node.kind == Kind::Directory => break,
+                Ok(_) => {}
+            }
+            number = number.saturating_add(1);
+        }
+        number
     }
 
     fn runs(&self) -> MutexGuard<'_, Runs> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Hands over the files from inode `number` on as far as they are decoded, and has the next one decoded; says which that is.
-fn hand_over_from(
-    tree: &Tree,
-    layer: usize,
-    mut number: u32,
-    store: impl Fn(u64, u64, &[u8]),
-) -> u32 {
-    let (mut left, mut unknown) = (MOST, 0);
-    while left > 0 && unknown < NEAR {
-        let ino = lower_ino(layer, number);
-        match tree.node(ino) {
-            // The kernel doesn't know of it yet, or another layer hides it.
-            Err(_) => unknown += 1,
-            Ok(node) if node.kind == Kind::File => {
-                let stored = tree.hand_over(&node, left, |offset, bytes| store(ino, offset, bytes));
-                let Some(bytes) = stored else { break };
-                left = left.saturating_sub(bytes);
-            }
-            // The files in it came before it.
-            Ok(node) if node.kind == Kind::Directory => break,
-            Ok(_) => {}
-        }
-        number = number.saturating_add(1);
-    }
-    number
 }
 
 /// Files of a layer that are read one after the other.

@@ -53,11 +53,6 @@ impl Server {
         self.tree().node(ino.0)
     }
 
-    /// How long the kernel may keep a node's attributes.
-    pub(super) fn keep(&self, ino: INodeNo) -> &'static Duration {
-        if self.backings.is_passed(ino.0) { &Duration::ZERO } else { &KEEP }
-    }
-
     pub(super) fn send_entry(&self, reply: ReplyEntry, seen: Res<Seen>) {
         let attr = seen.and_then(|seen| {
             let attr = self.tree().attr_of(&seen.node, seen.stat.as_deref())?;

@@ -11,6 +11,7 @@ use super::attr::{At, drop_set_id};
 use super::node::{InUpper, Node, OpenFile, Rest};
 use super::{Res, Tree};
 use crate::kind::Kind;
+use crate::lower::{Store, Wish};
 use crate::upper::{proc_path, statx_fd};
 
 /// How a file is opened.
@@ -160,20 +161,18 @@ impl Tree {
     pub(crate) fn hand_over(
         &self,
         node: &Node,
+        wish: Wish,
         limit: u64,
-        store: impl FnMut(u64, &[u8]),
+        store: Store<'_>,
     ) -> Option<u64> {
         let part = node.state().lower?;
-        self.lower.hand_over(part, limit, store).ok().flatten()
+        let stored = self.lower.hand_over(part, wish, limit, store).ok().flatten();
+        node.state().handed_over |= stored.is_some();
+        stored
     }
 
     /// The same of [`Lower::hand_over_rest`](crate::lower::Lower::hand_over_rest).
-    pub(crate) fn hand_over_rest(
-        &self,
-        node: &Node,
-        range: Range<u64>,
-        store: impl FnMut(u64, &[u8]),
-    ) {
+    pub(crate) fn hand_over_rest(&self, node: &Node, range: Range<u64>, store: Store<'_>) {
         let lower = node.state().lower;
         drop(lower.map(|part| self.lower.hand_over_rest(part, range, store)));
     }
