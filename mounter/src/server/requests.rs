@@ -210,7 +210,7 @@ impl Filesystem for Server {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -220,7 +220,8 @@ impl Filesystem for Server {
             let read = self.node(ino).and_then(|node| {
                 let range = offset..offset.saturating_add(size.into());
                 self.shared.pusher.before_read(self.tree(), &node, range);
-                self.tree().read(&node, offset, size as usize, |bytes| {
+                let keep_atime = flags.0 & libc::O_NOATIME != 0;
+                self.tree().read(&node, offset, size as usize, keep_atime, |bytes| {
                     if let Some(reply) = reply.take() {
                         reply.data(bytes);
                     }

@@ -126,12 +126,13 @@ impl Tree {
         Ok(File::from(fd))
     }
 
-    /// Reads; `reply` is called once with what there is.
+    /// Reads; `reply` is called once with what there is. `keep_atime`: it doesn't count as an access.
     pub(crate) fn read<T>(
         &self,
         node: &Arc<Node>,
         offset: u64,
         size: usize,
+        keep_atime: bool,
         reply: impl FnOnce(&[u8]) -> T,
     ) -> Res<T> {
         let lower = {
@@ -147,7 +148,15 @@ impl Tree {
                 .read(part, offset, size, reply)
                 .map_err(|error| self.damaged(node, &error));
         }
-        let file = self.upper_file(node, false)?;
+        // The descriptor that is shared by all counts accesses.
+        let apart = match keep_atime {
+            true => self.open_upper(node, OFlags::RDONLY | OFlags::NOATIME).ok(),
+            false => None,
+        };
+        let file = match apart {
+            Some(file) => Arc::new(file),
+            None => self.upper_file(node, false)?,
+        };
         if let Some(partial) = node.partial() {
             let range = offset..offset.saturating_add(size as u64);
             return Ok(reply(&self.read_partial(node, &partial, &file, range)?));
