@@ -49,6 +49,7 @@
 mod blocks;
 mod decode;
 mod error;
+mod gate;
 mod idle;
 mod ids;
 mod kind;

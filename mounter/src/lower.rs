@@ -36,6 +36,18 @@ pub(crate) struct LowerError {
 
 pub(crate) type Res<T> = Result<T, LowerError>;
 
+/// Takes bytes of a file and where in it they are.
+pub(crate) type Store<'a> = &'a mut dyn FnMut(u64, &[u8]);
+
+/// What is to be handed over of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// All of it, decoded if need be.
+    Now,
+    /// All of it, if it is decoded; else it begins to be.
+    Decoded,
+}
+
 /// How many files have their block lists at hand.
 const OPEN_FILES: usize = 256;
 
@@ -258,17 +270,25 @@ impl Lower {
         Ok(reply(&out))
     }
 
-    /// Calls `store` with the blocks of a file if it has no more than `limit` bytes, and says how many. If they are not
-    /// decoded, they begin to be, and nothing is stored.
+    /// Calls `store` with the blocks of a file if it has no more than `limit` bytes, and says how many; `None` if that was not
+    /// to be.
     pub(crate) fn hand_over(
         &self,
         part: LowerPart,
+        wish: Wish,
         limit: u64,
-        mut store: impl FnMut(u64, &[u8]),
+        store: Store<'_>,
     ) -> Res<Option<u64>> {
         let file = self.file(part)?;
         let (size, count) = (file.blocks.size(), file.blocks.count());
-        if size > limit || !(0..count).all(|index| self.decoder.is_decoded(&file, index)) {
+        let is_ready = match wish {
+            Wish::Now if size > limit => return Ok(None),
+            Wish::Now => true,
+            Wish::Decoded => {
+                size <= limit && (0..count).all(|index| self.decoder.is_decoded(&file, index))
+            }
+        };
+        if !is_ready {
             self.ahead.ask(&self.decoder, &file, 0);
             return Ok(None);
         }
@@ -287,7 +307,7 @@ impl Lower {
         &self,
         part: LowerPart,
         range: Range<u64>,
-        mut store: impl FnMut(u64, &[u8]),
+        store: Store<'_>,
     ) -> Res<()> {
         let file = self.file(part)?;
         let (size, block_size) = (file.blocks.size(), u64::from(file.blocks.block_size()));

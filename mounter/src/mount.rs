@@ -75,7 +75,7 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
     let shared = Arc::new(Shared::new(tree(stack, options)?));
     let (session, helper) = start(&path, &shared, options)?;
     // A trace is to have every file that is read.
-    if options.push && options.upper.is_none() && options.threads > 1 && !options.record_trace {
+    if options.push && options.threads > 1 && !options.record_trace {
         shared.pusher.start(session.notifier());
     }
     let failed = |source| MountError::Session { path: path.clone(), source };

@@ -80,8 +80,8 @@ pub struct MountOptions {
     /// Let the kernel read and write the upper's files by itself, where it does: only root may ask it to. Not together
     /// with `suid`: a file that is made set-user-id while it is open would keep that when it is written.
     pub passthrough: bool,
-    /// Hand small files to the kernel before it asks for them, to those who read many, if the mount is read-only. Not good
-    /// where a read may take long, such as of images that are still being fetched.
+    /// Hand small files to the kernel before it asks for them, to those who read many. Not good where a read may take long,
+    /// such as of images that are still being fetched.
     pub push: bool,
     /// How long after a file was copied up in part the rest follows in the background, unless the upper is thrown away.
     pub complete_after: Duration,

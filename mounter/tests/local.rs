@@ -8,7 +8,10 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, RawDir, SeekFrom};
+use mica_mounter::{MountOptions, Upper};
+use rustix::fs::{
+    Advice, AtFlags, CWD, FlockOperation, Mode, OFlags, RawDir, SeekFrom, Timespec, Timestamps,
+};
 use rustix::io::Errno;
 use support::{Layer, Scratch, names, stack};
 
@@ -20,6 +23,36 @@ fn scratch() -> Scratch {
         layer = layer.file(&format!("many/{n:04}"), "");
     }
     Scratch::new(stack([layer.image()]), true)
+}
+
+#[test]
+fn who_asks_for_it_reads_without_counting_as_an_access() {
+    for passthrough in [true, false] {
+        let mut scratch = scratch();
+        scratch.unmount();
+        let upper = Some(Upper::new(scratch.upper()));
+        let options = MountOptions { upper, passthrough, ..MountOptions::default() };
+        scratch.mount_with(stack([Layer::new().file("f", "content").image()]), &options);
+        // A layer's file is as it was packed, whoever reads it.
+        let packed = fs::metadata(scratch.path("f")).unwrap().atime();
+        assert_eq!(scratch.read("f"), "content");
+        assert_eq!(fs::metadata(scratch.path("f")).unwrap().atime(), packed);
+        assert!(!scratch.upper().join("f").exists());
+        let path = scratch.path("new");
+        fs::write(&path, "content").unwrap();
+        let second = |tv_sec| Timespec { tv_sec, tv_nsec: 0 };
+        let times = Timestamps { last_access: second(1000), last_modification: second(2000) };
+        rustix::fs::utimensat(CWD, &path, &times, AtFlags::empty()).unwrap();
+        for (how, counts) in [(OFlags::NOATIME, false), (OFlags::empty(), true)] {
+            let fd = rustix::fs::open(&path, OFlags::RDONLY | how, Mode::empty()).unwrap();
+            rustix::fs::fadvise(&fd, 0, None, Advice::DontNeed).unwrap();
+            assert_eq!(rustix::io::pread(&fd, &mut [0; 16], 0), Ok(7));
+            drop(fd);
+            let atime = fs::metadata(scratch.upper().join("new")).unwrap().atime();
+            assert_eq!(atime != 1000, counts, "{passthrough} {how:?}");
+            assert_eq!(fs::metadata(&path).unwrap().atime(), atime);
+        }
+    }
 }
 
 #[test]

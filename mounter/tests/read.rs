@@ -226,6 +226,25 @@ fn who_reads_a_directory_finds_the_next_files_in_the_page_cache() {
 }
 
 #[test]
+fn who_reads_directory_after_directory_finds_their_first_files_too() {
+    let dirs = 0..200_usize;
+    let content = |dir, file| format!("{file} of {dir}, ").repeat(300 + dir);
+    let layer = dirs.clone().fold(Layer::new(), |layer, dir| {
+        (0..3)
+            .fold(layer, |layer, file| layer.file(&format!("d{dir:03}/{file}"), content(dir, file)))
+    });
+    let scratch = Scratch::new(stack([layer.image()]), false);
+    for dir in dirs.clone() {
+        assert_eq!(names(scratch.path(&format!("d{dir:03}"))).len(), 3);
+        for file in 0..3 {
+            assert_eq!(scratch.read(&format!("d{dir:03}/{file}")), content(dir, file));
+        }
+    }
+    let reads = scratch.requests("read");
+    assert!(reads < dirs.len() as u64 / 2, "{reads} reads of {} directories", dirs.len());
+}
+
+#[test]
 fn many_readers_at_once_get_what_is_in_the_files() {
     let (layers, files) = library();
     let scratch = Scratch::new(stack(layers.iter().map(Layer::image)), false);

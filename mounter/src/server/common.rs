@@ -53,11 +53,6 @@ impl Server {
         self.tree().node(ino.0)
     }
 
-    /// How long the kernel may keep a node's attributes.
-    pub(super) fn keep(&self, ino: INodeNo) -> &'static Duration {
-        if self.backings.is_passed(ino.0) { &Duration::ZERO } else { &KEEP }
-    }
-
     pub(super) fn send_entry(&self, reply: ReplyEntry, seen: Res<Seen>) {
         let attr = seen.and_then(|seen| {
             let attr = self.tree().attr_of(&seen.node, seen.stat.as_deref())?;
@@ -165,7 +160,9 @@ impl Server {
         offset: u64,
     ) {
         let key = self.listing_key(ino, handle);
+        let mut is_end = true;
         let done = self.each_entry(key, ino, offset, |name, next, entry| {
+            is_end = false;
             let (node, attr, keep) = match entry {
                 Entry::Seen(node, attr) => (Some(node), file_attr(&attr), KEEP),
                 // Nothing to keep: whoever wants more asks again and gets the error.
@@ -179,6 +176,12 @@ impl Server {
             }
             full
         });
+        if let (true, Ok(dir)) = (is_end, self.node(ino))
+            && let Ok(listing) = self.listing(key, &dir, false)
+            && let Some(first) = listing.first_file()
+        {
+            self.shared.pusher.after_listing(self.tree(), first);
+        }
         reply!(reply, done, () => reply.ok());
     }
 }

@@ -36,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) tree: Tree,
     pub(crate) counters: Arc<Counters>,
     pub(crate) pusher: Pusher,
+    backings: Backings,
 }
 
 impl std::fmt::Debug for Shared {
@@ -46,11 +47,17 @@ impl std::fmt::Debug for Shared {
 
 impl Shared {
     pub(crate) fn new(tree: Tree) -> Shared {
-        Shared { tree, counters: Arc::new(Counters::new()), pusher: Pusher::default() }
+        let (counters, pusher) = (Arc::new(Counters::new()), Pusher::default());
+        Shared { tree, counters, pusher, backings: Backings::default() }
     }
 
     pub(crate) fn stats(&self) -> Stats {
         Stats { requests: self.counters.requests(), nodes: self.tree.node_count() }
+    }
+
+    /// How long the kernel may keep a node's attributes.
+    fn keep(&self, ino: u64) -> &'static Duration {
+        if self.backings.is_passed(ino) { &Duration::ZERO } else { &KEEP }
     }
 }
 
@@ -59,20 +66,13 @@ pub(crate) struct Server {
     next_handle: AtomicU64,
     /// Listings by handle; without handles by inode, the oldest dropped.
     listings: Mutex<VecDeque<(u64, Arc<Listing>)>>,
-    backings: Backings,
     passthrough: bool,
 }
 
 impl Server {
     /// `passthrough`: let the kernel read and write the upper's files by itself, where it does.
     pub(crate) fn new(shared: Arc<Shared>, passthrough: bool) -> Server {
-        Server {
-            shared,
-            next_handle: AtomicU64::new(1),
-            listings: Mutex::default(),
-            backings: Backings::default(),
-            passthrough,
-        }
+        Server { shared, next_handle: AtomicU64::new(1), listings: Mutex::default(), passthrough }
     }
 
     fn tree(&self) -> &Tree {
@@ -82,9 +82,23 @@ impl Server {
     /// Runs a request; a panic costs this request and no other.
     fn run<R>(&self, op: Op, reply: R, body: impl FnOnce(R)) {
         self.shared.counters.count(op);
-        if catch_unwind(AssertUnwindSafe(|| body(reply))).is_err() {
-            tracing::error!(operation = op.name(), "bug: a request panicked");
-        }
+        caught(op, || body(reply));
+    }
+
+    /// The rest of a request that opens or truncates a file: runs now, or when the file has been handed to the kernel.
+    /// `changed`: from now on the file may be changed.
+    fn pass<R: Send + 'static>(
+        &self,
+        op: Op,
+        node: Arc<Node>,
+        changed: bool,
+        reply: R,
+        body: impl FnOnce(&Shared, &Arc<Node>, R) + Send + 'static,
+    ) {
+        let shared = Arc::clone(&self.shared);
+        let passing = Arc::clone(&node);
+        let answer = move || caught(op, || body(&shared, &passing, reply));
+        self.shared.pusher.gate.pass(&node, changed, answer);
     }
 
     fn new_handle(&self) -> u64 {
@@ -112,5 +126,11 @@ impl Server {
 
     fn drop_listing(&self, key: u64) {
         self.listings.lock().unwrap_or_else(PoisonError::into_inner).retain(|(k, _)| *k != key);
+    }
+}
+
+fn caught(op: Op, body: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(body)).is_err() {
+        tracing::error!(operation = op.name(), "bug: a request panicked");
     }
 }

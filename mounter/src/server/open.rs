@@ -18,6 +18,7 @@ use fuser::{
 use super::common::{drops_set_id, reply};
 use super::convert::file_attr;
 use super::{KEEP, Server};
+use crate::stats::Op;
 use crate::tree::{New, Open};
 
 #[derive(Default)]
@@ -105,17 +106,21 @@ impl Server {
             truncate: flags.0 & libc::O_TRUNC != 0,
             drop_set_id: drops_set_id(request),
         };
-        let opened = self.node(ino).and_then(|node| {
-            self.tree().open(&node, open)?;
-            Ok(node)
-        });
-        reply!(reply, opened, node => {
-            let file = || self.tree().whole_file(&node);
-            let register = |file: &File| reply.open_backing(file);
-            match self.backings.open(ino.0, file, register) {
-                Some(id) => reply.opened_passthrough(FileHandle(0), PASSED, &id),
-                None => reply.opened(FileHandle(0), OPENED),
-            }
+        let writes = open.write || open.truncate;
+        reply!(reply, self.node(ino), node => {
+            self.pass(Op::Open, node, writes, reply, move |shared, node, reply| {
+                if !writes {
+                    shared.pusher.before_open(&shared.tree, node);
+                }
+                reply!(reply, shared.tree.open(node, open), () => {
+                    let file = || shared.tree.whole_file(node);
+                    let register = |file: &File| reply.open_backing(file);
+                    match shared.backings.open(node.ino, file, register) {
+                        Some(id) => reply.opened_passthrough(FileHandle(0), PASSED, &id),
+                        None => reply.opened(FileHandle(0), OPENED),
+                    }
+                });
+            });
         });
     }
 
@@ -137,7 +142,7 @@ impl Server {
             let file = || self.tree().whole_file(&node);
             let register = |file: &File| reply.open_backing(file);
             let (fh, attr, first) = (FileHandle(0), file_attr(&attr), Generation(0));
-            match self.backings.open(node.ino, file, register) {
+            match self.shared.backings.open(node.ino, file, register) {
                 Some(id) => reply.created_passthrough(&KEEP, &attr, first, fh, PASSED, &id),
                 None => reply.created(&KEEP, &attr, first, fh, OPENED),
             }

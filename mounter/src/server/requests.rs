@@ -23,7 +23,7 @@ use crate::tree::{Change, End, New};
 impl Filesystem for Server {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         if negotiate(config, self.passthrough && self.tree().is_writable()) {
-            self.backings.allow();
+            self.shared.backings.allow();
         }
         Ok(())
     }
@@ -47,7 +47,7 @@ impl Filesystem for Server {
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.run(Op::Getattr, reply, |reply| {
             let attr = self.node(ino).and_then(|node| self.tree().attr(&node));
-            reply!(reply, attr, attr => reply.attr(self.keep(ino), &file_attr(&attr)));
+            reply!(reply, attr, attr => reply.attr(self.shared.keep(ino.0), &file_attr(&attr)));
         });
     }
 
@@ -79,8 +79,13 @@ impl Filesystem for Server {
                 mtime: mtime.map(set_time),
                 drop_set_id: drops_set_id(request),
             };
-            let attr = self.node(ino).and_then(|node| self.tree().set_attr(&node, &change));
-            reply!(reply, attr, attr => reply.attr(self.keep(ino), &file_attr(&attr)));
+            reply!(reply, self.node(ino), node => {
+                let resized = change.size.is_some();
+                self.pass(Op::Setattr, node, resized, reply, move |shared, node, reply| {
+                    let attr = shared.tree.set_attr(node, &change);
+                    reply!(reply, attr, attr => reply.attr(shared.keep(ino.0), &file_attr(&attr)));
+                });
+            });
         });
     }
 
@@ -205,7 +210,7 @@ impl Filesystem for Server {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -214,8 +219,9 @@ impl Filesystem for Server {
             let mut reply = Some(reply);
             let read = self.node(ino).and_then(|node| {
                 let range = offset..offset.saturating_add(size.into());
-                self.shared.pusher.before(self.tree(), &node, range);
-                self.tree().read(&node, offset, size as usize, |bytes| {
+                self.shared.pusher.before_read(self.tree(), &node, range);
+                let keep_atime = flags.0 & libc::O_NOATIME != 0;
+                self.tree().read(&node, offset, size as usize, keep_atime, |bytes| {
                     if let Some(reply) = reply.take() {
                         reply.data(bytes);
                     }
@@ -262,7 +268,7 @@ impl Filesystem for Server {
         reply: ReplyEmpty,
     ) {
         self.run(Op::Release, reply, |reply| {
-            self.backings.close(ino.0);
+            self.shared.backings.close(ino.0);
             if let Ok(node) = self.node(ino) {
                 self.tree().release(&node);
             }

@@ -11,6 +11,7 @@ use super::attr::{At, drop_set_id};
 use super::node::{InUpper, Node, OpenFile, Rest};
 use super::{Res, Tree};
 use crate::kind::Kind;
+use crate::lower::{Store, Wish};
 use crate::upper::{proc_path, statx_fd};
 
 /// How a file is opened.
@@ -125,12 +126,13 @@ impl Tree {
         Ok(File::from(fd))
     }
 
-    /// Reads; `reply` is called once with what there is.
+    /// Reads; `reply` is called once with what there is. `keep_atime`: it doesn't count as an access.
     pub(crate) fn read<T>(
         &self,
         node: &Arc<Node>,
         offset: u64,
         size: usize,
+        keep_atime: bool,
         reply: impl FnOnce(&[u8]) -> T,
     ) -> Res<T> {
         let lower = {
@@ -146,7 +148,15 @@ impl Tree {
                 .read(part, offset, size, reply)
                 .map_err(|error| self.damaged(node, &error));
         }
-        let file = self.upper_file(node, false)?;
+        // The descriptor that is shared by all counts accesses.
+        let apart = match keep_atime {
+            true => self.open_upper(node, OFlags::RDONLY | OFlags::NOATIME).ok(),
+            false => None,
+        };
+        let file = match apart {
+            Some(file) => Arc::new(file),
+            None => self.upper_file(node, false)?,
+        };
         if let Some(partial) = node.partial() {
             let range = offset..offset.saturating_add(size as u64);
             return Ok(reply(&self.read_partial(node, &partial, &file, range)?));
@@ -160,20 +170,18 @@ impl Tree {
     pub(crate) fn hand_over(
         &self,
         node: &Node,
+        wish: Wish,
         limit: u64,
-        store: impl FnMut(u64, &[u8]),
+        store: Store<'_>,
     ) -> Option<u64> {
         let part = node.state().lower?;
-        self.lower.hand_over(part, limit, store).ok().flatten()
+        let stored = self.lower.hand_over(part, wish, limit, store).ok().flatten();
+        node.state().handed_over |= stored.is_some();
+        stored
     }
 
     /// The same of [`Lower::hand_over_rest`](crate::lower::Lower::hand_over_rest).
-    pub(crate) fn hand_over_rest(
-        &self,
-        node: &Node,
-        range: Range<u64>,
-        store: impl FnMut(u64, &[u8]),
-    ) {
+    pub(crate) fn hand_over_rest(&self, node: &Node, range: Range<u64>, store: Store<'_>) {
         let lower = node.state().lower;
         drop(lower.map(|part| self.lower.hand_over_rest(part, range, store)));
     }

@@ -17,6 +17,18 @@ pub(crate) struct Listing {
     pub(crate) entries: Vec<Listed>,
 }
 
+impl Listing {
+    /// The first file that is a layer's.
+    pub(crate) fn first_file(&self) -> Option<u64> {
+        self.entries.iter().find_map(|entry| match entry.source {
+            Source::Lower(part) if part.node.kind == Kind::File => {
+                Some(lower_ino(part.layer, part.node.number))
+            }
+            _ => None,
+        })
+    }
+}
+
 pub(crate) struct Listed {
     pub(crate) name: Box<[u8]>,
     source: Source,

@@ -45,6 +45,10 @@ pub(crate) struct State {
     /// The upper's file, while it is open.
     pub(crate) file: Option<OpenFile>,
     pub(crate) opens: u32,
+    /// Somebody opened it for writing, or truncated it.
+    pub(crate) may_change: bool,
+    /// The kernel was given all of it before it asked.
+    pub(crate) handed_over: bool,
 }
 
 #[derive(Clone)]
@@ -102,6 +106,12 @@ impl Node {
 
     pub(crate) fn in_upper(&self) -> bool {
         !matches!(self.state().upper, InUpper::No)
+    }
+
+    /// Whether the content is a layer's, and nobody can have changed it.
+    pub(crate) fn is_as_in_layer(&self) -> bool {
+        let state = self.state();
+        matches!(state.upper, InUpper::No) && !state.may_change
     }
 
     /// Whether a part of the content is in a layer, though the node is in the upper.
