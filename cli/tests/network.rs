@@ -173,6 +173,15 @@ fn jobs_find_each_other_by_name_and_nobody_else() {
     assert!(!host.reaches("db", &host.address("far")));
     host.inside.sh(&format!("curl -sSm5 http://{}/hello.txt", host.address("db"))).unwrap();
 
+    // A job with names of its own goes by these; others still find it.
+    host.world.write("names", "10.90.0.77 mine\n");
+    host.serve("odd", &["--network", "back", "-v", "./names:/etc/hosts"]);
+    assert!(host.reaches("odd", "mine") && !host.reaches("odd", "web"));
+    assert!(host.reaches("web", "odd"));
+    host.ok(&["rm", "-f", "odd"]);
+    let names = std::fs::read_to_string(host.world.path("names")).unwrap();
+    assert_eq!(names, "10.90.0.77 mine\n");
+
     host.ok(&["rename", "db", "base"]);
     assert!(host.reaches("web", "base") && !host.reaches("web", "db"));
     host.ok(&["exec", "web", "sh", "-c", "echo 10.90.0.77 myself >> /etc/hosts"]);

@@ -39,6 +39,10 @@ impl Attached {
     pub(crate) fn connect(&self, spec: &mut Spec) {
         spec.link = Some(self.link.clone());
         spec.files.retain(|file| !is_hosts(&file.target));
+        // A job that was given a file of its own goes by that.
+        if spec.mounts.iter().any(|mount| is_hosts(mount.target())) {
+            return;
+        }
         spec.mounts.push(Mount::Bind {
             source: self.hosts.clone(),
             target: HOSTS.into(),
