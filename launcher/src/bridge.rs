@@ -163,12 +163,12 @@ impl Bridge {
         Ok(Changed { forwarding, forwarding6 })
     }
 
-    /// The host believes no job that says it is a router, whether jobs have IPv6 or not.
+    /// The host believes no job that says it is a router; where jobs have no IPv6 the filter lets none of it through.
     fn set_up_version6(&self, links: &mut Links) -> Result<(), BridgeError> {
+        let Some(address) = self.address6 else { return Ok(()) };
         let path = version6(&self.name, "accept_ra");
         set_where_it_is(&path, "0")
             .map_err(|source| BridgeError::Setting { path: path.clone(), source })?;
-        let Some(address) = self.address6 else { return Ok(()) };
         links.add_address_to(&self.name, address.into()).map_err(|source| BridgeError::Interface {
             what: "give an IPv6 address to",
             name: self.name.clone(),
