@@ -80,8 +80,11 @@ pss() {
         sed -n 's/^Pss: *//p' "/proc/$pid/smaps_rollup"
     done | awk '{ sum += $1 } END { printf "%.1f MB", sum / NR / 1024 }'
 }
+# Nothing happens for a while, as with an idle job.
+sleep 2
 echo "memory of a supervisor with its mount, proportional set, by each of ten: $(pss '' 2 3 4 5 6 7 8 9 10)"
 for number in 2 3 4 5 6 7 8 9 10; do mica rm -f "idle$number" >/dev/null; done
+sleep 2
 echo "by the only one: $(pss '')"
 
 mica image pack /etc/ssl -o "$work/any.xar" >/dev/null 2>&1

@@ -2,7 +2,8 @@
 //! loader's work on the binary (60,000 addresses to fill in, a megabyte of memory to do that in) and its libraries.
 //!
 //! On Linux with glibc the binary is loaded at a fixed address. What is lost is that its own code and constants lie at an
-//! address of chance; stack, heap and libraries still do. And libgcc, of which only the unwinder is used, is linked in where
+//! address of chance; stack, heap and libraries still do. Packed relocations (`-z pack-relative-relocs`) don't help: it is
+//! the memory they are written to that costs, 260 page faults and 0.6 ms of `mica --version`'s 1.6. And libgcc, of which only the unwinder is used, is linked in where
 //! it can be: the shared one asks a virtual machine's host what processor this is, which takes 0.1 ms, at every start.
 
 use std::path::Path;

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use mica_launcher::Root;
+
 use crate::files::FileError;
+use crate::images::{ImageError, Images};
 use crate::namespace::{self, NamespaceError};
 use crate::stack::MountStackError;
 use crate::state::JobDir;
@@ -37,13 +40,19 @@ pub enum EnterError {
     /// What it ran on cannot be mounted.
     #[error(transparent)]
     Stack(#[from] MountStackError),
+    /// Nor can a further image that it saw.
+    #[error(transparent)]
+    Image(#[from] ImageError),
 }
 
-/// Calls `work` where the job's files are seen; it is given the directory at which the stack is mounted if the job has
-/// ended, and `None` in a running job, whose root is `/` then.
+/// Calls `work` where the job's files are seen. If the job has ended, it is given the directories that the job saw, each
+/// with the one where it is now, and what lies deeper first; `None` in a running job, whose root is `/` then.
 ///
 /// The process must have one thread, and is good for nothing else afterwards.
-pub fn in_job<T>(path: &Path, work: impl FnOnce(Option<&Path>) -> T) -> Result<T, EnterError> {
+pub fn in_job<T>(
+    path: &Path,
+    work: impl FnOnce(Option<&[(PathBuf, PathBuf)]>) -> T,
+) -> Result<T, EnterError> {
     let job = JobDir::at(PathBuf::from(path));
     if let Some(_lock) = job.try_lock()? {
         let config = job.config()?;
@@ -51,7 +60,15 @@ pub fn in_job<T>(path: &Path, work: impl FnOnce(Option<&Path>) -> T) -> Result<T
         let _lease = config.stack.lease()?;
         let mount =
             config.stack.mount(&job.tree(), &config.stack.options_in_job(&config.spec.ids))?;
-        let result = work(Some(&job.tree()));
+        let images = Images::mount(&job, &config)?;
+        let mut places = images.places(&job, &config);
+        let root = match &config.spec.root {
+            Root::Tree(_) => PathBuf::from("/"),
+            Root::Host { at, .. } => at.clone(),
+        };
+        places.push((root, job.tree()));
+        let result = work(Some(&places));
+        images.unmount();
         if let Err(error) = mount.unmount() {
             // The mount is gone with this process and its namespace in any case.
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot unmount the stack");

@@ -89,6 +89,18 @@ impl Images {
         }
     }
 
+    /// Where the job sees each of them, and where it is; what lies deeper comes first.
+    pub(crate) fn places(&self, job: &JobDir, config: &JobConfig) -> Vec<(PathBuf, PathBuf)> {
+        let place = |(index, image): (usize, &ImageMount)| {
+            let tree = job.image_tree(index);
+            let part = self.parts.iter().find(|(whole, _)| *whole == tree);
+            (image.target.clone(), part.map_or(tree.clone(), |(_, part)| part.clone()))
+        };
+        let mut places: Vec<_> = config.images.iter().enumerate().map(place).collect();
+        places.sort_by_key(|(target, _)| std::cmp::Reverse(target.components().count()));
+        places
+    }
+
     pub(crate) fn unmount(self) {
         for (mount, _lease) in self.mounted {
             if let Err(error) = mount.unmount() {

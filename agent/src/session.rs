@@ -18,6 +18,7 @@ use crate::health::Monitor;
 use crate::output::{Input, STARTER, Sink, Sinks};
 use crate::state::JobDir;
 use crate::status::{Failure, Phase, Status};
+use crate::sys;
 
 /// Whether the job is to be started again when it ends.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,9 @@ pub(crate) struct Wishes {
     /// Somebody ended it on purpose.
     pub(crate) stopped: bool,
 }
+
+/// When nothing has happened for so long, nothing will for a while.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// Everything but the job itself, which may be started anew.
 pub(crate) struct Session {
@@ -124,12 +128,20 @@ impl Session {
     ) -> io::Result<Exit> {
         self.kill_at = None;
         let mut running = Running { job, monitor, status };
+        let mut shrink_at = Some(Instant::now() + SETTLED);
         loop {
             // A paused job is not checked.
             let monitor =
                 running.monitor.as_ref().filter(|_| running.status.phase == Phase::Running);
             let due = monitor.map(Monitor::due);
-            let ready = self.wait(Some(&running), earlier(self.kill_at, due))?;
+            let ready =
+                self.wait(Some(&running), earlier(earlier(self.kill_at, due), shrink_at))?;
+            if shrink_at.is_some_and(|at| Instant::now() >= at) {
+                shrink_at = None;
+                sys::shrink();
+            } else if !ready.is_empty() {
+                shrink_at = Some(Instant::now() + SETTLED);
+            }
             if ready.contains(&Source::Job) {
                 let exit = running.job.wait()?;
                 self.programs_ended();

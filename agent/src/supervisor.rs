@@ -322,7 +322,7 @@ impl Supervisor<'_> {
             outputs.push((Stream::Stdout, terminal));
         }
         let output = Output::start(self.job, outputs, &session.sinks, self.since)?;
-        let further = init.attached.and_then(Attached::warning).map(str::to_owned);
+        let further = init.attached.into_iter().flat_map(Attached::warnings);
         self.status.warnings = job.warnings().iter().cloned().chain(further).collect();
         self.record_start(config, &job)?;
         reporter.send(&Report::Started(self.status.clone()));

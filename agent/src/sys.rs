@@ -117,6 +117,33 @@ pub(crate) fn keep_heap_small() {
     }
 }
 
+/// Gives back to the kernel what only starting took: free memory of the heap, and the pages of this binary's code. Those that
+/// are needed again come from the page cache.
+///
+/// What can't be given back stays.
+pub(crate) fn shrink() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no preconditions.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    let here = shrink as *const () as usize;
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
+    let code = maps.lines().find_map(|line| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let start = usize::from_str_radix(start, 16).ok()?;
+        let end = usize::from_str_radix(end, 16).ok()?;
+        ((start..end).contains(&here) && rest.starts_with("r-xp")).then_some((start, end))
+    });
+    let Some((start, end)) = code else { return };
+    // SAFETY: the mapping that this function lies in, of a file and never written to: a page that is dropped is read from
+    // the file when it is next touched, this one included.
+    unsafe {
+        libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED);
+    }
+}
+
 /// Holds all signals back, or takes them again, those included that came meanwhile.
 pub(crate) fn hold_signals(hold: bool) {
     // SAFETY: sigset_t is plain data, which one of the two functions initialises; no old set is asked for.

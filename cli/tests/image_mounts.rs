@@ -65,6 +65,15 @@ fn what_a_job_writes_to_an_image_is_its_own_and_lives_as_long_as_the_job() {
         let image = &record["config"]["images"][0];
         assert_eq!(image["source"], "m@v1");
         assert_eq!(image["target"], "/tmp/m");
+        // Also now that it has ended.
+        world.ok(&["cp", "w:/tmp/m/etc/note", "copy"]);
+        let copy = std::fs::read_to_string(world.path("copy")).unwrap();
+        assert_eq!(copy, "of the package\nmore\nmore\n");
+        world.write("new", "new\n");
+        world.hand_over();
+        world.ok(&["cp", "new", "w:/tmp/m/etc/new"]);
+        world.ok(&["cp", "w:/tmp/m/etc/new", "copy"]);
+        assert_eq!(std::fs::read_to_string(world.path("copy")).unwrap(), "new\n");
         world.ok(&["rm", "w"]);
         assert_eq!(world.ok(&args(&["--rm"], &mount, script)).stdout, "of the package\nmore\n");
         world.ends_clean();

@@ -103,9 +103,24 @@ impl Host {
 
     /// Starts a job that answers `hello` to whoever asks at port 80, and waits until it does.
     fn serve(&self, name: &str, flags: &[&str]) {
-        let serve = ["--image", "app.xar", "--", "python3", "-m", "http.server", "80"];
+        let python = ["python3", "-m", "http.server", "--bind", "::", "80"];
+        let serve = [&["--image", "app.xar", "--"][..], &python].concat();
         self.ok(&[&["run", "-d", "--name", name], flags, &serve].concat());
         wait_for(|| self.reaches(name, "127.0.0.1"));
+    }
+
+    /// A program beyond the host that answers `hello`, and says on standard error whom.
+    fn listen_outside(&self) -> Child {
+        let tree = self.world.path("tree");
+        let listen = format!("cd {} && exec python3 -m http.server --bind :: 80", tree.display());
+        let child = Command::new("nsenter")
+            .args([&self.outside.flag(), "sh", "-c", &listen])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for(|| self.outside.sh("curl -sSm3 http://127.0.0.1/hello.txt").is_ok());
+        child
     }
 
     /// Does this job get an answer from there?
@@ -158,6 +173,15 @@ fn jobs_find_each_other_by_name_and_nobody_else() {
     assert!(!host.reaches("db", &host.address("far")));
     host.inside.sh(&format!("curl -sSm5 http://{}/hello.txt", host.address("db"))).unwrap();
 
+    // A job with names of its own goes by these; others still find it.
+    host.world.write("names", "10.90.0.77 mine\n");
+    host.serve("odd", &["--network", "back", "-v", "./names:/etc/hosts"]);
+    assert!(host.reaches("odd", "mine") && !host.reaches("odd", "web"));
+    assert!(host.reaches("web", "odd"));
+    host.ok(&["rm", "-f", "odd"]);
+    let names = std::fs::read_to_string(host.world.path("names")).unwrap();
+    assert_eq!(names, "10.90.0.77 mine\n");
+
     host.ok(&["rename", "db", "base"]);
     assert!(host.reaches("web", "base") && !host.reaches("web", "db"));
     host.ok(&["exec", "web", "sh", "-c", "echo 10.90.0.77 myself >> /etc/hosts"]);
@@ -179,15 +203,7 @@ fn jobs_find_each_other_by_name_and_nobody_else() {
 #[test]
 fn published_ports_lead_in_and_all_else_only_out() {
     let host = Host::new();
-    let listen =
-        format!("cd {} && exec python3 -m http.server 80", host.world.path("tree").display());
-    let mut beyond = Command::new("nsenter")
-        .args([&host.outside.flag(), "sh", "-c", &listen])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    wait_for(|| host.outside.sh("curl -sSm3 http://127.0.0.1/hello.txt").is_ok());
+    let mut beyond = host.listen_outside();
 
     let ports = ["--network", "bridge", "-p", "8080:80", "-p", "127.0.0.1:8081:80"];
     host.serve("web", &ports);
@@ -226,6 +242,80 @@ fn published_ports_lead_in_and_all_else_only_out() {
     beyond.stderr.take().unwrap().read_to_string(&mut log).unwrap();
     beyond.wait().unwrap();
     assert!(log.contains(&format!("{HOST} - -")) && !log.contains("10.90."), "{log}");
+}
+
+/// Says to everybody that it is a router.
+const ROUTER: &str = r#"
+import socket, struct
+s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+prefix = struct.pack("!BBBBIII", 3, 4, 64, 0xc0, 9000, 9000, 0) + socket.inet_pton(socket.AF_INET6, "2001:db8:bad::")
+advert = struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + prefix
+assert s.sendto(advert, ("ff02::1", 0, 0, socket.if_nametoindex("eth0"))) == len(advert)
+"#;
+
+#[test]
+fn networks_with_version_6() {
+    assert!(
+        std::path::Path::new("/proc/net/if_inet6").exists(),
+        "this test needs a kernel with IPv6"
+    );
+    let host = Host::new();
+    let (here, beyond) = ("2001:db8::1", "2001:db8::2");
+    host.inside.sh(&format!("ip addr add {here}/64 dev out nodad")).unwrap();
+    host.outside.sh(&format!("ip addr add {beyond}/64 dev in nodad")).unwrap();
+    host.ok(&["network", "create", "--ipv6", "--subnet", "fd00:77::/64", "back"]);
+    host.ok(&["network", "create", "--ipv6", "own"]);
+    host.ok(&["network", "create", "four"]);
+    assert!(host.ok(&["network", "inspect", "own"]).stdout.contains("\"subnet6\": \"fd"));
+    let said = host.fails(&["network", "create", "--subnet", "2001:db8::/48", "more"]);
+    assert!(said.contains("overlaps the host's route to 2001:db8::/64"), "{said}");
+
+    host.serve("db", &["--network", "back"]);
+    host.serve(
+        "web",
+        &["--network", "back:ip=10.90.0.77", "-p", "8080:80", "-p", "127.0.0.1:8081:80"],
+    );
+    host.serve("old", &["--network", "four"]);
+    assert!(host.reaches("db", "[fd00:77::4d]") && host.reaches("web", "[fd00:77::2]"));
+    let hosts = host.ok(&["exec", "db", "cat", "/etc/hosts"]).stdout;
+    assert!(hosts.contains("fd00:77::4d\tweb"), "{hosts}");
+    let fetch = |place: &str| format!("curl -sSm3 'http://{place}/hello.txt'");
+    for place in ["localhost:8080", "127.0.0.1:8080", &format!("[{here}]:8080"), "127.0.0.1:8081"] {
+        assert_eq!(host.inside.sh(&fetch(place)).unwrap(), "hello\n", "{place}");
+    }
+    for place in [format!("[{here}]:8080"), format!("{HOST}:8080")] {
+        assert_eq!(host.outside.sh(&fetch(&place)).unwrap(), "hello\n", "{place}");
+        assert!(host.reaches("web", &place), "the job itself at {place}");
+    }
+    host.outside.sh(&fetch(&format!("[{here}]:8081"))).unwrap_err();
+    host.outside.sh(&format!("ip -6 route add fd00:77::/64 via {here}")).unwrap();
+    host.outside.sh(&fetch("[fd00:77::4d]")).unwrap_err();
+    // Outwards, by the host's address: there is no other way back.
+    host.outside.sh("ip -6 route del fd00:77::/64").unwrap();
+    let mut answering = host.listen_outside();
+    assert!(host.reaches("web", &format!("[{beyond}]")));
+    answering.kill().unwrap();
+    answering.wait().unwrap();
+    let taken = ["run", "--network", "back", "-p", "8080:81", "--image", "app.xar", "true"];
+    assert!(host.fails(&taken).contains("cannot publish the port 8080"));
+    let loopback = ["run", "--network", "back", "-p", "[::1]:9:9", "--image", "app.xar", "true"];
+    assert!(host.fails(&loopback).contains("ports of ::1 cannot be published"));
+    let none = ["run", "--network", "four", "-p", "[fd00::1]:9:9", "--image", "app.xar", "true"];
+    assert!(host.fails(&none).contains("network four has no IPv6 addresses"));
+
+    // Nobody takes a job for a router; one without IPv6 can't even try.
+    host.ok(&["exec", "web", "python3", "-c", ROUTER]);
+    assert_eq!(host.inside.sh(&fetch("[fd00:77::4d]")).unwrap(), "hello\n");
+    let addresses = host.inside.sh("ip -6 addr").unwrap();
+    assert!(!addresses.contains("2001:db8:bad"), "{addresses}");
+    let neighbour = host.ok(&["exec", "db", "ip", "-6", "addr"]).stdout;
+    assert!(!neighbour.contains("2001:db8:bad"), "{neighbour}");
+    let old = host.ok(&["exec", "old", "ip", "-6", "addr", "show", "dev", "eth0"]).stdout;
+    assert_eq!(old, "");
+
+    host.ok(&["rm", "-f", "web", "db", "old"]);
+    assert_eq!(host.traces(), "");
 }
 
 #[test]

@@ -252,7 +252,7 @@ fn a_detached_job_lives_by_its_files() {
         let said = world.fails(125, &["run", "--name", "job", "--image", "app.xar", "--", "true"]);
         assert!(said.contains("in use"), "{said}");
         wait_for(|| world.ok(&["logs", "job"]).stdout == "one\n");
-        assert_eq!(world.ok(&["logs", &id[..5]]).stderr, "two\n");
+        wait_for(|| world.ok(&["logs", &id[..5]]).stderr == "two\n");
         world.fails(1, &["rm", "job"]);
         world.ok(&["stop", "--time", "5", "job"]);
         assert_eq!(world.ok(&["wait", "job"]).stdout, "143\n");

@@ -6,14 +6,14 @@
 //! ```
 //!
 //! Who is on which network, and with which address, is the caller's to know. Everything here may be done again at any
-//! time: what is there stays, what is missing is made. IPv4 only.
+//! time: what is there stays, what is missing is made. A network has IPv4, and IPv6 beside it where that was asked for.
 
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::firewall;
@@ -30,6 +30,8 @@ pub struct Bridge {
     pub name: String,
     /// The host's own address on it, with the length of the network's prefix.
     pub address: Ipv4Net,
+    /// The same of IPv6.
+    pub address6: Option<Ipv6Net>,
     /// Nothing goes out.
     pub internal: bool,
 }
@@ -41,6 +43,8 @@ pub struct Published {
     pub forward: PortForward,
     /// The job's address.
     pub job: Ipv4Addr,
+    /// The same of IPv6.
+    pub job6: Option<Ipv6Addr>,
 }
 
 /// How a job is connected; for [`crate::Network::Bridge`].
@@ -54,6 +58,20 @@ pub struct Link {
     pub address: Ipv4Net,
     /// Where everything else is found; `None`: nowhere.
     pub gateway: Option<Ipv4Addr>,
+    /// The job's address of IPv6.
+    #[serde(default)]
+    pub address6: Option<Ipv6Net>,
+    /// As `gateway`.
+    #[serde(default)]
+    pub gateway6: Option<Ipv6Addr>,
+}
+
+impl Link {
+    /// Its addresses, each with its gateway.
+    pub(crate) fn addresses(&self) -> Vec<(IpNet, Option<IpAddr>)> {
+        let six = self.address6.map(|address| (address.into(), self.gateway6.map(IpAddr::V6)));
+        [(self.address.into(), self.gateway.map(IpAddr::V4))].into_iter().chain(six).collect()
+    }
 }
 
 /// A network that can't be made.
@@ -101,10 +119,13 @@ impl BridgeError {
                 Some(libc::EOPNOTSUPP) => {
                     Some("the kernel lacks bridges or veth; as root: modprobe bridge veth")
                 }
+                Some(libc::EACCES) => Some(
+                    "the network has IPv6 addresses, and IPv6 is switched off here (net.ipv6.conf.all.disable_ipv6)",
+                ),
                 _ => None,
             },
             Self::Setting { .. } => Some(
-                "jobs reach the outside only if the host forwards; as root: sysctl net.ipv4.ip_forward=1",
+                "jobs reach the outside only if the host forwards; as root: sysctl net.ipv4.ip_forward=1, and net.ipv6.conf.all.forwarding=1 for IPv6",
             ),
             Self::Filter { .. } => None,
         }
@@ -116,6 +137,8 @@ impl BridgeError {
 pub struct Changed {
     /// The host did not forward packets between its interfaces, and does now.
     pub forwarding: bool,
+    /// The same of IPv6.
+    pub forwarding6: bool,
 }
 
 impl Bridge {
@@ -128,14 +151,29 @@ impl Bridge {
             |source| BridgeError::Interface { what: "make", name: self.name.clone(), source };
         let mut links = Links::new().map_err(error)?;
         links.add_bridge(&self.name, self.address).map_err(error)?;
+        self.set_up_version6(&mut links)?;
         firewall::apply(&firewall::replace(self, ports))
             .map_err(|source| BridgeError::Filter { name: self.name.clone(), source })?;
         if !ports.is_empty() {
             // For connections from the host's own loopback addresses; the filter keeps everybody else from using it.
-            switch_on(format!("/proc/sys/net/ipv4/conf/{}/route_localnet", self.name))?;
+            switch_on(format!("/proc/sys/net/ipv4/conf/{}/route_localnet", self.name).into())?;
         }
         let forwarding = !self.internal && switch_on("/proc/sys/net/ipv4/ip_forward".into())?;
-        Ok(Changed { forwarding })
+        let forwarding6 = !self.internal && self.address6.is_some() && forward_version6()?;
+        Ok(Changed { forwarding, forwarding6 })
+    }
+
+    /// The host believes no job that says it is a router; where jobs have no IPv6 the filter lets none of it through.
+    fn set_up_version6(&self, links: &mut Links) -> Result<(), BridgeError> {
+        let Some(address) = self.address6 else { return Ok(()) };
+        let path = version6(&self.name, "accept_ra");
+        set_where_it_is(&path, "0")
+            .map_err(|source| BridgeError::Setting { path: path.clone(), source })?;
+        links.add_address_to(&self.name, address.into()).map_err(|source| BridgeError::Interface {
+            what: "give an IPv6 address to",
+            name: self.name.clone(),
+            source,
+        })
     }
 
     /// Removes the bridge and its packet filter.
@@ -181,9 +219,61 @@ pub fn routed_networks(text: &str) -> Vec<Ipv4Net> {
     text.lines().skip(1).filter_map(network).collect()
 }
 
+/// The same of IPv6, by the text of `/proc/net/ipv6_route`.
+pub fn routed_networks6(text: &str) -> Vec<Ipv6Net> {
+    let network = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let address = u128::from_str_radix(words.first()?, 16).ok()?;
+        let length = u8::from_str_radix(words.get(1)?, 16).ok()?;
+        let network = Ipv6Net::new(address.into(), length).ok()?;
+        // Nor what every interface has.
+        let first = network.addr().segments()[0];
+        let everywhere = network.addr().is_multicast() || first & 0xffc0 == 0xfe80;
+        (network.prefix_len() > 0 && !everywhere).then_some(network)
+    };
+    text.lines().filter_map(network).collect()
+}
+
+/// Where a setting of IPv6 is kept, for an interface.
+pub(crate) fn version6(interface: &str, setting: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}/{setting}"))
+}
+
+/// Changes a setting, if the kernel has it.
+pub(crate) fn set_where_it_is(path: &Path, value: &str) -> io::Result<()> {
+    match fs::write(path, value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Lets the host forward IPv6; true if it did not.
+///
+/// A host that forwards takes itself for a router and no longer listens to others, unless told to (`accept_ra` 2): those
+/// interfaces that listened go on to.
+fn forward_version6() -> Result<bool, BridgeError> {
+    let all = version6("all", "forwarding");
+    let error = |path: &Path| {
+        let path = path.to_owned();
+        |source| BridgeError::Setting { path, source }
+    };
+    if fs::read_to_string(&all).map_err(error(&all))?.trim() != "0" {
+        return Ok(false);
+    }
+    let folder = Path::new("/proc/sys/net/ipv6/conf");
+    let entries = fs::read_dir(folder).map_err(error(folder))?;
+    for entry in entries.flatten().filter(|entry| entry.file_name() != "all") {
+        let listens = entry.path().join("accept_ra");
+        // One that is gone by now needs nothing.
+        if fs::read_to_string(&listens).is_ok_and(|value| value.trim() == "1") {
+            set_where_it_is(&listens, "2").map_err(error(&listens))?;
+        }
+    }
+    switch_on(all)
+}
+
 /// True if it was off.
-fn switch_on(path: String) -> Result<bool, BridgeError> {
-    let path = PathBuf::from(path);
+fn switch_on(path: PathBuf) -> Result<bool, BridgeError> {
     let read = |source| BridgeError::Setting { path: path.clone(), source };
     if fs::read_to_string(&path).map_err(read)?.trim() != "0" {
         return Ok(false);
@@ -202,5 +292,21 @@ mod tests {
             eth0\t00000000\t0102A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
             eth0\t0002A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\nbroken line\n";
         assert_eq!(routed_networks(text), ["192.168.2.0/24".parse::<Ipv4Net>().unwrap()]);
+    }
+
+    #[test]
+    fn routes_of_version_6() {
+        let route = |net: &str, length: &str| {
+            format!(
+                "{net} {length} {0} 00 {0} 00000100 00000001 00000000 00000001     eth0\n",
+                "0".repeat(32)
+            )
+        };
+        let text = route("fd000000000000000000000000000000", "40")
+            + &route("fe800000000000000000000000000000", "40")
+            + &route("ff000000000000000000000000000000", "08")
+            + &route("00000000000000000000000000000000", "00")
+            + "broken\n";
+        assert_eq!(routed_networks6(&text), ["fd00::/64".parse::<Ipv6Net>().unwrap()]);
     }
 }

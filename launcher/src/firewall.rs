@@ -3,20 +3,22 @@
 //! ```text
 //! from the jobs out       masqueraded, unless the network is internal
 //! from elsewhere to a job only what was published, and answers
-//! from the jobs to the host's loopback addresses, or with addresses that aren't theirs: dropped
+//! from the jobs to the host's loopback addresses, or with addresses that aren't theirs: dropped; so is what says that a
+//! job is a router, and all IPv6 of a network that has none
 //! internal                nothing leaves the bridge, not even to the host; the host itself can reach the jobs
 //! ```
 //!
 //! Rules of others (docker's, ufw's) still hold: what they drop stays dropped.
 
 use std::io::{self, Write as _};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::{Command, Stdio};
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::bridge::{Bridge, Published};
-use crate::spec::Protocol;
+use crate::spec::{PortForward, Protocol};
 
 /// Commands that replace the table, in the JSON that `nft -j` reads: all of them take effect, or none.
 pub(crate) fn replace(bridge: &Bridge, ports: &[Published]) -> Value {
@@ -122,19 +124,49 @@ fn verdict(word: &str) -> Value {
     json!({ word: null })
 }
 
-fn subnet(bridge: &Bridge) -> Value {
-    json!({ "prefix": { "addr": bridge.address.network(), "len": bridge.address.prefix_len() } })
+fn prefix(address: impl Into<IpAddr>, length: u8) -> Value {
+    json!({ "prefix": { "addr": address.into(), "len": length } })
+}
+
+/// Of each family that a network has: the protocol, and the network.
+fn subnets(bridge: &Bridge) -> impl Iterator<Item = (&'static str, Value)> {
+    let subnet = |net: IpNet| {
+        let protocol = if net.addr().is_ipv6() { "ip6" } else { "ip" };
+        (protocol, prefix(net.network(), net.prefix_len()))
+    };
+    [bridge.address.into()].into_iter().chain(bridge.address6.map(Into::into)).map(subnet)
+}
+
+fn loopback(protocol: &str) -> Value {
+    match protocol {
+        "ip6" => prefix(Ipv6Addr::LOCALHOST, 128),
+        _ => prefix(Ipv4Addr::new(127, 0, 0, 0), 8),
+    }
 }
 
 /// Published ports make the bridge accept loopback addresses, which must not be to the jobs' advantage.
 fn guard(table: &mut Table<'_>, bridge: &Bridge) {
     let from_jobs = is(meta("iifname"), bridge.name.as_str());
-    let loopback = json!({ "prefix": { "addr": Ipv4Addr::new(127, 0, 0, 0), "len": 8 } });
     table.chain("prerouting", "filter", -300);
-    for forbidden in
-        [is(field("ip", "daddr"), loopback), is_not(field("ip", "saddr"), subnet(bridge))]
-    {
-        table.rule("prerouting", "filter", &[from_jobs.clone(), forbidden, verdict("drop")]);
+    let mut forbid = |forbidden: &[Value]| {
+        let rule = [std::slice::from_ref(&from_jobs), forbidden, &[verdict("drop")]].concat();
+        table.rule("prerouting", "filter", &rule);
+    };
+    for (protocol, subnet) in subnets(bridge) {
+        forbid(&[is(field(protocol, "daddr"), loopback(protocol))]);
+        let mut others = vec![is_not(field(protocol, "saddr"), subnet)];
+        if protocol == "ip6" {
+            // How neighbours find each other.
+            let local = prefix(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
+            others.push(is_not(field(protocol, "saddr"), local));
+            others.push(is_not(field(protocol, "saddr"), Ipv6Addr::UNSPECIFIED.to_string()));
+        }
+        forbid(&others);
+    }
+    if bridge.address6.is_some() {
+        forbid(&[is(field("icmpv6", "type"), "nd-router-advert")]);
+    } else {
+        forbid(&[is(meta("nfproto"), "ipv6")]);
     }
     if bridge.internal {
         table.chain("input", "filter", 0);
@@ -169,52 +201,58 @@ fn translate(table: &mut Table<'_>, bridge: &Bridge, ports: &[Published]) {
         return;
     }
     table.chain("postrouting", "nat", 100);
-    let from_jobs = is(field("ip", "saddr"), subnet(bridge));
     let masquerade = verdict("masquerade");
-    let leaving = is_not(meta("oifname"), name);
-    table.rule("postrouting", "nat", &[from_jobs, leaving, masquerade.clone()]);
+    for (protocol, subnet) in subnets(bridge) {
+        let from_jobs = is(field(protocol, "saddr"), subnet);
+        let leaving = is_not(meta("oifname"), name);
+        table.rule("postrouting", "nat", &[from_jobs, leaving, masquerade.clone()]);
+    }
     if ports.is_empty() {
         return;
     }
     // From this network, or from the host's loopback, to a published port: the answer has to come back by way of us.
     let by_us = [is(meta("oifname"), name), connection("status", "dnat")];
-    let sources =
-        [subnet(bridge), json!({ "prefix": { "addr": Ipv4Addr::new(127, 0, 0, 0), "len": 8 } })];
-    for source in sources {
-        let source = is(field("ip", "saddr"), source);
+    let sources = subnets(bridge).chain([("ip", loopback("ip"))]);
+    for (protocol, source) in sources {
+        let source = is(field(protocol, "saddr"), source);
         table.rule("postrouting", "nat", &[&by_us[..], &[source, masquerade.clone()]].concat());
     }
     for hook in ["prerouting", "output"] {
         table.chain(hook, "nat", -100);
         for port in ports {
-            table.rule(hook, "nat", &publish(port));
+            let jobs = [IpAddr::V4(port.job)].into_iter().chain(port.job6.map(IpAddr::V6));
+            for job in jobs.filter(|job| port.forward.is_for(*job)) {
+                table.rule(hook, "nat", &publish(&port.forward, job));
+            }
         }
     }
 }
 
-fn publish(port: &Published) -> [Value; 4] {
-    let protocol = match port.forward.protocol {
+/// Not for connections to `::1`: the kernel finds no way back for these, so they are better refused at once.
+fn publish(forward: &PortForward, job: IpAddr) -> Vec<Value> {
+    let protocol = match forward.protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
     };
-    let address = match port.forward.address {
-        Some(IpAddr::V4(address)) if !address.is_unspecified() => {
-            is(field("ip", "daddr"), address.to_string())
+    let (family, word) = if job.is_ipv6() { ("ip6", "ipv6") } else { ("ip", "ipv4") };
+    let address = match forward.address {
+        Some(address) if !address.is_unspecified() => {
+            is(field(family, "daddr"), address.to_string())
         }
         _ => is(json!({ "fib": { "result": "type", "flags": ["daddr"] } }), "local"),
     };
-    [
-        is(meta("nfproto"), "ipv4"),
-        address,
-        is(field(protocol, "dport"), port.forward.host),
-        json!({ "dnat": { "family": "ip", "addr": port.job, "port": port.forward.job } }),
-    ]
+    let mut rule = vec![is(meta("nfproto"), word), address];
+    if job.is_ipv6() {
+        rule.push(is_not(field(family, "daddr"), Ipv6Addr::LOCALHOST.to_string()));
+    }
+    rule.push(is(field(protocol, "dport"), forward.host));
+    rule.push(json!({ "dnat": { "family": family, "addr": job, "port": forward.job } }));
+    rule
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::PortForward;
 
     fn rules(commands: &Value) -> Vec<String> {
         let rules = commands["nftables"].as_array().unwrap().iter();
@@ -226,6 +264,7 @@ mod tests {
         let bridge = Bridge {
             name: "mica-0".into(),
             address: "10.1.0.1/24".parse().unwrap(),
+            address6: None,
             internal: true,
         };
         let text = replace(&bridge, &[]).to_string();
@@ -237,10 +276,11 @@ mod tests {
         let bridge = Bridge {
             name: "mica-0".into(),
             address: "10.1.0.1/24".parse().unwrap(),
+            address6: None,
             internal: false,
         };
         let forward = PortForward { protocol: Protocol::Udp, address: None, host: 5353, job: 53 };
-        let port = Published { forward, job: Ipv4Addr::new(10, 1, 0, 7) };
+        let port = Published { forward, job: Ipv4Addr::new(10, 1, 0, 7), job6: None };
         let rules = rules(&replace(&bridge, &[port]));
         let published: Vec<_> = rules
             .iter()
@@ -248,5 +288,28 @@ mod tests {
             .collect();
         assert_eq!(published.len(), 2, "{rules:#?}");
         assert!(rules.iter().any(|rule| rule.contains("masquerade")));
+    }
+
+    #[test]
+    fn each_family_leads_to_the_jobs_address_of_it() {
+        let bridge = Bridge {
+            name: "mica-0".into(),
+            address: "10.1.0.1/24".parse().unwrap(),
+            address6: Some("fd00:1::1/64".parse().unwrap()),
+            internal: false,
+        };
+        let to = |address: Option<&str>| {
+            let address = address.map(|address| address.parse().unwrap());
+            let forward = PortForward { protocol: Protocol::Tcp, address, host: 8080, job: 80 };
+            let job6 = Some("fd00:1::7".parse().unwrap());
+            let port = Published { forward, job: Ipv4Addr::new(10, 1, 0, 7), job6 };
+            let rules = rules(&replace(&bridge, &[port]));
+            ["10.1.0.7", "fd00:1::7"].map(|job| {
+                rules.iter().filter(|r| r.contains("dnat\":{") && r.contains(job)).count()
+            })
+        };
+        assert_eq!(to(None), [2, 2]);
+        assert_eq!(to(Some("127.0.0.1")), [2, 0]);
+        assert_eq!(to(Some("fd00:9::1")), [0, 2]);
     }
 }

@@ -4,12 +4,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,
 };
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
     LinkFlags, LinkInfo, LinkMessage,
@@ -74,6 +74,11 @@ impl Links {
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
         ]);
         existing(self.create(RouteNetlinkMessage::NewLink(bridge)))?;
+        self.add_address_to(name, network.into())
+    }
+
+    /// Gives an interface an address, if it doesn't have it.
+    pub(crate) fn add_address_to(&mut self, name: &str, network: IpNet) -> io::Result<()> {
         let index = self.index(name)?;
         self.add_address(index, network)
     }
@@ -110,27 +115,37 @@ impl Links {
         self.request(RouteNetlinkMessage::NewLink(port), 0)
     }
 
-    /// Gives an interface its address, brings it up, and leads everything else to the gateway.
+    /// Gives an interface its addresses, brings it up, and leads everything else to their gateways.
     pub(crate) fn set_up(
         &mut self,
         name: &str,
-        address: Ipv4Net,
-        gateway: Option<Ipv4Addr>,
+        addresses: &[(IpNet, Option<IpAddr>)],
     ) -> io::Result<()> {
         let index = self.index(name)?;
-        self.add_address(index, address)?;
+        for (address, _) in addresses {
+            self.add_address(index, *address)?;
+        }
         let mut link = up(LinkMessage::default());
         link.header.index = index;
         self.request(RouteNetlinkMessage::SetLink(link), 0)?;
-        let Some(gateway) = gateway else { return Ok(()) };
+        addresses
+            .iter()
+            .filter_map(|(_, gateway)| *gateway)
+            .try_for_each(|gateway| self.add_route(index, gateway))
+    }
+
+    fn add_route(&mut self, index: u32, gateway: IpAddr) -> io::Result<()> {
+        let (family, address) = match gateway {
+            IpAddr::V4(gateway) => (AddressFamily::Inet, RouteAddress::Inet(gateway)),
+            IpAddr::V6(gateway) => (AddressFamily::Inet6, RouteAddress::Inet6(gateway)),
+        };
         let mut route = RouteMessage::default();
-        route.header.address_family = AddressFamily::Inet;
+        route.header.address_family = family;
         route.header.table = libc::RT_TABLE_MAIN;
         route.header.protocol = RouteProtocol::Static;
         route.header.scope = RouteScope::Universe;
         route.header.kind = RouteType::Unicast;
-        route.attributes =
-            vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway)), RouteAttribute::Oif(index)];
+        route.attributes = vec![RouteAttribute::Gateway(address), RouteAttribute::Oif(index)];
         self.create(RouteNetlinkMessage::NewRoute(route))
     }
 
@@ -143,17 +158,25 @@ impl Links {
         }
     }
 
-    fn add_address(&mut self, index: u32, network: Ipv4Net) -> io::Result<()> {
+    fn add_address(&mut self, index: u32, network: IpNet) -> io::Result<()> {
         let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
         message.header.prefix_len = network.prefix_len();
         message.header.index = index;
-        let address = IpAddr::V4(network.addr());
         message.attributes = vec![
-            AddressAttribute::Local(address),
-            AddressAttribute::Address(address),
-            AddressAttribute::Broadcast(network.broadcast()),
+            AddressAttribute::Local(network.addr()),
+            AddressAttribute::Address(network.addr()),
         ];
+        match network {
+            IpNet::V4(network) => {
+                message.header.family = AddressFamily::Inet;
+                message.attributes.push(AddressAttribute::Broadcast(network.broadcast()));
+            }
+            IpNet::V6(_) => {
+                message.header.family = AddressFamily::Inet6;
+                // Nobody else has it: it is of use at once, not when the others had time to object.
+                message.header.flags |= AddressHeaderFlags::Nodad;
+            }
+        }
         existing(self.create(RouteNetlinkMessage::NewAddress(message)))
     }
 

@@ -213,7 +213,7 @@ fn surroundings(spec: &Spec, steps: &mut Vec<Step>) {
         steps.push(Step::Loopback);
     }
     if let Some(link) = &spec.link {
-        steps.push(Step::Address { address: link.address, gateway: link.gateway });
+        steps.push(Step::Addresses(link.addresses()));
     }
     steps.push(Step::PrivateMounts);
 }

@@ -250,6 +250,13 @@ pub struct PortForward {
     pub job: u16,
 }
 
+impl PortForward {
+    /// Whether connections to it can be led to an address of this family.
+    pub fn is_for(&self, job: IpAddr) -> bool {
+        self.address.is_none_or(|address| address.is_ipv6() == job.is_ipv6())
+    }
+}
+
 /// What is forwarded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,10 +1,10 @@
 //! The steps by which a job's surroundings are built, as data: printed by a dry run, compared by tests, carried out by the init.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::cdi::Hook;
@@ -21,13 +21,11 @@ pub enum Step {
     Hostname(String),
     /// Bring the loopback interface up.
     Loopback,
-    /// Give the interface that leads to the bridge its address, and bring it up.
-    Address {
-        /// With the length of the network's prefix.
-        address: Ipv4Net,
-        /// Where everything else is found.
-        gateway: Option<Ipv4Addr>,
-    },
+    /// Give the interface that leads to the bridge its addresses, and bring it up.
+    Addresses(
+        /// With the length of the network's prefix, and where everything else is found.
+        Vec<(IpNet, Option<IpAddr>)>,
+    ),
     /// Stop mounts from travelling between the job and the host.
     PrivateMounts,
     /// Take this directory as the new root.
@@ -182,7 +180,10 @@ impl fmt::Display for Step {
             Self::CgroupNamespace => write!(f, "make a cgroup namespace"),
             Self::Hostname(name) => write!(f, "set the host name {name}"),
             Self::Loopback => write!(f, "bring the loopback interface up"),
-            Self::Address { address, .. } => write!(f, "take the address {address}"),
+            Self::Addresses(addresses) => {
+                let words: Vec<_> = addresses.iter().map(|(net, _)| net.to_string()).collect();
+                write!(f, "take the address {}", words.join(" and "))
+            }
             Self::PrivateMounts => write!(f, "make mounts private"),
             Self::Root { tree, .. } => write!(f, "take {} as the root", tree.display()),
             Self::EmptyRoot { at } => write!(f, "put a root together at {}", at.display()),

@@ -3,6 +3,7 @@
 //! Nothing is written outside of the folder, whatever names and links an archive holds. The marks of OCI layers (`.wh.NAME`)
 //! are files like others here; whoever shows the packed layer knows them. What cannot be made is named, not dropped silently.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -47,9 +48,12 @@ pub fn untar(from: impl Read, dir: &Path, owners: bool) -> Result<Vec<String>, U
     archive.set_preserve_ownerships(owners);
     archive.set_unpack_xattrs(owners);
     archive.set_overwrite(true);
-    let (mut notices, mut folders) = (Vec::new(), Vec::new());
+    let (mut notices, mut folders, mut dropped) = (Vec::new(), Vec::new(), Dropped::default());
     for entry in archive.entries().map_err(UntarError::Read)? {
         let mut entry = entry.map_err(UntarError::Read)?;
+        if !owners {
+            dropped.count(&mut entry);
+        }
         match entry.header().entry_type() {
             // Their modes may forbid to write into them.
             EntryType::Directory => folders.push(entry),
@@ -61,8 +65,40 @@ pub fn untar(from: impl Read, dir: &Path, owners: bool) -> Result<Vec<String>, U
     }
     folders.sort_by(|a, b| b.path_bytes().cmp(&a.path_bytes()));
     folders.iter_mut().try_for_each(|folder| place(folder, dir))?;
+    notices.extend(dropped.notice());
     Ok(notices)
 }
+
+/// Extended attributes that are left out.
+#[derive(Default)]
+struct Dropped {
+    files: u64,
+    names: BTreeSet<String>,
+}
+
+impl Dropped {
+    fn count<R: Read>(&mut self, entry: &mut Entry<'_, R>) {
+        // What can't be read is an error when the entry is placed.
+        let Ok(Some(extensions)) = entry.pax_extensions() else { return };
+        let names: Vec<String> = extensions
+            .filter_map(|extension| {
+                Some(extension.ok()?.key().ok()?.strip_prefix(ATTRIBUTE)?.to_owned())
+            })
+            .collect();
+        self.files += u64::from(!names.is_empty());
+        self.names.extend(names);
+    }
+
+    fn notice(self) -> Option<String> {
+        let Self { files, names } = self;
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        let all = format!("{files} entries without their extended attributes ({names})");
+        (files > 0).then(|| format!("{all}: import as root to keep them"))
+    }
+}
+
+/// How tar calls an extended attribute of a file, before its name.
+const ATTRIBUTE: &str = "SCHILY.xattr.";
 
 fn place<R: Read>(entry: &mut Entry<'_, R>, dir: &Path) -> Result<(), UntarError> {
     let path = path_of(entry)?;
@@ -217,5 +253,30 @@ mod tests {
         assert!(found.file_type().is_fifo(), "the later entry counts");
         // Also what a umask would take.
         assert_eq!((found.mode() & 0o7777, found.mtime()), (0o622, 1_234_567_890));
+    }
+
+    #[test]
+    fn attributes_that_are_left_out_are_named() {
+        let mut builder = tar::Builder::new(Vec::new());
+        for name in ["a", "b", "c"] {
+            if name != "c" {
+                let pax = [("SCHILY.xattr.user.kind", &b"x"[..]), ("SCHILY.xattr.user.b", b"y")];
+                builder.append_pax_extensions(pax).unwrap();
+            }
+            let mut header = tar::Header::new_ustar();
+            header.set_path(name).unwrap();
+            header.set_size(0);
+            header.set_mode(0o644);
+            header.set_cksum();
+            builder.append(&header, &b""[..]).unwrap();
+        }
+        let archive = builder.into_inner().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let notices = untar(&archive[..], dir.path(), false).unwrap();
+        assert_eq!(
+            notices,
+            ["2 entries without their extended attributes (user.b, user.kind): \
+              import as root to keep them"]
+        );
     }
 }

@@ -1,11 +1,12 @@
 //! A job's place on its network while it runs.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use mica_launcher::bridge::{Changed, Link};
 use mica_launcher::{Mount, PortForward, Protocol, Spec};
+use rustix::net::sockopt::set_ipv6_v6only;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 
 use super::{Network, NetworkError};
@@ -38,6 +39,10 @@ impl Attached {
     pub(crate) fn connect(&self, spec: &mut Spec) {
         spec.link = Some(self.link.clone());
         spec.files.retain(|file| !is_hosts(&file.target));
+        // A job that was given a file of its own goes by that.
+        if spec.mounts.iter().any(|mount| is_hosts(mount.target())) {
+            return;
+        }
         spec.mounts.push(Mount::Bind {
             source: self.hosts.clone(),
             target: HOSTS.into(),
@@ -49,10 +54,15 @@ impl Attached {
     }
 
     /// What of the host was changed for it.
-    pub(crate) fn warning(&self) -> Option<&'static str> {
-        self.changed.forwarding.then_some(
-            "the host forwards packets between its networks from now on (net.ipv4.ip_forward was 0)",
-        )
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = String> {
+        let Changed { forwarding, forwarding6 } = self.changed;
+        let settings = [
+            forwarding.then_some("net.ipv4.ip_forward"),
+            forwarding6.then_some("net.ipv6.conf.all.forwarding"),
+        ];
+        settings.into_iter().flatten().map(|setting| {
+            format!("the host forwards packets between its networks from now on ({setting} was 0)")
+        })
     }
 }
 
@@ -75,22 +85,37 @@ pub(super) fn hold_ports(
     if network.config.internal && !ports.is_empty() {
         return Err(NetworkError::Internal(network.name.clone()));
     }
-    ports.iter().map(hold_port).collect()
+    let six = network.config.subnet6.is_some();
+    let mut held = Vec::new();
+    for forward in ports {
+        let addresses = match forward.address {
+            Some(address) if address.is_ipv6() && !six => {
+                return Err(NetworkError::Version6 { address, name: network.name.clone() });
+            }
+            Some(IpAddr::V6(Ipv6Addr::LOCALHOST)) => return Err(NetworkError::Loopback6),
+            Some(address) => vec![address],
+            None if six => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+            None => vec![Ipv4Addr::UNSPECIFIED.into()],
+        };
+        for address in addresses {
+            held.push(hold_port(forward, address)?);
+        }
+    }
+    Ok(held)
 }
 
-fn hold_port(forward: &PortForward) -> Result<OwnedFd, NetworkError> {
-    let address = match forward.address {
-        None => Ipv4Addr::UNSPECIFIED,
-        Some(IpAddr::V4(address)) => address,
-        Some(address) => return Err(NetworkError::Version6(address)),
-    };
+fn hold_port(forward: &PortForward, address: IpAddr) -> Result<OwnedFd, NetworkError> {
+    let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let kind = match forward.protocol {
         Protocol::Tcp => SocketType::STREAM,
         Protocol::Udp => SocketType::DGRAM,
     };
     let hold = || {
-        let socket = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?;
-        bind(&socket, &SocketAddrV4::new(address, forward.host))?;
+        let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+        if address.is_ipv6() {
+            set_ipv6_v6only(&socket, true)?;
+        }
+        bind(&socket, &SocketAddr::new(address, forward.host))?;
         Ok(socket)
     };
     hold().map_err(|error: rustix::io::Errno| NetworkError::Port {

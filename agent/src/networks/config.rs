@@ -1,13 +1,14 @@
 //! What is written down about networks.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use mica_launcher::PortForward;
 use serde::{Deserialize, Serialize};
 
+use super::addresses::address6;
 use crate::volumes::is_name;
 
 /// What a network may be called.
@@ -67,6 +68,10 @@ pub struct NewNetwork {
     pub subnet: Option<Ipv4Net>,
     /// The host's own address on it.
     pub gateway: Option<Ipv4Addr>,
+    /// It has addresses of IPv6, too.
+    pub ipv6: bool,
+    /// Those.
+    pub subnet6: Option<Ipv6Net>,
     /// Jobs reach each other and nothing else.
     pub internal: bool,
 }
@@ -80,10 +85,20 @@ pub struct NetworkConfig {
     pub subnet: Ipv4Net,
     /// The host's own address on it.
     pub gateway: Ipv4Addr,
+    /// Its addresses of IPv6: a job and the host have the same number on it as of IPv4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subnet6: Option<Ipv6Net>,
     /// Jobs reach each other and nothing else.
     pub internal: bool,
     /// When it was made, in milliseconds since 1970.
     pub created_ms: i64,
+}
+
+impl NetworkConfig {
+    /// The address of IPv6 of whoever has this one.
+    pub fn address6(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        self.subnet6.map(|subnet6| address6(self.subnet, address, subnet6))
+    }
 }
 
 /// A job on a network.

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use mica_launcher::bridge::BridgeError;
 
 use super::NetworkName;
@@ -29,13 +29,13 @@ pub enum NetworkError {
     #[error("the subnet {subnet} overlaps {other}")]
     Overlap {
         /// What was asked for.
-        subnet: Ipv4Net,
+        subnet: IpNet,
         /// Whose addresses they are.
         other: String,
     },
     /// Too small, or with bits of a host.
     #[error("{0} is no subnet for jobs")]
-    Subnet(Ipv4Net),
+    Subnet(IpNet),
     /// All of the usual ones are taken.
     #[error("no subnet is free")]
     NoSubnet,
@@ -61,9 +61,17 @@ pub enum NetworkError {
     /// An internal network can't have published ports.
     #[error("network {0} is internal: no port of the host can lead to it")]
     Internal(NetworkName),
-    /// Bridge networks are IPv4.
-    #[error("ports of {0} cannot be published: bridge networks carry IPv4 only")]
-    Version6(IpAddr),
+    /// Nothing of IPv6 can lead to its jobs.
+    #[error("ports of {address} cannot be published: network {name} has no IPv6 addresses")]
+    Version6 {
+        /// The host's address.
+        address: IpAddr,
+        /// The network.
+        name: NetworkName,
+    },
+    /// The kernel finds no way back for what comes from there.
+    #[error("ports of ::1 cannot be published on a bridge network")]
+    Loopback6,
     /// Another job or a program of the host's has the port.
     #[error("cannot publish the port {port}")]
     Port {
@@ -89,6 +97,8 @@ impl NetworkError {
             Self::NoSubnet | Self::Overlap { .. } => {
                 "name another one: mica network create --subnet CIDR"
             }
+            Self::Version6 { .. } => "`mica network create --ipv6` makes one that has",
+            Self::Loopback6 => "publish them on 127.0.0.1, or on another address of the host's",
             Self::Port { .. } => {
                 "another job or a program of the host's has it; publish another one"
             }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::{OpenOptions, Permissions};
 use std::io::{self, Read as _};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ pub(crate) fn create(path: &Path, base: &str) -> Result<(), FileError> {
 }
 
 /// Writes the lines of a network in place: the file is mounted in the job, so it can't be replaced.
-pub(crate) fn update(path: &Path, entries: &[(Ipv4Addr, Vec<String>)]) -> Result<(), FileError> {
+pub(crate) fn update(path: &Path, entries: &[(IpAddr, Vec<String>)]) -> Result<(), FileError> {
     let mut file =
         OpenOptions::new().read(true).write(true).open(path).map_err(at("open", path))?;
     let mut text = String::new();
@@ -46,7 +46,7 @@ pub(crate) fn update(path: &Path, entries: &[(Ipv4Addr, Vec<String>)]) -> Result
     file.set_len(new.len() as u64).map_err(at("write", path))
 }
 
-fn with_entries(text: &str, entries: &[(Ipv4Addr, Vec<String>)]) -> String {
+fn with_entries(text: &str, entries: &[(IpAddr, Vec<String>)]) -> String {
     let mut new = String::new();
     let mut ours = false;
     for line in text.lines() {
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn the_jobs_own_lines_stay() {
-        let entry = |last, name: &str| (Ipv4Addr::new(10, 1, 0, last), vec![name.to_owned()]);
+        let entry = |last, name: &str| (IpAddr::from([10, 1, 0, last]), vec![name.to_owned()]);
         let first = with_entries("127.0.0.1\tlocalhost\n", &[entry(2, "a"), entry(3, "b")]);
         assert!(first.starts_with("127.0.0.1\tlocalhost\n") && first.contains("10.1.0.3\tb\n"));
         let second = with_entries(&(first + "1.2.3.4 mine"), &[entry(3, "c")]);
@@ -88,7 +88,7 @@ mod tests {
         let path = dir.path().join("hosts");
         std::fs::write(&path, "x\n").unwrap();
         let before = path.metadata().unwrap().ino();
-        update(&path, &[(Ipv4Addr::new(10, 1, 0, 2), vec!["a".into()])]).unwrap();
+        update(&path, &[(IpAddr::from([10, 1, 0, 2]), vec!["a".into()])]).unwrap();
         update(&path, &[]).unwrap();
         assert_eq!(path.metadata().unwrap().ino(), before);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("x\n{BEGIN}\n{END}\n"));

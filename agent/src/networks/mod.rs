@@ -21,14 +21,14 @@ mod network;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use mica_launcher::PortForward;
 use mica_launcher::bridge::{self, Published};
 
-use self::addresses::{check_subnet, free_subnet, is_host};
+use self::addresses::{check_subnet, free_subnet, is_host, own_subnet6};
 use self::attached::hold_ports;
 pub(crate) use self::attached::{Attached, is_hosts};
 pub use self::config::{Attachment, Member, NetworkConfig, NetworkName, NewNetwork};
@@ -69,7 +69,7 @@ impl Networks<'_> {
         &self,
         name: &NetworkName,
         wanted: &NewNetwork,
-        routed: &[Ipv4Net],
+        routed: &[IpNet],
     ) -> Result<NetworkConfig, NetworkError> {
         create_private_dir(&self.folder())?;
         let _lock = self.lock()?;
@@ -80,15 +80,21 @@ impl Networks<'_> {
         &self,
         name: &NetworkName,
         wanted: &NewNetwork,
-        routed: &[Ipv4Net],
+        routed: &[IpNet],
     ) -> Result<NetworkConfig, NetworkError> {
         let networks = self.list()?;
         if networks.iter().any(|network| network.name == *name) {
             return Err(NetworkError::Exists(name.clone()));
         }
-        let taken: Vec<(Ipv4Net, String)> = networks
+        let of = |network: &Network| {
+            let NetworkConfig { subnet, subnet6, .. } = network.config;
+            let name = format!("network {}", network.name);
+            let nets = [Some(subnet.into()), subnet6.map(IpNet::V6)];
+            nets.into_iter().flatten().map(move |net| (net, name.clone()))
+        };
+        let taken: Vec<(IpNet, String)> = networks
             .iter()
-            .map(|network| (network.config.subnet, format!("network {}", network.name)))
+            .flat_map(of)
             .chain(routed.iter().map(|net| (*net, format!("the host's route to {net}"))))
             .collect();
         let subnet = match wanted.subnet {
@@ -96,14 +102,22 @@ impl Networks<'_> {
             None => free_subnet(&taken).ok_or(NetworkError::NoSubnet)?,
         };
         let gateway = match wanted.gateway {
-            None => subnet.hosts().next().ok_or(NetworkError::Subnet(subnet))?,
+            None => subnet.hosts().next().ok_or(NetworkError::Subnet(subnet.into()))?,
             Some(gateway) if is_host(subnet, gateway) => gateway,
             Some(address) => return Err(NetworkError::Address { address, name: name.clone() }),
         };
         let mut id = new_id();
+        let subnet6 = match wanted.subnet6 {
+            Some(subnet6) => Some(check_subnet(subnet6, &taken)?),
+            None if wanted.ipv6 => {
+                let chance = u64::from_str_radix(&id, 16).unwrap_or_default();
+                Some(check_subnet(own_subnet6(chance), &taken)?)
+            }
+            None => None,
+        };
         id.truncate(8);
         let internal = wanted.internal;
-        let config = NetworkConfig { id, subnet, gateway, internal, created_ms: now_ms() };
+        let config = NetworkConfig { id, subnet, gateway, subnet6, internal, created_ms: now_ms() };
         let folder = self.folder().join(name.as_str());
         create_private_dir(&folder)?;
         write_json(&folder.join("network.json"), &config)?;
@@ -188,7 +202,7 @@ impl Networks<'_> {
     pub(crate) fn refresh(&self, name: &NetworkName) -> Result<(), NetworkError> {
         let _lock = self.lock()?;
         let network = self.network(name)?;
-        self.write_hosts(&self.members(&network)?);
+        self.write_hosts(&network, &self.members(&network)?);
         Ok(())
     }
 
@@ -230,19 +244,24 @@ impl Networks<'_> {
             return Ok(bridge::Changed::default());
         }
         let published = |member: &Member| {
-            let job = member.address;
-            member.ports.clone().into_iter().map(move |forward| Published { forward, job })
+            let (job, job6) = (member.address, network.config.address6(member.address));
+            member.ports.clone().into_iter().map(move |forward| Published { forward, job, job6 })
         };
         let ports: Vec<Published> = members.iter().flat_map(published).collect();
         let changed = network.bridge().set_up(&ports)?;
-        self.write_hosts(&members);
+        self.write_hosts(network, &members);
         Ok(changed)
     }
 
     /// A job that can't be told goes on with what it knows.
-    fn write_hosts(&self, members: &[Member]) {
-        let entries: Vec<(Ipv4Addr, Vec<String>)> =
-            members.iter().map(|m| (m.address, names(&self.0.job(&m.job)))).collect();
+    fn write_hosts(&self, network: &Network, members: &[Member]) {
+        let mut entries: Vec<(IpAddr, Vec<String>)> = Vec::new();
+        for member in members {
+            let names = names(&self.0.job(&member.job));
+            let six = network.config.address6(member.address);
+            entries.extend(six.map(|address| (address.into(), names.clone())));
+            entries.push((member.address.into(), names));
+        }
         for member in members {
             let path = hosts::file(&self.0.job(&member.job));
             if let Err(error) = hosts::update(&path, &entries) {
@@ -305,8 +324,11 @@ impl Networks<'_> {
 /// What the host has routes to now.
 ///
 /// A host that doesn't say has none.
-pub fn routed() -> Vec<Ipv4Net> {
-    bridge::routed_networks(&fs::read_to_string("/proc/net/route").unwrap_or_default())
+pub fn routed() -> Vec<IpNet> {
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    let four = bridge::routed_networks(&read("/proc/net/route")).into_iter().map(IpNet::V4);
+    let six = bridge::routed_networks6(&read("/proc/net/ipv6_route")).into_iter().map(IpNet::V6);
+    four.chain(six).collect()
 }
 
 /// By what names others find a job: its own, that of its machine, its id, aliases.
@@ -327,7 +349,7 @@ fn names(job: &JobDir) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn net(text: &str) -> Ipv4Net {
+    fn net(text: &str) -> ipnet::Ipv4Net {
         text.parse().unwrap()
     }
 

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use mica_launcher::bridge::{self, Bridge, Link};
 
 use super::addresses::{free_address, is_host};
@@ -30,15 +30,25 @@ impl Network {
     pub(super) fn bridge(&self) -> Bridge {
         let NetworkConfig { id, subnet, gateway, internal, .. } = &self.config;
         let address = Ipv4Net::new_assert(*gateway, subnet.prefix_len());
-        Bridge { name: format!("mica-{id}"), address, internal: *internal }
+        let address6 = self.on_network6(*gateway);
+        Bridge { name: format!("mica-{id}"), address, address6, internal: *internal }
+    }
+
+    /// The address of IPv6 of whoever has this one, with the length of the prefix.
+    fn on_network6(&self, address: Ipv4Addr) -> Option<Ipv6Net> {
+        let length = self.config.subnet6?.prefix_len();
+        Some(Ipv6Net::new_assert(self.config.address6(address)?, length))
     }
 
     pub(super) fn link(&self, job: &str, address: Ipv4Addr) -> Link {
+        let gateway = (!self.config.internal).then_some(self.config.gateway);
         Link {
             bridge: self.bridge().name,
             name: interface(job),
             address: Ipv4Net::new_assert(address, self.config.subnet.prefix_len()),
-            gateway: (!self.config.internal).then_some(self.config.gateway),
+            gateway,
+            address6: self.on_network6(address),
+            gateway6: gateway.and_then(|gateway| self.config.address6(gateway)),
         }
     }
 

@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 
-use anyhow::anyhow;
-use ipnet::Ipv4Net;
+use anyhow::{anyhow, bail};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mica_agent::{Network, NetworkName, NewNetwork};
 use serde_json::{Value, json};
 
@@ -32,9 +32,12 @@ enum Verb {
     Create {
         /// Its name
         name: NetworkName,
-        /// Its addresses [default: the first free one of 10.90.0.0/24, 10.90.1.0/24, …]
+        /// Its addresses; twice, for IPv4 and IPv6 [default: the first free one of 10.90.0.0/24, 10.90.1.0/24, …]
         #[arg(long, value_name = "CIDR")]
-        subnet: Option<Ipv4Net>,
+        subnet: Vec<IpNet>,
+        /// With IPv6, too [default subnet: one of fd00::/8, chosen by chance]
+        #[arg(long)]
+        ipv6: bool,
         /// The host's own address on it [default: the first one]
         #[arg(long, value_name = "IP")]
         gateway: Option<Ipv4Addr>,
@@ -78,8 +81,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let state = context.jobs()?;
     let networks = state.networks();
     match &args.verb {
-        Verb::Create { name, subnet, gateway, internal, driver: _ } => {
-            let wanted = NewNetwork { subnet: *subnet, gateway: *gateway, internal: *internal };
+        Verb::Create { name, subnet, ipv6, gateway, internal, driver: _ } => {
+            let (subnet, subnet6) = by_family(subnet)?;
+            let (gateway, internal, ipv6) = (*gateway, *internal, *ipv6);
+            let wanted = NewNetwork { subnet, gateway, ipv6, subnet6, internal };
             networks.create(name, &wanted, &mica_agent::routed())?;
             output::lines([name.as_str()])?;
         }
@@ -96,7 +101,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
                 let internal = if network.config.internal { "yes" } else { "" };
                 rows.push([
                     network.name.to_string(),
-                    network.config.subnet.to_string(),
+                    subnets(&network),
                     network.config.gateway.to_string(),
                     internal.to_owned(),
                     jobs.to_string(),
@@ -122,6 +127,26 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// At most one of each.
+fn by_family(subnets: &[IpNet]) -> anyhow::Result<(Option<Ipv4Net>, Option<Ipv6Net>)> {
+    let (mut four, mut six) = (None, None);
+    for subnet in subnets {
+        let before = match *subnet {
+            IpNet::V4(subnet) => four.replace(subnet).map(IpNet::V4),
+            IpNet::V6(subnet) => six.replace(subnet).map(IpNet::V6),
+        };
+        if let Some(before) = before {
+            bail!("{before} and {subnet} are two subnets of one family");
+        }
+    }
+    Ok((four, six))
+}
+
+fn subnets(network: &Network) -> String {
+    let six = network.config.subnet6.map(|subnet| format!(", {subnet}"));
+    format!("{}{}", network.config.subnet, six.unwrap_or_default())
 }
 
 fn summary(network: &Network) -> Value {

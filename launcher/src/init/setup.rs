@@ -221,8 +221,12 @@ impl Work {
             Step::CgroupNamespace => sys::unshare_cgroup()?,
             Step::Hostname(name) => rustix::system::sethostname(name.as_bytes())?,
             Step::Loopback => sys::loopback_up()?,
-            Step::Address { address, gateway } => {
-                Links::new()?.set_up(bridge::INNER, *address, *gateway)?;
+            Step::Addresses(addresses) => {
+                // Any neighbour may say that it is a router: we know ours. Where there is no IPv6, none is made up.
+                let six = addresses.iter().any(|(address, _)| address.addr().is_ipv6());
+                let (setting, value) = if six { ("accept_ra", "0") } else { ("disable_ipv6", "1") };
+                bridge::set_where_it_is(&bridge::version6(bridge::INNER, setting), value)?;
+                Links::new()?.set_up(bridge::INNER, addresses)?;
             }
             Step::PrivateMounts => private_mounts()?,
             Step::Root { at, .. } => {

@@ -206,7 +206,8 @@ fn further_programs() {
     let mut job = start(&spec, stdio);
     wait_for(&mut reader, "ready\n");
     let (stdio, file) = captured();
-    let line = "test -e /tmp/mark && echo same tree; echo $FROM $MORE; pwd; ps -eo comm | grep -c sleep; exit 5";
+    let line = "test -e /tmp/mark && echo same tree; echo $FROM $MORE; pwd; \
+        until ps -eo comm | grep sleep; do :; done; exit 5";
     let exec = ExecSpec {
         argv: ["sh", "-c", line].map(Into::into).to_vec(),
         env: vec![("MORE".into(), "x".into())],
@@ -216,7 +217,7 @@ fn further_programs() {
     let mut program = job.exec(&exec, stdio).unwrap();
     assert!(program.pid().is_some());
     assert_eq!(program.wait().unwrap(), Ending::Exited(5));
-    assert_eq!(printed(file), "same tree\njob x\n/usr\n1\n");
+    assert_eq!(printed(file), "same tree\njob x\n/usr\nsleep\n");
     let missing = ExecSpec { argv: vec!["missing".into()], ..ExecSpec::default() };
     assert_eq!(job.exec(&missing, Stdio::null().unwrap()).unwrap_err().exit_code(), 127);
     // One that is still running when the job ends.

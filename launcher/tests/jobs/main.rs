@@ -6,6 +6,7 @@
 mod basics;
 mod escapes;
 mod limits;
+mod runtime_spec;
 mod support;
 mod surroundings;
 
@@ -16,5 +17,7 @@ fn main() -> ExitCode {
         escapes::pretend_overwrite();
         return ExitCode::SUCCESS;
     }
-    support::run(&[basics::TESTS, surroundings::TESTS, limits::TESTS, escapes::TESTS].concat())
+    let all =
+        [basics::TESTS, surroundings::TESTS, runtime_spec::TESTS, limits::TESTS, escapes::TESTS];
+    support::run(&all.concat())
 }

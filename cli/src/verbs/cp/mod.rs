@@ -12,7 +12,6 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, anyhow, bail};
 use mica_agent::JobDir;
-use mica_launcher::Root;
 
 use super::run;
 use crate::context::Context;
@@ -116,18 +115,12 @@ struct Remote {
 
 impl Remote {
     fn start(job: &JobDir, verb: &str, flags: Flags, path: &Path) -> anyhow::Result<Self> {
-        let config = job.config()?;
-        let at = match &config.spec.root {
-            Root::Tree(_) => Path::new("/"),
-            Root::Host { at, .. } => at,
-        };
         let child = Command::new(run::own_program()?)
             .arg(COPY)
-            .arg(job.path())
-            .arg(at)
             .args([verb, flag(flags.keep_owners), flag(flags.follow)])
             // As with docker, paths in a job begin at its root.
             .arg(Path::new("/").join(path))
+            .arg(job.path())
             .stdin(if verb == "write" { Stdio::piped() } else { Stdio::null() })
             .stdout(if verb == "read" { Stdio::piped() } else { Stdio::null() })
             .spawn()
@@ -151,36 +144,50 @@ fn flag(set: bool) -> &'static str {
 
 /// The job's side: its own process, of one thread.
 pub(crate) fn serve(words: &[OsString]) -> ExitCode {
-    let [job, at, verb, owners, follow, path] = words else { return app::not_for_people() };
+    let [verb, owners, follow, path, place @ ..] = words else { return app::not_for_people() };
     let flags = Flags { keep_owners: owners == "yes", follow: follow == "yes" };
-    let (at, path) = (Path::new(at), Path::new(path));
-    if job == "-" {
+    let path = Path::new(path);
+    let job = match place {
+        [job] => job,
         // The second process of a copy from a job that has ended: see below.
-        let entered = rustix::process::chroot(at).map_err(anyhow::Error::from);
-        return finish(entered.and_then(|()| copy(verb, flags, path)));
-    }
-    let entered = mica_agent::in_job(Path::new(job), |tree| match tree {
+        [dash, tree] if dash == "-" => {
+            let entered = rustix::process::chroot(tree).map_err(anyhow::Error::from);
+            return finish(entered.and_then(|()| copy(verb, flags, path)));
+        }
+        _ => return app::not_for_people(),
+    };
+    let entered = mica_agent::in_job(Path::new(job), |places| match places {
         None => copy(verb, flags, path),
-        Some(tree) => {
+        Some(places) => {
+            let (tree, inside) = find(places, path)?;
             // This process serves the mount, so another one has it as its root.
-            let inside = path
-                .strip_prefix(at)
-                .map_err(|_| anyhow!("{} is outside of the job's stack", path.display()))
-                .hint(format!(
-                    "of a job that has ended, what is below {} is there",
-                    at.display()
-                ))?;
             let status = Command::new(run::own_program()?)
                 .arg(COPY)
-                .arg("-")
-                .arg(tree)
                 .args([verb, owners, follow])
                 .arg(Path::new("/").join(inside))
+                .arg("-")
+                .arg(tree)
                 .status()?;
             Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
     });
     finish(entered.map_err(anyhow::Error::from).and_then(|copied| copied))
+}
+
+/// Where a path of a job that has ended is now: a directory, and the path in it.
+fn find<'a>(
+    places: &'a [(PathBuf, PathBuf)],
+    path: &'a Path,
+) -> anyhow::Result<(&'a Path, &'a Path)> {
+    let inside = |(at, tree): &'a (PathBuf, PathBuf)| {
+        path.strip_prefix(at).ok().map(|inside| (tree.as_path(), inside))
+    };
+    let all: Vec<_> = places.iter().map(|(at, _)| at.display().to_string()).collect();
+    places
+        .iter()
+        .find_map(inside)
+        .ok_or_else(|| anyhow!("{} is outside of the job's stack", path.display()))
+        .hint(format!("of a job that has ended, what is below {} is there", all.join(" and ")))
 }
 
 fn finish(result: anyhow::Result<ExitCode>) -> ExitCode {

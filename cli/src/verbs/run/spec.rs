@@ -124,12 +124,12 @@ fn images(args: &Args, source: &Source, job: &JobDir) -> Vec<ImageMount> {
 pub(super) fn dry_link(args: &Args, context: &Context) -> anyhow::Result<Option<Link>> {
     let Some(attachment) = attachment(args)? else { return Ok(None) };
     let name = attachment.network.as_str().to_owned();
-    let address = match context.state()?.networks().find(&attachment.network) {
-        Ok(network) => network.config.subnet,
-        Err(_) if attachment.network == NetworkName::usual() => Ipv4Net::default(),
+    let (address, address6) = match context.state()?.networks().find(&attachment.network) {
+        Ok(network) => (network.config.subnet, network.config.subnet6),
+        Err(_) if attachment.network == NetworkName::usual() => (Ipv4Net::default(), None),
         Err(error) => return Err(error.into()),
     };
-    Ok(Some(Link { bridge: name.clone(), name, address, gateway: None }))
+    Ok(Some(Link { bridge: name.clone(), name, address, gateway: None, address6, gateway6: None }))
 }
 
 /// The bridge network, and what is asked of it.
