@@ -22,7 +22,7 @@ operations! {
     Lookup "lookup" Forget "forget" Getattr "getattr" Setattr "setattr" Readlink "readlink"
     Mknod "mknod" Mkdir "mkdir" Unlink "unlink" Rmdir "rmdir" Symlink "symlink" Rename "rename"
     Link "link" Open "open" Read "read" Write "write" Release "release" Fsync "fsync"
-    Opendir "opendir" Readdir "readdir" Readdirplus "readdirplus" Releasedir "releasedir"
+    Opendir "opendir" Readdir "readdir" Readdirplus "readdirplus"
     Fsyncdir "fsyncdir" Statfs "statfs" Setxattr "setxattr" Getxattr "getxattr"
     Listxattr "listxattr" Removexattr "removexattr" Create "create" Fallocate "fallocate"
     Lseek "lseek" CopyFileRange "copy_file_range" Ioctl "ioctl"

@@ -86,11 +86,10 @@ fn files_beyond_four_gigabytes_are_written_and_read() {
 #[test]
 fn a_position_in_a_directory_stays_good_while_names_come_and_go() {
     let scratch = scratch();
-    let open = || {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        rustix::fs::open(scratch.path("many"), flags, Mode::empty()).unwrap()
-    };
-    let dir = open();
+    let upper = |n: usize| scratch.path(&format!("many/u{n:04}"));
+    (0..1000).for_each(|n| fs::write(upper(n), "").unwrap());
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::open(scratch.path("many"), flags, Mode::empty()).unwrap();
     let mut buffer = Vec::with_capacity(4096);
     let mut seen = Vec::new();
     let mut cookies = Vec::new();
@@ -104,6 +103,17 @@ fn a_position_in_a_directory_stays_good_while_names_come_and_go() {
             fs::remove_file(scratch.path("many/1999")).unwrap();
             fs::write(scratch.path("many/new"), "").unwrap();
         }
+        // Both kinds of names come and go, and somebody else begins from the start each time.
+        if seen.len().is_multiple_of(100) {
+            let n = seen.len() / 100;
+            fs::remove_file(upper(n)).unwrap();
+            fs::write(upper(2000 + n), "").unwrap();
+            fs::write(scratch.path(&format!("many/{:04}", 50 * n)), "changed").unwrap();
+            let all = names(scratch.path("many"));
+            assert!(
+                all.contains(&format!("u{:04}", 2000 + n)) && !all.contains(&format!("u{n:04}"))
+            );
+        }
     }
     let count = seen.len();
     seen.sort();
@@ -111,12 +121,44 @@ fn a_position_in_a_directory_stays_good_while_names_come_and_go() {
     assert_eq!(seen.len(), count, "a name was told twice");
     let there = |n: &usize| seen.iter().any(|s| s.to_bytes() == format!("{n:04}").as_bytes());
     assert_eq!((1..1999).filter(there).count(), 1998, "a name that stayed was left out");
+    let there = |n: &usize| seen.iter().any(|s| s.to_bytes() == format!("u{n:04}").as_bytes());
+    assert_eq!((100..1000).filter(there).count(), 900, "a name that stayed was left out");
     // Back to a position that was told (seekdir).
     rustix::fs::seek(&dir, SeekFrom::Start(cookies[99])).unwrap();
     let mut buffer = Vec::with_capacity(4096);
     let mut entries = RawDir::new(&dir, buffer.spare_capacity_mut());
     let next = entries.next().unwrap().unwrap().file_name().to_owned();
     assert_eq!(next.to_bytes(), b"0098", "`.`, `..`, then the names in order");
+}
+
+#[test]
+fn names_are_asked_for_again_only_when_they_changed() {
+    let scratch = scratch();
+    fs::write(scratch.path("d/new"), "").unwrap();
+    let asked = || scratch.requests("readdir") + scratch.requests("readdirplus");
+    let list = || (names(scratch.path("d")), names(scratch.path("many")).len());
+    list();
+    let before = (asked(), scratch.requests("opendir"));
+    assert_eq!(list(), (vec!["new".to_owned()], 2000));
+    assert_eq!((asked(), scratch.requests("opendir")), before);
+    let changes: [&dyn Fn(); 4] = [
+        &|| fs::write(scratch.path("d/more"), "").unwrap(),
+        &|| fs::rename(scratch.path("d/more"), scratch.path("d/most")).unwrap(),
+        &|| fs::rename(scratch.path("many/0001"), scratch.path("d/moved")).unwrap(),
+        &|| fs::remove_file(scratch.path("d/new")).unwrap(),
+    ];
+    let told = [
+        vec!["more", "new"],
+        vec!["most", "new"],
+        vec!["most", "moved", "new"],
+        vec!["most", "moved"],
+    ];
+    for (change, told) in changes.iter().zip(told) {
+        change();
+        assert_eq!(list().0, told);
+        assert_eq!(list().0, told);
+    }
+    assert_eq!(list().1, 1999);
 }
 
 #[test]

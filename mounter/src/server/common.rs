@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{
-    Errno, FileHandle, Generation, INodeNo, InitFlags, KernelConfig, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEntry, ReplyXattr, Request,
+    Errno, Generation, INodeNo, InitFlags, KernelConfig, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEntry, ReplyXattr, Request,
 };
 
 use super::convert::{bare_attr, file_attr};
@@ -83,13 +83,12 @@ impl Server {
     /// Goes through a directory from `offset`; `add` returns whether the reply is full.
     pub(super) fn each_entry(
         &self,
-        key: u64,
         ino: INodeNo,
         offset: u64,
         mut add: impl FnMut(&[u8], u64, Entry) -> bool,
     ) -> Res<()> {
         let dir = self.node(ino)?;
-        let listing = self.listing(key, &dir, offset == 0)?;
+        let listing = self.listing(&dir, offset == 0)?;
         let parent = self.tree().parent(&dir).ino;
         for (index, (name, ino)) in [(b".".as_slice(), dir.ino), (b"..", parent)].iter().enumerate()
         {
@@ -99,19 +98,14 @@ impl Server {
                 return Ok(());
             }
         }
-        let from = usize::try_from(offset.saturating_sub(2)).unwrap_or(usize::MAX);
-        for (index, listed) in listing.entries.iter().enumerate().skip(from) {
+        let from = listing.entries.partition_point(|listed| listed.position <= offset);
+        for listed in &listing.entries[from..] {
             let entry = self.tree().entry(&dir, listed)?;
-            if !matches!(entry, Entry::Gone) && add(&listed.name, index as u64 + 3, entry) {
+            if !matches!(entry, Entry::Gone) && add(&listed.name, listed.position, entry) {
                 return Ok(());
             }
         }
         Ok(())
-    }
-
-    /// Listings go by handle where there are handles.
-    pub(super) fn listing_key(&self, ino: INodeNo, handle: FileHandle) -> u64 {
-        if self.tree().is_writable() { handle.0 } else { ino.0 }
     }
 }
 
@@ -132,15 +126,8 @@ pub(super) fn negotiate(config: &mut KernelConfig, passthrough: bool) -> bool {
 
 impl Server {
     /// The names in a directory, from `offset` on, as many as fit.
-    pub(super) fn list(
-        &self,
-        mut reply: ReplyDirectory,
-        ino: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-    ) {
-        let key = self.listing_key(ino, handle);
-        let done = self.each_entry(key, ino, offset, |name, next, entry| {
+    pub(super) fn list(&self, mut reply: ReplyDirectory, ino: INodeNo, offset: u64) {
+        let done = self.each_entry(ino, offset, |name, next, entry| {
             let (ino, kind) = match entry {
                 Entry::Seen(node, _) => (node.ino, node.kind),
                 Entry::Damaged { ino, kind } => (ino, kind),
@@ -152,16 +139,9 @@ impl Server {
     }
 
     /// The same with each entry's attributes, which the kernel then need not ask for.
-    pub(super) fn list_plus(
-        &self,
-        mut reply: ReplyDirectoryPlus,
-        ino: INodeNo,
-        handle: FileHandle,
-        offset: u64,
-    ) {
-        let key = self.listing_key(ino, handle);
+    pub(super) fn list_plus(&self, mut reply: ReplyDirectoryPlus, ino: INodeNo, offset: u64) {
         let mut is_end = true;
-        let done = self.each_entry(key, ino, offset, |name, next, entry| {
+        let done = self.each_entry(ino, offset, |name, next, entry| {
             is_end = false;
             let (node, attr, keep) = match entry {
                 Entry::Seen(node, attr) => (Some(node), file_attr(&attr), KEEP),
@@ -177,7 +157,7 @@ impl Server {
             full
         });
         if let (true, Ok(dir)) = (is_end, self.node(ino))
-            && let Ok(listing) = self.listing(key, &dir, false)
+            && let Ok(listing) = self.listing(&dir, false)
             && let Some(first) = listing.first_file()
         {
             self.shared.pusher.after_listing(self.tree(), first);

@@ -14,7 +14,6 @@ mod requests;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,7 +27,7 @@ use crate::tree::{Listing, Node, Tree};
 /// For ever: ten years.
 const KEEP: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// How many directories without a handle keep their listing between two requests.
+/// How many directories keep their listing between two requests.
 const KEPT_LISTINGS: usize = 16;
 
 /// What the mount's owner and the requests share.
@@ -63,8 +62,7 @@ impl Shared {
 
 pub(crate) struct Server {
     shared: Arc<Shared>,
-    next_handle: AtomicU64,
-    /// Listings by handle; without handles by inode, the oldest dropped.
+    /// Listings by inode, the oldest dropped.
     listings: Mutex<VecDeque<(u64, Arc<Listing>)>>,
     passthrough: bool,
 }
@@ -72,7 +70,7 @@ pub(crate) struct Server {
 impl Server {
     /// `passthrough`: let the kernel read and write the upper's files by itself, where it does.
     pub(crate) fn new(shared: Arc<Shared>, passthrough: bool) -> Server {
-        Server { shared, next_handle: AtomicU64::new(1), listings: Mutex::default(), passthrough }
+        Server { shared, listings: Mutex::default(), passthrough }
     }
 
     fn tree(&self) -> &Tree {
@@ -101,31 +99,23 @@ impl Server {
         self.shared.pusher.gate.pass(&node, changed, answer);
     }
 
-    fn new_handle(&self) -> u64 {
-        self.next_handle.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// The listing a directory is read from: taken at its beginning, the same until its end.
-    fn listing(&self, key: u64, dir: &Arc<Node>, from_start: bool) -> Result<Arc<Listing>, Errno> {
+    /// The listing a directory is read from: taken at its beginning, and kept for who goes on.
+    fn listing(&self, dir: &Arc<Node>, from_start: bool) -> Result<Arc<Listing>, Errno> {
         let lock = || self.listings.lock().unwrap_or_else(PoisonError::into_inner);
         let writable = self.tree().is_writable();
         if (!from_start || !writable)
-            && let Some((_, listing)) = lock().iter().find(|(k, _)| *k == key)
+            && let Some((_, listing)) = lock().iter().find(|(ino, _)| *ino == dir.ino)
         {
             return Ok(Arc::clone(listing));
         }
         let listing = Arc::new(self.tree().list(dir)?);
         let mut listings = lock();
-        listings.retain(|(k, _)| *k != key);
-        listings.push_back((key, Arc::clone(&listing)));
-        if !writable && listings.len() > KEPT_LISTINGS {
+        listings.retain(|(ino, _)| *ino != dir.ino);
+        listings.push_back((dir.ino, Arc::clone(&listing)));
+        if listings.len() > KEPT_LISTINGS {
             listings.pop_front();
         }
         Ok(listing)
-    }
-
-    fn drop_listing(&self, key: u64) {
-        self.listings.lock().unwrap_or_else(PoisonError::into_inner).retain(|(k, _)| *k != key);
     }
 }
 

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::common::{drops_set_id, negotiate, reply};
@@ -284,49 +284,30 @@ impl Filesystem for Server {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.run(Op::Opendir, reply, |reply| {
-            if !self.tree().is_writable() {
-                return reply.error(Errno::ENOSYS);
-            }
-            let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
-            reply.opened(FileHandle(self.new_handle()), flags);
-        });
+        // Asked once, then the kernel opens directories by itself, and keeps their names until they are changed.
+        self.run(Op::Opendir, reply, |reply| reply.error(Errno::ENOSYS));
     }
 
     fn readdir(
         &self,
         _: &Request,
         ino: INodeNo,
-        handle: FileHandle,
+        _: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.run(Op::Readdir, reply, |reply| self.list(reply, ino, handle, offset));
+        self.run(Op::Readdir, reply, |reply| self.list(reply, ino, offset));
     }
 
     fn readdirplus(
         &self,
         _: &Request,
         ino: INodeNo,
-        handle: FileHandle,
+        _: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.run(Op::Readdirplus, reply, |reply| self.list_plus(reply, ino, handle, offset));
-    }
-
-    fn releasedir(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        handle: FileHandle,
-        _: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        self.run(Op::Releasedir, reply, |reply| {
-            self.drop_listing(handle.0);
-            reply.ok();
-        });
+        self.run(Op::Readdirplus, reply, |reply| self.list_plus(reply, ino, offset));
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, data: bool, reply: ReplyEmpty) {

@@ -1,7 +1,8 @@
 //! Listing directories.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, LazyLock};
 
 use rustix::io::Errno;
 
@@ -12,10 +13,15 @@ use crate::ids::{Attr, lower_ino};
 use crate::kind::Kind;
 use crate::overlay::{self, Class, Layers, Part, is_reserved};
 
-/// A directory's names at one moment: positions in it stay good while the directory changes.
+/// A directory's names at one moment, in the order of their positions.
 pub(crate) struct Listing {
     pub(crate) entries: Vec<Listed>,
 }
+
+/// Positions of the names that layers have; before them come `.` and `..`.
+const FIRST: u64 = 3;
+/// Positions of the names that only the upper has. All fit into 31 bits, as 32-bit programs want it.
+const UPPER: u64 = 1 << 30;
 
 impl Listing {
     /// The first file that is a layer's.
@@ -31,6 +37,9 @@ impl Listing {
 
 pub(crate) struct Listed {
     pub(crate) name: Box<[u8]>,
+    /// Where it is in the directory, now and in every listing: so a reader may go on in another one, and misses nothing that
+    /// is there all the time.
+    pub(crate) position: u64,
     source: Source,
 }
 
@@ -50,6 +59,12 @@ pub(crate) enum Entry {
     },
     /// Removed since.
     Gone,
+}
+
+/// Where a name is that no layer has: the same whatever else comes and goes. Two names in one place come after each other.
+fn upper_position(name: &[u8]) -> u64 {
+    static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    UPPER | KEYS.hash_one(name) % UPPER
 }
 
 impl Tree {
@@ -77,27 +92,44 @@ impl Tree {
                     && upper.hides(&*fd, &name, kind)?);
             over.insert(name, (!hidden).then_some(Source::Upper));
         }
-        let mut entries: Vec<Listed> =
-            lower.into_iter().filter(|entry| !over.contains_key(&entry.name)).collect();
-        entries.extend(
-            over.into_iter().filter_map(|(name, source)| Some(Listed { name, source: source? })),
-        );
-        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let mut entries = Vec::new();
+        for entry in lower {
+            match over.remove(&entry.name) {
+                None => entries.push(entry),
+                Some(Some(source)) => entries.push(Listed { source, ..entry }),
+                Some(None) => {}
+            }
+        }
+        let new = over.into_iter().filter_map(|(name, source)| {
+            Some(Listed { position: upper_position(&name), name, source: source? })
+        });
+        entries.extend(new);
+        entries.sort_unstable_by(|a, b| (a.position, &a.name).cmp(&(b.position, &b.name)));
+        let mut next = 0;
+        for entry in &mut entries {
+            entry.position = entry.position.max(next);
+            next = entry.position + 1;
+        }
         Ok(Listing { entries })
     }
 
     fn list_lower(&self, lowers: &Lowers) -> Result<Vec<Listed>, crate::lower::LowerError> {
-        let listed = |name: &[u8], part| Listed { name: name.into(), source: Source::Lower(part) };
+        let listed = |(position, (name, part)): (u64, (Box<[u8]>, LowerPart))| Listed {
+            name,
+            position,
+            source: Source::Lower(part),
+        };
         let [dir] = lowers.parts.as_slice() else {
             let merged = self.merged(lowers)?;
-            return Ok(merged.items().iter().map(|item| listed(&item.name, item.top)).collect());
+            let items = merged.items().iter().map(|item| (item.name.clone(), item.top));
+            return Ok((FIRST..).zip(items).map(listed).collect());
         };
         let entries = self.lower.list(dir.layer, dir.node)?;
-        Ok(entries
+        let shown = entries
             .into_iter()
             .filter(|entry| entry.class != Class::Whiteout && !is_reserved(&entry.name))
-            .map(|entry| listed(&entry.name, Part { layer: dir.layer, node: entry.node }))
-            .collect())
+            .map(|entry| (entry.name, Part { layer: dir.layer, node: entry.node }));
+        Ok((FIRST..).zip(shown).map(listed).collect())
     }
 
     /// Whether a directory shows nothing.
