@@ -103,6 +103,31 @@ fn large_images_go_in_parts_and_are_never_half_there() {
 }
 
 #[test]
+fn a_large_image_survives_a_fault_at_every_request() {
+    let (store, bench) = (Store::start(), Bench::new());
+    drop(writable(&store, "bucket"));
+    let path = bench.path("image");
+    // What there is, the start, the parts, the end; each once without an answer and once with half of one.
+    for (i, fault) in (0..6).flat_map(|i| [(i, Fault::Refuse), (i, Fault::Cut(20))]) {
+        let content = noise(&format!("{i} {fault:?}"), 17_000_000);
+        std::fs::write(&path, &content).unwrap();
+        let blob = Blob { digest: Digest::of(&content), size: content.len() as u64 };
+        let refused = matches!(fault, Fault::Refuse);
+        let faults = (0..i).map(|_| Fault::Pass).chain([fault]).collect();
+        let proxy = Proxy::new(store.address, faults);
+        let registry =
+            open_writable(&store.through(proxy.address, "bucket"), &store.options()).unwrap();
+        assert!(registry.put_blob(&blob, Content::File(&path)).unwrap());
+        let mut held = Vec::new();
+        let direct = readable(&store, "bucket");
+        direct.blob(&blob, 0..blob.size).unwrap().reader.read_to_end(&mut held).unwrap();
+        assert!(held == content);
+        // Half of an answer that says nothing is all of it.
+        assert!(proxy.count() >= if refused { 8 } else { 7 }, "{i}");
+    }
+}
+
+#[test]
 fn a_lazy_image_reads_ranges() {
     let (store, mut bench) = (Store::start(), Bench::new());
     let pieces: Vec<Vec<u8>> = (0..10).map(|i| noise(&i.to_string(), 100_000)).collect();

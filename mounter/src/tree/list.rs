@@ -64,7 +64,7 @@ pub(crate) enum Entry {
 /// Where a name is that no layer has: the same whatever else comes and goes. Two names in one place come after each other.
 fn upper_position(name: &[u8]) -> u64 {
     static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-    UPPER | KEYS.hash_one(name) % UPPER
+    UPPER | (KEYS.hash_one(name) % UPPER)
 }
 
 impl Tree {

@@ -7,6 +7,7 @@ use std::path::Path;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use mica_graph::Blob;
+use object_store::ObjectStoreExt as _;
 use object_store::multipart::{MultipartStore, PartId};
 use object_store::path::Path as ObjectPath;
 
@@ -26,14 +27,9 @@ impl S3Registry {
     /// Uploads a file in parts, which become a blob if they were what they should be.
     pub(super) async fn put_parts(&self, blob: &Blob, path: &Path) -> Result<(), RegistryError> {
         let key = self.key(&Item::Blob(blob.digest));
-        let write = |error| self.error("write", error);
-        let id = self.store.create_multipart(&key).await.map_err(write)?;
-        let sent = self.send_parts(blob, path, &key, &id).await;
-        let done = match sent {
-            Ok(parts) => {
-                let done = self.store.complete_multipart(&key, &id, parts).await;
-                done.map(drop).map_err(write)
-            }
+        let id = self.again(async || self.store.create_multipart(&key).await).await?;
+        let done = match self.send_parts(blob, path, &key, &id).await {
+            Ok(parts) => self.complete(blob, &key, &id, parts).await,
             Err(error) => Err(error),
         };
         if done.is_err()
@@ -42,6 +38,43 @@ impl S3Registry {
             tracing::warn!(%error, "parts of an upload stay in the store");
         }
         done
+    }
+
+    async fn complete(
+        &self,
+        blob: &Blob,
+        key: &ObjectPath,
+        id: &String,
+        parts: Vec<PartId>,
+    ) -> Result<(), RegistryError> {
+        self.again(async || {
+            let Err(error) = self.store.complete_multipart(key, id, parts.clone()).await else {
+                return Ok(());
+            };
+            // An answer that was lost: then there is no such upload any more, but the blob.
+            let meta = self.store.head(key).await;
+            if meta.is_ok_and(|meta| meta.size == blob.size) { Ok(()) } else { Err(error) }
+        })
+        .await
+    }
+
+    /// A request, tried again as often as it may be.
+    async fn again<T>(
+        &self,
+        mut request: impl AsyncFnMut() -> object_store::Result<T>,
+    ) -> Result<T, RegistryError> {
+        let mut failed = 0;
+        loop {
+            let error = match request().await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => self.error("write", error),
+            };
+            failed += 1;
+            let Some(wait) = self.sender.options.retry.after(failed, &error) else {
+                return Err(error);
+            };
+            tokio::time::sleep(wait).await;
+        }
     }
 
     async fn send_parts(
@@ -82,21 +115,12 @@ impl S3Registry {
         number: usize,
         piece: Bytes,
     ) -> Result<PartId, RegistryError> {
-        let mut failed = 0;
-        loop {
+        self.again(async || {
             if let Some(rate) = &self.sender.options.rate {
                 tokio::time::sleep(rate.take(piece.len())).await;
             }
-            let sent = self.store.put_part(key, id, number, piece.clone().into()).await;
-            let error = match sent {
-                Ok(part) => return Ok(part),
-                Err(error) => self.error("write", error),
-            };
-            failed += 1;
-            let Some(wait) = self.sender.options.retry.after(failed, &error) else {
-                return Err(error);
-            };
-            tokio::time::sleep(wait).await;
-        }
+            self.store.put_part(key, id, number, piece.clone().into()).await
+        })
+        .await
     }
 }

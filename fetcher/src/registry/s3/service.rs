@@ -122,8 +122,8 @@ impl HttpService for Service {
             Fault::Away(format!("no answer came for {} s", limit.as_secs_f32()), None).into_error()
         })?;
         let (parts, body) = checked(answer.map_err(away)?, self.idle).await?.into_parts();
-        let broken = |error| HttpError::new(HttpErrorKind::Unknown, error);
-        Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body.map_err(broken))))
+        // Of an answer that breaks off, the connection is to blame.
+        Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body.map_err(away))))
     }
 }
 
