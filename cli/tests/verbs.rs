@@ -53,6 +53,80 @@ fn why_names_the_module_of_a_path_and_those_it_hides() {
 }
 
 #[test]
+fn why_names_the_dependencies_that_lead_there() {
+    let world = World::new(User::Me);
+    world.write("top/usr/top", "top\n");
+    world.write("base/usr/base", "base\n");
+    world.write(
+        "graph.json",
+        r#"{"modules": [
+            {"label": "//:base", "outputs": [{"path": "", "source": "base"}]},
+            {"label": "//:group", "deps": ["//:base"]},
+            {"label": "//:top", "deps": ["//:group"], "outputs": [{"path": "", "source": "top"}]}]}"#,
+    );
+    let target = ["why", "--graph", "graph.json", "--target"];
+    let why = |words: &[&str]| world.ok(&[&target, words].concat()).stdout;
+    let path = "//:top -> //:group -> //:base\n";
+    assert_eq!(why(&["//:top", "//:base"]), path);
+    assert_eq!(why(&["//:top", "/usr/base"]), path);
+    assert_eq!(why(&["//:top", "usr"]), format!("//:top\n{path}"), "topmost first");
+    let rows = json(&why(&["//:top", "//:group", "--json"]));
+    assert_eq!(rows, serde_json::json!([["//:top", "//:group"]]));
+    for (words, said) in [
+        (["//:group", "//:top"], "//:group does not depend on //:top"),
+        (["//:top", "//:bass"], "there is no target //:bass (did you mean `//:base`?)"),
+        (["//:top", "usr/none"], "no module of //:top has /usr/none"),
+    ] {
+        let error = world.fails(1, &[&target[..], &words].concat());
+        assert!(error.contains(said), "{error}");
+    }
+    world.fails(2, &["why", "//:base"]);
+    world.fails(2, &["why", "top@v1", "--target", "//:top", "//:base"]);
+    world.fails(2, &["why", "--graph", "graph.json", "top@v1", "//:base"]);
+}
+
+#[test]
+fn why_says_for_what_a_module_was_packed_again() {
+    let world = World::new(User::Me);
+    world.write("base/file", "one\n");
+    world.write("base/gone", "gone\n");
+    world.write("top/other", "one\n");
+    pack(&world, "v1");
+    world.write("base/file", "two\n");
+    world.write("base/.wh.new", "");
+    std::fs::remove_file(world.path("base/gone")).unwrap();
+    let said = |words: &[&str]| {
+        let shown =
+            json(&world.ok(&[&["why", "--json", "--since", "top@v1"], words].concat()).stdout);
+        let row = |row: &Value| format!("{} {}", row["change"], row["path"]).replace('"', "");
+        let changes = shown["changes"].as_array().unwrap().iter().map(row);
+        (shown["state"].as_str().unwrap().to_owned(), changes.collect::<Vec<_>>())
+    };
+    let target = ["--graph", "graph.json", "--target", "//:top"];
+    let changed =
+        ("changed".to_owned(), ["A .wh.new", "C file", "D gone"].map(Into::into).to_vec());
+    let before = said(&[&target[..], &["//:base"]].concat());
+    pack(&world, "v2");
+    assert_eq!((&before, &said(&["top@v2", "//:base"])), (&changed, &changed));
+    assert_eq!(said(&["top@v2", "//:top"]).0, "same");
+    assert_eq!(said(&[&target[..], &["//:top"]].concat()).0, "same");
+    let row = |module| world.ok(&["why", "top@v2", module]).stdout;
+    assert!(row("//:base").contains("packed") && row("//:top").contains("reused"));
+
+    let graph = ["pack", "-q", "--graph", "graph.json", "--target"];
+    world.ok(&[&graph[..], &["//:top", "--version", "v3", "--level", "1"]].concat());
+    assert_eq!(said(&["top@v3", "//:top"]), ("parameters".to_owned(), vec![]));
+    world.ok(&[&graph[..], &["//:base", "--name", "top", "--version", "v0"]].concat());
+    let new = world.ok(&["why", "top@v1", "//:top", "--since", "top@v0"]);
+    assert_eq!(
+        (new.stdout, new.stderr),
+        (String::new(), "since top@v0: //:top is not in it\n".into())
+    );
+    let error = world.fails(1, &["why", "top@v2", "file", "--since", "top@v1"]);
+    assert!(error.contains("file is no module"), "{error}");
+}
+
+#[test]
 fn diff_lists_changed_paths_and_what_a_pull_fetches() {
     let world = World::new(User::Me);
     world.write("base/same", "same\n");
