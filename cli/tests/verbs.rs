@@ -190,13 +190,78 @@ fn a_xar_runs_like_the_program_it_holds() {
         let said = String::from_utf8_lossy(&output.stdout);
         assert_eq!(
             (output.status.code(), &*said),
-            (Some(3), "yes -x a b\ngiven\ninside\n"),
+            (Some(3), "yes app.xar -x a b\ngiven\ninside\n"),
             "{output:?}"
         );
         assert_eq!(std::fs::read_to_string(world.path("made")).unwrap(), "typed\n");
         assert!(world.ok(&["xar", "info", "app.xar"]).stdout.contains("UUID=\"d770950c\""));
         world.ok(&["xar", "verify", "app.xar"]);
         assert!(world.fails(125, &["xar", "run", "image"]).contains("is not a XAR"));
+        world.ends_clean();
+    }
+}
+
+/// Python with XAR's own tools, in the world's folder.
+fn xars_python(world: &World, arguments: &[&str]) {
+    let tools = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("xar");
+    let at = tools.display();
+    assert!(tools.exists(), "this test needs PyPI's xar in {at}: scripts/test installs it");
+    let mut python = Command::new("python3");
+    python.args(arguments).env("PYTHONPATH", &tools).current_dir(world.dir.path());
+    let ran = python.output().expect("this test needs python3");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+}
+
+/// Reads a XAR as XAR's own tests do, but takes one that can be run.
+const UNXAR: &str = "
+import sys
+from xar import xar_builder
+from xar.tests.xar_test_helpers import XarTestCase
+xar_builder.BORING_SHEBANG = '#!/usr/bin/env xarexec_fuse'
+case = XarTestCase('assertTrue')
+case.assertEquals = case.assertEqual
+case._unxar('ours.xar', 'out')
+case.assertDirectoryEqual('tree', 'out')
+";
+
+#[test]
+fn xars_own_tool_makes_what_we_run_and_reads_what_we_make() {
+    need_fuse();
+    for user in USERS {
+        let world = World::new(user);
+        let main = "import sys, os, json\nfrom app import word\ndef main():\n    \
+            print(json.dumps(sys.argv[:3] + [word.WORD, os.getenv('XAR_RUNTIME_FILES')]))\n    sys.exit(7)\n";
+        world.write("py/app/__init__.py", "");
+        world.write("py/app/main.py", main);
+        world.write("py/app/word.py", "WORD = 'inside'\n");
+        let make =
+            "-m xar.make_xar --python py --python-entry-point app.main:main --output app.xar";
+        xars_python(&world, &make.split(' ').collect::<Vec<_>>());
+        world.hand_over();
+        let said = |at: &str, file: &str, ran: common::Ran| {
+            let expected = serde_json::json!([file, "x", "y z", "inside", at]);
+            assert_eq!((ran.code, json(&ran.stdout)), (Some(7), expected), "{ran:?}");
+        };
+        said("/packages/app", "app.xar", world.run(&["xar", "run", "app.xar", "x", "y z"]));
+        let info = world.ok(&["xar", "info", "app.xar"]).stdout;
+        assert!(info.contains("XAREXEC_TARGET=\"bootstrap_xar.sh\""), "{info}");
+        world.ok(&["xar", "verify", "app.xar"]);
+        world.ok(&["import", "-q", "app.xar", "--version", "1"]);
+        said("/packages/app-1", "app.xar", world.run(&["run", "--rm", "app@1", "x", "y z"]));
+        // From a mount, as xarexec_fuse calls it. One without an account can't mount.
+        if user == User::Me {
+            let mounted = world.ok(&["mount", "--image", "app.xar"]).stdout;
+            let mounted = mounted.trim();
+            let mut start = world.command(format!("{mounted}/bootstrap_xar.sh"));
+            let ran = start.args(["./app.xar", "x", "y z"]).output().unwrap();
+            said(mounted, "./app.xar", ran.into());
+            world.ok(&["umount", mounted]);
+        }
+        world.ok(&["image", "unpack", "app.xar", "tree"]);
+        let target = ["--xar-target", "bootstrap_xar.sh"];
+        world.ok(&[&["image", "pack", "tree", "-o", "ours.xar"], &target[..]].concat());
+        said("/packages/ours", "ours.xar", world.run(&["xar", "run", "ours.xar", "x", "y z"]));
+        xars_python(&world, &["-c", UNXAR]);
         world.ends_clean();
     }
 }

@@ -250,8 +250,9 @@ fn image_source(
     if wants_entrypoint {
         let image = Image::open(top, &OpenOptions::default())?;
         let target = image.xar_header().and_then(|header| header.xarexec_target.clone());
-        // `./` keeps it a path in the stack when it has no slash.
-        process.entrypoint.extend(target.map(|target| format!("./{target}")));
+        // `./` keeps it a path in the stack when it has no slash. XAR's own tools put the file first as well.
+        let words = target.map(|target| [format!("./{target}"), top.display().to_string()]);
+        process.entrypoint.extend(words.into_iter().flatten());
     }
     let stack = stacks::of_images(images, verify)?;
     Ok(Source { folder, process, stack, ..Source::default() })
