@@ -21,12 +21,10 @@ use mica_squashfs::{Image, OpenOptions};
 use signal_hook::consts::signal as signo;
 use signal_hook::iterator::Signals;
 
-pub(crate) use self::flags::{Args, PullWhen};
+pub(crate) use self::flags::{Args, HealthFlags, PullWhen};
 pub(crate) use self::spec::set_variable;
 use self::spec::{Source, job_config};
-pub(crate) use self::values::{
-    as_ms, parse_cpus, parse_duration, parse_list, parse_pair, parse_size,
-};
+pub(crate) use self::values::{parse_cpus, parse_duration, parse_list, parse_pair, parse_size};
 use crate::context::Context;
 use crate::output::note;
 use crate::terminal::{self, DetachKeys, Dialogue, Over, Raw};
