@@ -80,16 +80,19 @@ fn my_executable() -> (std::path::PathBuf, u64, Vec<u8>) {
 fn own_executable() {
     let before = my_executable();
     let tree = tree();
-    let line = "for p in /proc/[0-9]*; do readlink $p/exe; (echo x > $p/exe) 2>&1; (echo x >> $p/exe) 2>&1; done; \
-                dd if=/proc/1/exe of=/dev/null count=1 2>&1; ls -l /proc/1/map_files 2>&1";
+    // That it is busy is luck: it won't be when the last job has ended.
+    let line = "for p in /proc/[0-9]*; do readlink $p/exe; (echo x > $p/exe) 2>&1; (echo x >> $p/exe) 2>&1; done >/dev/null; \
+                dd if=/proc/1/exe of=/dev/null count=1 2>&1; ls -l /proc/1/map_files >/dev/null 2>&1; (echo x > /proc/1/exe) 2>&1";
     for user in [None, Some("0:0")] {
         let mut spec = shell(tree.path(), line);
         spec.user = user.map(str::to_owned);
         spec.capabilities.add.push("SYS_PTRACE".into());
         spec.capabilities.add.push("DAC_READ_SEARCH".into());
-        output(&spec);
-        spec.privileged = true;
-        output(&spec);
+        for privileged in [false, true] {
+            spec.privileged = privileged;
+            let (_, text) = output(&spec);
+            assert!(text.contains("/proc/1/exe") && !text.contains("busy"), "{text}");
+        }
     }
     assert_eq!(my_executable(), before);
 }
@@ -139,7 +142,8 @@ fn supervisor_is_out_of_reach() {
     let tree = tree();
     let me = std::process::id();
     let (_, text) = output(&shell(tree.path(), &format!("ls /proc; kill -0 {me} && echo reached")));
-    assert!(!text.contains("reached") && !text.lines().any(|l| l == me.to_string()), "{text}");
+    let sees = |pid: u32| text.lines().any(|line| line == pid.to_string());
+    assert!(sees(1) && !sees(me) && !text.contains("reached"), "{text}");
 }
 
 /// One that sees the host's processes may not look into those that aren't its own.
@@ -180,8 +184,9 @@ fn leaked_descriptors() {
 fn hosts_cgroups() {
     let tree = tree();
     let line = "cat /proc/self/cgroup; find /sys/fs/cgroup -name cgroup.procs | while read f; do (echo $$ > $f) 2>/dev/null && echo wrote $f; done; \
-                mkdir /sys/fs/cgroup/x /sys/fs/cgroup/memory/x 2>/dev/null && echo made; exit 0";
+                mkdir /sys/fs/cgroup/x /sys/fs/cgroup/memory/x 2>/dev/null && echo made; echo tried";
     let (_, text) = output(&shell(tree.path(), line));
+    assert!(text.ends_with("tried\n"), "{text}");
     assert!(!text.contains("wrote") && !text.contains("made"), "{text}");
     assert!(text.lines().filter(|l| l.starts_with("0::")).all(|l| l == "0::/"), "{text}");
 }
@@ -208,11 +213,16 @@ fn mounting() {
 }
 
 fn mount_propagation() {
-    let tree = tree();
-    let shared = scratch();
-    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mut spec =
-        shell(tree.path(), "mount -t tmpfs x /volume && echo mounted; cat /proc/self/mountinfo");
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+    let (tree, shared) = (tree(), scratch());
+    // As all mounts are where systemd runs.
+    rustix::mount::mount("shared", shared.path(), "tmpfs", MountFlags::empty(), None).unwrap();
+    rustix::mount::mount_change(shared.path(), MountPropagationFlags::SHARED).unwrap();
+    fs::create_dir(shared.path().join("inner")).unwrap();
+    let mut spec = shell(
+        tree.path(),
+        "mount -t tmpfs x /volume/inner && grep -c /volume/inner /proc/self/mountinfo; read line",
+    );
     spec.privileged = true;
     spec.mounts.push(Mount::Bind {
         source: shared.path().into(),
@@ -222,9 +232,21 @@ fn mount_propagation() {
         follow: true,
         ids: None,
     });
-    let mut job = start(&spec, captured().0);
+    // What the host has of it while the job has its mount, and when it has ended.
+    let on_host = || {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        mounts.lines().filter(|line| line.contains(shared.path().to_str().unwrap())).count()
+    };
+    let (Stdio::Streams { stdout, stderr, .. }, mut reader) = piped() else { unreachable!() };
+    let (stdin, hold) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let mut job = start(&spec, Stdio::Streams { stdin, stdout, stderr });
+    wait_for(&mut reader, "1\n");
+    let meanwhile = on_host();
+    drop(hold);
     job.wait().unwrap();
-    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+    let afterwards = on_host();
+    rustix::mount::unmount(shared.path(), UnmountFlags::DETACH).unwrap();
+    assert_eq!((meanwhile, afterwards), (1, 1));
 }
 
 fn set_user_id() {
@@ -260,12 +282,14 @@ fn making_device_nodes() {
     for namespace in [mica_launcher::Namespace::New, mica_launcher::Namespace::Host] {
         let mut spec = shell(
             tree.path(),
-            "for d in / /dev /tmp /dev/shm; do mknod $d/made c 1 5 2>/dev/null && head -c1 $d/made >/dev/null 2>&1 && echo read $d; rm -f $d/made; done; exit 0",
+            "for d in / /dev /tmp /dev/shm; do mknod $d/made c 1 5 2>/dev/null && head -c1 $d/made >/dev/null 2>&1 && echo read $d; rm -f $d/made; done; echo tried",
         );
         spec.namespaces.user = namespace;
-        assert_eq!(output(&spec).1, "");
+        assert_eq!(output(&spec).1, "tried\n");
     }
 }
+
+pub(crate) const PUSH: &str = "--push-input";
 
 /// Pushing input into the caller's terminal, as the job's standard input without a terminal of its own.
 fn terminal_input() {
@@ -274,16 +298,29 @@ fn terminal_input() {
     grantpt(&master).unwrap();
     unlockpt(&master).unwrap();
     let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    // Ours must be the session that the terminal controls: into any other's nobody can push.
+    let mut command = std::process::Command::new("setsid");
+    command.args(["--ctty", "--wait"]).arg(fs::read_link("/proc/self/exe").unwrap());
+    let ran = command.args([Some(PUSH), ahead_flag()].iter().flatten()).stdin(slave).output();
+    let ran = ran.expect("this test needs setsid of util-linux");
+    let said = String::from_utf8_lossy(&ran.stdout);
+    let refused = ["EPERM", "EIO"].map(|why| format!("of the terminal: yes, job: tty 0, {why}\n"));
+    assert!(refused.contains(&said.clone().into_owned()), "{ran:?}");
+}
+
+/// What [`terminal_input`] makes of us: launches a job on our controlling terminal.
+pub(crate) fn push_input() {
+    let stdin = rustix::io::dup(rustix::stdio::stdin()).unwrap();
+    let ours = rustix::termios::tcgetsid(&stdin).is_ok();
     let tree = tree();
     let (Stdio::Streams { stdout, stderr, .. }, file) = captured() else { unreachable!() };
-    let stdio = Stdio::Streams { stdin: slave, stdout, stderr };
-    let mut spec =
-        perl(tree.path(), "my $c = 'x'; print(ioctl(STDIN, 0x5412, $c) ? 'pushed' : $!)");
+    let script = "open(my $f, '<', '/proc/self/stat'); print('tty ', (split(' ', <$f>))[6], ', '); \
+        my $c = 'x'; print(ioctl(STDIN, 0x5412, $c) ? 'pushed' : $!{EPERM} ? 'EPERM' : $!{EIO} ? 'EIO' : $!)";
+    let mut spec = perl(tree.path(), script);
     spec.user = Some("0:0".into());
-    let mut job = start(&spec, stdio);
-    job.wait().unwrap();
-    let said = printed(file);
-    assert!(said == "Operation not permitted" || said == "Input/output error", "{said}");
+    start(&spec, Stdio::Streams { stdin, stdout, stderr }).wait().unwrap();
+    let ours = if ours { "yes" } else { "no" };
+    println!("of the terminal: {ours}, job: {}", printed(file));
 }
 
 fn abstract_sockets() {
