@@ -203,13 +203,11 @@ fn mounting() {
     let refused =
         |line: &&str| ["denied", "permitted", "superuser"].iter().any(|word| line.contains(word));
     assert!(lines.len() == 5 && lines.iter().all(refused), "{text}");
-    // With all rights in its namespace it still can't uncover what is covered, nor write what is read-only.
-    spec.privileged = true;
+    // Nor does it write what is read-only.
     let volume = scratch();
     spec.mounts.push(bind(volume.path(), "/volume", true));
-    spec.argv[2] = "mount -o remount,rw /usr 2>&1; touch /usr/x 2>&1; mount -o remount,bind,rw /volume; touch /volume/x; true".into();
-    let (_, text) = output(&spec);
-    assert!(!Path::new("/usr/x").exists(), "{text}");
+    spec.argv[2] = "exec 2>/dev/null; for d in /usr /volume; do mount -o remount,bind,rw $d; umount $d; touch $d/mica-x && rm $d/mica-x && echo wrote; done; echo tried".into();
+    assert_eq!(output(&spec).1, "tried\n");
 }
 
 fn mount_propagation() {
