@@ -6,7 +6,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use crate::support::*;
-use mica_launcher::{Device, ExecSpec, GeneratedFile, Mount, Network, Root, Seccomp, Spec, Stdio};
+use mica_launcher::{
+    Device, ExecSpec, GeneratedFile, Mount, Namespace, Network, Root, Seccomp, Spec, Stdio,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     ("escapes::links_in_the_tree", By::Both, links_in_the_tree),
@@ -158,7 +160,7 @@ fn supervisor_is_not_traced() {
     );
     let mut spec = perl(tree.path(), &script);
     spec.user = Some("0:0".into());
-    spec.namespaces.pid = mica_launcher::Namespace::Host;
+    spec.namespaces.pid = Namespace::Host;
     spec.capabilities.add = vec!["SYS_PTRACE".into()];
     assert_eq!(output(&spec).1, "EPERM\n");
 }
@@ -230,21 +232,24 @@ fn mount_propagation() {
         follow: true,
         ids: None,
     });
-    // What the host has of it while the job has its mount, and when it has ended.
+    // What the host has of it while a job has its mount, and when that has ended.
     let on_host = || {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
         mounts.lines().filter(|line| line.contains(shared.path().to_str().unwrap())).count()
     };
-    let (Stdio::Streams { stdout, stderr, .. }, mut reader) = piped() else { unreachable!() };
-    let (stdin, hold) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-    let mut job = start(&spec, Stdio::Streams { stdin, stdout, stderr });
-    wait_for(&mut reader, "1\n");
-    let meanwhile = on_host();
-    drop(hold);
-    job.wait().unwrap();
-    let afterwards = on_host();
+    let counts = [Namespace::New, Namespace::Host].map(|namespace| {
+        spec.namespaces.user = namespace;
+        let (Stdio::Streams { stdout, stderr, .. }, mut reader) = piped() else { unreachable!() };
+        let (stdin, hold) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let mut job = start(&spec, Stdio::Streams { stdin, stdout, stderr });
+        wait_for(&mut reader, "1\n");
+        let meanwhile = on_host();
+        drop(hold);
+        job.wait().unwrap();
+        (meanwhile, on_host())
+    });
     rustix::mount::unmount(shared.path(), UnmountFlags::DETACH).unwrap();
-    assert_eq!((meanwhile, afterwards), (1, 1));
+    assert_eq!(counts, [(1, 1); 2]);
 }
 
 fn set_user_id() {
@@ -277,7 +282,7 @@ fn device_nodes() {
 
 fn making_device_nodes() {
     let tree = tree();
-    for namespace in [mica_launcher::Namespace::New, mica_launcher::Namespace::Host] {
+    for namespace in [Namespace::New, Namespace::Host] {
         let mut spec = shell(
             tree.path(),
             "for d in / /dev /tmp /dev/shm; do mknod $d/made c 1 5 2>/dev/null && head -c1 $d/made >/dev/null 2>&1 && echo read $d; rm -f $d/made; done; echo tried",
