@@ -186,11 +186,18 @@ fn leaked_descriptors() {
 fn hosts_cgroups() {
     let tree = tree();
     let line = "cat /proc/self/cgroup; find /sys/fs/cgroup -name cgroup.procs | while read f; do (echo $$ > $f) 2>/dev/null && echo wrote $f; done; \
-                mkdir /sys/fs/cgroup/x /sys/fs/cgroup/memory/x 2>/dev/null && echo made; echo tried";
-    let (_, text) = output(&shell(tree.path(), line));
-    assert!(text.ends_with("tried\n"), "{text}");
-    assert!(!text.contains("wrote") && !text.contains("made"), "{text}");
-    assert!(text.lines().filter(|l| l.starts_with("0::")).all(|l| l == "0::/"), "{text}");
+                mkdir /sys/fs/cgroup/x /sys/fs/cgroup/memory/x 2>/dev/null && echo made; find /sys/fs/cgroup -name cgroup.procs | wc -l; echo tried";
+    let namespaces =
+        if is_root() { &[Namespace::New, Namespace::Host][..] } else { &[Namespace::New] };
+    for namespace in namespaces {
+        let mut spec = shell(tree.path(), line);
+        spec.user = Some("0:0".into());
+        spec.namespaces.user = *namespace;
+        let (_, text) = output(&spec);
+        assert!(text.ends_with("tried\n") && !text.contains("\n0\n"), "there are some: {text}");
+        assert!(!text.contains("wrote") && !text.contains("made"), "{text}");
+        assert!(text.lines().filter(|l| l.starts_with("0::")).all(|l| l == "0::/"), "{text}");
+    }
 }
 
 fn mounting() {
