@@ -71,7 +71,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
 /// The module that is meant, if it is none of the tree's paths.
 fn module(what: &Path) -> anyhow::Result<Option<Label>> {
     match what.to_str() {
-        Some(text) if text.starts_with("//") || text.starts_with('@') => Ok(Some(text.parse()?)),
+        Some(text) if text.starts_with("//") || text.starts_with('@') && text.contains("//") => {
+            Ok(Some(text.parse()?))
+        }
         _ => Ok(None),
     }
 }
