@@ -98,8 +98,11 @@ fn signals_reach_nobody_outside() {
     for user in USERS {
         let world = world(user, |_| (), &[]);
         let mut outside = world.command("sleep").arg("1000").spawn().unwrap();
-        let script = format!("kill -9 {0}; kill -9 -{0}; kill -9 -1; kill -0 {0}", outside.id());
-        run(&world, &[], &script);
+        let script = format!(
+            "kill -9 {0}; kill -9 -{0}; kill -9 -1; kill -0 {0} || echo tried",
+            outside.id()
+        );
+        assert_eq!(run(&world, &[], &script).stdout, "tried\n");
         assert!(outside.try_wait().unwrap().is_none(), "it was not killed");
         outside.kill().unwrap();
         outside.wait().unwrap();

@@ -106,14 +106,15 @@ fn trees_and_images_become_packages_of_one_layer() {
             let ran = world.ok(&["run", "--rm", reference.trim()]);
             assert_eq!(ran.stdout, "base\none\n0\n", "{file}");
         }
-        world.write("app/run.sh", "#!/bin/sh\necho \"ran $1\"\n");
+        world.write("app/run.sh", "#!/bin/sh\necho \"$1 ran $2\"\n");
         std::fs::set_permissions(world.path("app/run.sh"), PermissionsExt::from_mode(0o755))
             .unwrap();
         world.hand_over();
         world.ok(&["image", "pack", "app", "-o", "tool.xar", "--xar-target", "run.sh"]);
         let reference = world.ok(&["import", "-q", "tool.xar", "--version", "1"]).stdout;
         assert_eq!(reference, "tool@1\n");
-        assert_eq!(world.ok(&["run", "--rm", "tool@1", "it"]).stdout, "ran it\n");
+        assert_eq!(world.ok(&["run", "--rm", "tool@1", "it"]).stdout, "tool.xar ran it\n");
+        assert_eq!(world.ok(&["run", "--rm", "--image", "tool.xar"]).stdout, "tool.xar ran \n");
         let said = world.fails(1, &["import", "app/run.sh"]);
         assert!(said.contains("app/run.sh"), "{said}");
         world.ends_clean();
@@ -190,7 +191,7 @@ fn a_package_goes_out_and_comes_back_the_same() {
 #[test]
 fn a_package_becomes_one_file_that_runs_by_itself() {
     let world = World::new(User::Me);
-    world.write("app/run.sh", "#!/bin/sh\ncat \"$(dirname \"$0\")/lib/data\"\n");
+    world.write("app/run.sh", "#!/bin/sh\ncat \"$(dirname \"$0\")/lib/data\"; echo $@\n");
     std::fs::set_permissions(world.path("app/run.sh"), PermissionsExt::from_mode(0o755)).unwrap();
     world.write("lib/lib/data", "data\n");
     world.write(
@@ -202,7 +203,7 @@ fn a_package_becomes_one_file_that_runs_by_itself() {
     world.ok(&["pack", "-q", "--graph", "graph.json", "--target", "//:app", "--version", "v1"]);
     world.ok(&["export", "--xar", "app@v1", "-o", "app.xar"]);
     let first = sh(&world, "head -1 app.xar; test -x app.xar; grep -a '^XAREXEC_TARGET' app.xar");
-    assert_eq!(first, "#!/usr/bin/env xarexec_fuse\nXAREXEC_TARGET=\"run.sh\"\n");
+    assert_eq!(first, "#!/usr/bin/env xarexec_fuse\nXAREXEC_TARGET=\"xar_start.sh\"\n");
     let unpacked = Command::new("unsquashfs")
         .args(["-q", "-n", "-o", "4096", "-d"])
         .arg(world.path("unpacked"))
@@ -210,8 +211,9 @@ fn a_package_becomes_one_file_that_runs_by_itself() {
         .output()
         .expect("this test needs squashfs-tools");
     assert!(unpacked.status.success(), "{unpacked:?}");
-    assert_eq!(sh(&world, "unpacked/run.sh"), "data\n");
+    // As xarexec_fuse calls it: with the file before the arguments.
+    assert_eq!(sh(&world, "unpacked/xar_start.sh app.xar a b"), "data\na b\n");
     need_fuse();
-    assert_eq!(world.ok(&["xar", "run", "app.xar"]).stdout, "data\n");
+    assert_eq!(world.ok(&["xar", "run", "app.xar", "a", "b"]).stdout, "data\na b\n");
     assert!(world.fails(1, &["export", "--xar", "app@v1"]).contains("needs -o"));
 }

@@ -53,6 +53,80 @@ fn why_names_the_module_of_a_path_and_those_it_hides() {
 }
 
 #[test]
+fn why_names_the_dependencies_that_lead_there() {
+    let world = World::new(User::Me);
+    world.write("top/usr/top", "top\n");
+    world.write("base/usr/base", "base\n");
+    world.write(
+        "graph.json",
+        r#"{"modules": [
+            {"label": "//:base", "outputs": [{"path": "", "source": "base"}]},
+            {"label": "//:group", "deps": ["//:base"]},
+            {"label": "//:top", "deps": ["//:group"], "outputs": [{"path": "", "source": "top"}]}]}"#,
+    );
+    let target = ["why", "--graph", "graph.json", "--target"];
+    let why = |words: &[&str]| world.ok(&[&target, words].concat()).stdout;
+    let path = "//:top -> //:group -> //:base\n";
+    assert_eq!(why(&["//:top", "//:base"]), path);
+    assert_eq!(why(&["//:top", "/usr/base"]), path);
+    assert_eq!(why(&["//:top", "usr"]), format!("//:top\n{path}"), "topmost first");
+    let rows = json(&why(&["//:top", "//:group", "--json"]));
+    assert_eq!(rows, serde_json::json!([["//:top", "//:group"]]));
+    for (words, said) in [
+        (["//:group", "//:top"], "//:group does not depend on //:top"),
+        (["//:top", "//:bass"], "there is no target //:bass (did you mean `//:base`?)"),
+        (["//:top", "usr/none"], "no module of //:top has /usr/none"),
+    ] {
+        let error = world.fails(1, &[&target[..], &words].concat());
+        assert!(error.contains(said), "{error}");
+    }
+    world.fails(2, &["why", "//:base"]);
+    world.fails(2, &["why", "top@v1", "--target", "//:top", "//:base"]);
+    world.fails(2, &["why", "--graph", "graph.json", "top@v1", "//:base"]);
+}
+
+#[test]
+fn why_says_for_what_a_module_was_packed_again() {
+    let world = World::new(User::Me);
+    world.write("base/file", "one\n");
+    world.write("base/gone", "gone\n");
+    world.write("top/other", "one\n");
+    pack(&world, "v1");
+    world.write("base/file", "two\n");
+    world.write("base/.wh.new", "");
+    std::fs::remove_file(world.path("base/gone")).unwrap();
+    let said = |words: &[&str]| {
+        let shown =
+            json(&world.ok(&[&["why", "--json", "--since", "top@v1"], words].concat()).stdout);
+        let row = |row: &Value| format!("{} {}", row["change"], row["path"]).replace('"', "");
+        let changes = shown["changes"].as_array().unwrap().iter().map(row);
+        (shown["state"].as_str().unwrap().to_owned(), changes.collect::<Vec<_>>())
+    };
+    let target = ["--graph", "graph.json", "--target", "//:top"];
+    let changed =
+        ("changed".to_owned(), ["A .wh.new", "C file", "D gone"].map(Into::into).to_vec());
+    let before = said(&[&target[..], &["//:base"]].concat());
+    pack(&world, "v2");
+    assert_eq!((&before, &said(&["top@v2", "//:base"])), (&changed, &changed));
+    assert_eq!(said(&["top@v2", "//:top"]).0, "same");
+    assert_eq!(said(&[&target[..], &["//:top"]].concat()).0, "same");
+    let row = |module| world.ok(&["why", "top@v2", module]).stdout;
+    assert!(row("//:base").contains("packed") && row("//:top").contains("reused"));
+
+    let graph = ["pack", "-q", "--graph", "graph.json", "--target"];
+    world.ok(&[&graph[..], &["//:top", "--version", "v3", "--level", "1"]].concat());
+    assert_eq!(said(&["top@v3", "//:top"]), ("parameters".to_owned(), vec![]));
+    world.ok(&[&graph[..], &["//:base", "--name", "top", "--version", "v0"]].concat());
+    let new = world.ok(&["why", "top@v1", "//:top", "--since", "top@v0"]);
+    assert_eq!(
+        (new.stdout, new.stderr),
+        (String::new(), "since top@v0: //:top is not in it\n".into())
+    );
+    let error = world.fails(1, &["why", "top@v2", "file", "--since", "top@v1"]);
+    assert!(error.contains("file is no module"), "{error}");
+}
+
+#[test]
 fn diff_lists_changed_paths_and_what_a_pull_fetches() {
     let world = World::new(User::Me);
     world.write("base/same", "same\n");
@@ -116,13 +190,78 @@ fn a_xar_runs_like_the_program_it_holds() {
         let said = String::from_utf8_lossy(&output.stdout);
         assert_eq!(
             (output.status.code(), &*said),
-            (Some(3), "yes -x a b\ngiven\ninside\n"),
+            (Some(3), "yes app.xar -x a b\ngiven\ninside\n"),
             "{output:?}"
         );
         assert_eq!(std::fs::read_to_string(world.path("made")).unwrap(), "typed\n");
         assert!(world.ok(&["xar", "info", "app.xar"]).stdout.contains("UUID=\"d770950c\""));
         world.ok(&["xar", "verify", "app.xar"]);
         assert!(world.fails(125, &["xar", "run", "image"]).contains("is not a XAR"));
+        world.ends_clean();
+    }
+}
+
+/// Python with XAR's own tools, in the world's folder.
+fn xars_python(world: &World, arguments: &[&str]) {
+    let tools = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("xar");
+    let at = tools.display();
+    assert!(tools.exists(), "this test needs PyPI's xar in {at}: scripts/test installs it");
+    let mut python = Command::new("python3");
+    python.args(arguments).env("PYTHONPATH", &tools).current_dir(world.dir.path());
+    let ran = python.output().expect("this test needs python3");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+}
+
+/// Reads a XAR as XAR's own tests do, but takes one that can be run.
+const UNXAR: &str = "
+import sys
+from xar import xar_builder
+from xar.tests.xar_test_helpers import XarTestCase
+xar_builder.BORING_SHEBANG = '#!/usr/bin/env xarexec_fuse'
+case = XarTestCase('assertTrue')
+case.assertEquals = case.assertEqual
+case._unxar('ours.xar', 'out')
+case.assertDirectoryEqual('tree', 'out')
+";
+
+#[test]
+fn xars_own_tool_makes_what_we_run_and_reads_what_we_make() {
+    need_fuse();
+    for user in USERS {
+        let world = World::new(user);
+        let main = "import sys, os, json\nfrom app import word\ndef main():\n    \
+            print(json.dumps(sys.argv[:3] + [word.WORD, os.getenv('XAR_RUNTIME_FILES')]))\n    sys.exit(7)\n";
+        world.write("py/app/__init__.py", "");
+        world.write("py/app/main.py", main);
+        world.write("py/app/word.py", "WORD = 'inside'\n");
+        let make =
+            "-m xar.make_xar --python py --python-entry-point app.main:main --output app.xar";
+        xars_python(&world, &make.split(' ').collect::<Vec<_>>());
+        world.hand_over();
+        let said = |at: &str, file: &str, ran: common::Ran| {
+            let expected = serde_json::json!([file, "x", "y z", "inside", at]);
+            assert_eq!((ran.code, json(&ran.stdout)), (Some(7), expected), "{ran:?}");
+        };
+        said("/packages/app", "app.xar", world.run(&["xar", "run", "app.xar", "x", "y z"]));
+        let info = world.ok(&["xar", "info", "app.xar"]).stdout;
+        assert!(info.contains("XAREXEC_TARGET=\"bootstrap_xar.sh\""), "{info}");
+        world.ok(&["xar", "verify", "app.xar"]);
+        world.ok(&["import", "-q", "app.xar", "--version", "1"]);
+        said("/packages/app-1", "app.xar", world.run(&["run", "--rm", "app@1", "x", "y z"]));
+        // From a mount, as xarexec_fuse calls it. One without an account can't mount.
+        if user == User::Me {
+            let mounted = world.ok(&["mount", "--image", "app.xar"]).stdout;
+            let mounted = mounted.trim();
+            let mut start = world.command(format!("{mounted}/bootstrap_xar.sh"));
+            let ran = start.args(["./app.xar", "x", "y z"]).output().unwrap();
+            said(mounted, "./app.xar", ran.into());
+            world.ok(&["umount", mounted]);
+        }
+        world.ok(&["image", "unpack", "app.xar", "tree"]);
+        let target = ["--xar-target", "bootstrap_xar.sh"];
+        world.ok(&[&["image", "pack", "tree", "-o", "ours.xar"], &target[..]].concat());
+        said("/packages/ours", "ours.xar", world.run(&["xar", "run", "ours.xar", "x", "y z"]));
+        xars_python(&world, &["-c", UNXAR]);
         world.ends_clean();
     }
 }

@@ -44,6 +44,27 @@ fn the_example_of_the_design() {
 }
 
 #[test]
+fn the_way_to_a_dependency() {
+    let modules = [
+        module("a", &["b", "c"]),
+        module("b", &["d"]),
+        module("c", &["e"]),
+        module("d", &["e"]),
+        module("e", &[]),
+    ];
+    let graph = BuildGraph::new(modules).unwrap();
+    let path = |from: &str, to: &str| -> Option<Vec<&str>> {
+        let path = graph.path(&label(from), &label(to)).unwrap()?;
+        Some(path.into_iter().map(Label::name).collect())
+    };
+    assert_eq!(path("a", "e").unwrap(), ["a", "c", "e"], "the shortest");
+    assert_eq!(path("a", "d").unwrap(), ["a", "b", "d"]);
+    assert_eq!(path("a", "a").unwrap(), ["a"]);
+    assert_eq!(path("c", "d"), None);
+    assert!(graph.path(&label("a"), &label("f")).is_err());
+}
+
+#[test]
 fn modules_without_outputs_make_no_layer() {
     let mut middle = module("b", &["c"]);
     middle.outputs.clear();

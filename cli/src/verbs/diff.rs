@@ -11,6 +11,7 @@ use mica_squashfs::chunks::ChunkTable;
 use mica_squashfs::{Image, Inode, InodeKind};
 use serde_json::json;
 
+use super::image;
 use crate::context::Context;
 use crate::output::{self, note};
 use crate::registries::RegistryFlags;
@@ -42,17 +43,27 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let layers = new.manifest.layers.iter().filter(|layer| !has(&old.manifest, layer)).count();
     let changes = changes(old, new)?;
     if args.json {
-        let row = |(path, change): (&PathBuf, &char)| json!({ "path": path.to_string_lossy(), "change": change });
-        let rows: Vec<_> = changes.iter().map(row).collect();
-        output::json(&json!({ "changes": rows, "layers": layers, "bytes": bytes }))?;
+        output::json(&json!({ "changes": rows(&changes), "layers": layers, "bytes": bytes }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let lines: Vec<String> =
-        changes.iter().map(|(path, change)| format!("{change} /{}", path.display())).collect();
-    output::lines(lines.iter().map(String::as_str))?;
+    print(&changes)?;
     let paths = changes.len();
     note(format_args!("{paths} paths, {layers} layers, {} to ship", output::bytes(bytes)));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The paths that are not what they were, without a leading slash.
+pub(super) type Changes = BTreeMap<PathBuf, char>;
+
+pub(super) fn rows(changes: &Changes) -> Vec<serde_json::Value> {
+    let row = |(path, change): (&PathBuf, &char)| json!({ "path": path.to_string_lossy(), "change": change });
+    changes.iter().map(row).collect()
+}
+
+pub(super) fn print(changes: &Changes) -> anyhow::Result<()> {
+    let lines: Vec<String> =
+        changes.iter().map(|(path, change)| format!("{change} /{}", path.display())).collect();
+    output::lines(lines.iter().map(String::as_str))
 }
 
 fn has(manifest: &Manifest, layer: &Layer) -> bool {
@@ -86,7 +97,7 @@ struct Entry<'a> {
     seen: Seen<'a>,
 }
 
-fn changes(old: Opened, new: Opened) -> anyhow::Result<BTreeMap<PathBuf, char>> {
+fn changes(old: Opened, new: Opened) -> anyhow::Result<Changes> {
     let (old_view, new_view) = (View::new(old.stack), View::new(new.stack));
     let mut before = BTreeMap::new();
     old_view.walk(|seen| {
@@ -104,7 +115,7 @@ fn changes(old: Opened, new: Opened) -> anyhow::Result<BTreeMap<PathBuf, char>> 
         }
     })?;
     for (old, new) in unsure {
-        if !same(&old, &new)? {
+        if !same((old.image, &old.inode), (new.image, &new.inode))? {
             changes.insert(new.path, 'C');
         }
     }
@@ -112,17 +123,39 @@ fn changes(old: Opened, new: Opened) -> anyhow::Result<BTreeMap<PathBuf, char>> 
     Ok(changes)
 }
 
+/// What changed between two images, of which marks of the overlay are files like others.
+pub(super) fn image_changes(old: &Image, new: &Image) -> anyhow::Result<Changes> {
+    let all = |image: &Image| -> anyhow::Result<BTreeMap<PathBuf, Inode>> {
+        let mut all = BTreeMap::new();
+        let root = (PathBuf::new(), image.inode(image.root())?);
+        image::walk(image, root, |path, inode| {
+            all.insert(path.to_owned(), inode.clone());
+            Ok(())
+        })?;
+        Ok(all)
+    };
+    let (mut before, mut changes) = (all(old)?, Changes::new());
+    for (path, inode) in all(new)? {
+        match before.remove(&path) {
+            None => drop(changes.insert(path, 'A')),
+            Some(was) if same((old, &was), (new, &inode))? => {}
+            Some(_) => drop(changes.insert(path, 'C')),
+        }
+    }
+    changes.extend(before.into_keys().map(|path| (path, 'D')));
+    Ok(changes)
+}
+
 /// Times don't count: packing sets them.
-fn same(old: &Seen<'_>, new: &Seen<'_>) -> anyhow::Result<bool> {
-    let (a, b) = (&old.inode, &new.inode);
+fn same((old, a): (&Image, &Inode), (new, b): (&Image, &Inode)) -> anyhow::Result<bool> {
     let about =
         |inode: &Inode| (inode.file_kind(), inode.mode, inode.uid, inode.gid, inode.device());
-    if about(a) != about(b) || old.image.xattrs(a)? != new.image.xattrs(b)? {
+    if about(a) != about(b) || old.xattrs(a)? != new.xattrs(b)? {
         return Ok(false);
     }
     Ok(match a.kind {
-        InodeKind::File { .. } => a.size() == b.size() && same_content(old.image, a, new.image, b)?,
-        InodeKind::Symlink { .. } => old.image.read_link(a)? == new.image.read_link(b)?,
+        InodeKind::File { .. } => a.size() == b.size() && same_content(old, a, new, b)?,
+        InodeKind::Symlink { .. } => old.read_link(a)? == new.read_link(b)?,
         _ => true,
     })
 }

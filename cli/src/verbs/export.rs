@@ -112,6 +112,9 @@ fn unpack(package: Opened, dir: &Path) -> anyhow::Result<()> {
     })
 }
 
+/// What xarexec_fuse runs: it has the file's own path as its first argument, which the package's program doesn't expect.
+const START: &str = "xar_start.sh";
+
 fn xar(package: Opened, file: &Path) -> anyhow::Result<()> {
     let name = format!("{}@{}", package.manifest.name, package.manifest.version);
     if package.manifest.has_root() {
@@ -139,10 +142,25 @@ fn xar(package: Opened, file: &Path) -> anyhow::Result<()> {
     let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
     let tree = scratch.path().join("tree");
     unpack(package, &tree)?;
-    let header = Some(Header { target: Some(target) });
+    let start = tree.join(START);
+    if start.symlink_metadata().is_ok() {
+        bail!("{name} has a {START} of its own, where a XAR's start goes");
+    }
+    let script = format!("#!/bin/sh\nshift\nexec \"${{0%/*}}/{}\" \"$@\"\n", in_quotes(&target));
+    let executable = || std::fs::Permissions::from_mode(0o755);
+    std::fs::write(&start, script)
+        .and_then(|()| std::fs::set_permissions(&start, executable()))
+        .with_context(|| format!("cannot write {}", start.display()))?;
+    let header = Some(Header { target: Some(START.to_owned()) });
     let options = PackOptions { header, chunks: false, ..PackOptions::default() };
     pack_dir(&tree, file, &options)?;
-    let executable = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(file, executable)
+    std::fs::set_permissions(file, executable())
         .with_context(|| format!("cannot make {} executable", file.display()))
+}
+
+/// For a shell, between double quotes.
+fn in_quotes(text: &str) -> String {
+    let special = |char: char| matches!(char, '"' | '\\' | '$' | '`');
+    let escape = |char: char| special(char).then_some('\\').into_iter().chain([char]);
+    text.chars().flat_map(escape).collect()
 }

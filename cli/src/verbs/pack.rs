@@ -12,7 +12,7 @@ use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef, Version
 use mica_packer::{PackOptions, chunks_path, pack_scan};
 
 use super::pack_defaults::{Defaults, label, same_but_for_revision};
-use super::plan::{Built, PlannedLayer, Target};
+use super::plan::{Built, PlannedLayer, Source, Target};
 use super::push::PatchFlags;
 use crate::context::Context;
 use crate::git::{self, Commit};
@@ -90,7 +90,7 @@ pub(crate) struct PackedLayer {
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let options = PackOptions {
         level: args.level,
-        jobs: args.target.jobs.map(usize::from),
+        jobs: args.target.source.jobs.map(usize::from),
         mtime: super::image::source_date_epoch()?,
         ..PackOptions::default()
     };
@@ -121,9 +121,7 @@ pub(crate) fn pack_workspace(
     let args = Args {
         target: Target {
             target: target.clone(),
-            graph: None,
-            workspace: Some(workspace.to_owned()),
-            jobs: None,
+            source: Source { workspace: Some(workspace.to_owned()), ..Source::default() },
         },
         version: None,
         name: None,

@@ -1,13 +1,9 @@
 //! What `mica pack` says of a package beside its layers: flags, over what the target says, over what git knows.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, bail};
-use mica_graph::{HealthCheck, Manifest, Port, Process, Service};
+use mica_graph::{Manifest, Port, Process, Service};
 
-use super::run::{
-    as_ms, parse_cpus, parse_duration, parse_list, parse_pair, parse_size, recommended,
-};
+use super::run::{HealthFlags, parse_cpus, parse_list, parse_pair, parse_size, recommended};
 use crate::git::Commit;
 use crate::signals;
 
@@ -49,21 +45,8 @@ pub(crate) struct Defaults {
     /// A port on which the program listens, as in 80 or 53/udp
     #[arg(long = "port", value_name = "PORT[/udp]")]
     ports: Vec<Port>,
-    /// Shell command that exits with 0 while the job is healthy
-    #[arg(long, value_name = "COMMAND")]
-    health_cmd: Option<String>,
-    /// Time between two checks, as in 500ms, 30s, 1m30s
-    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
-    health_interval: Option<Duration>,
-    /// A check that takes longer has failed
-    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
-    health_timeout: Option<Duration>,
-    /// Failures don't count so soon after the start
-    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
-    health_start_period: Option<Duration>,
-    /// So many failures in a row make the job unhealthy
-    #[arg(long, value_name = "N")]
-    health_retries: Option<u32>,
+    #[command(flatten)]
+    health: HealthFlags,
     /// Signal with which `mica stop` asks the job to end
     #[arg(long, value_name = "SIGNAL")]
     stop_signal: Option<String>,
@@ -140,22 +123,9 @@ impl Defaults {
 
     fn apply_to_service(&self, service: &mut Service) -> anyhow::Result<()> {
         service.ports.extend(&self.ports);
-        if let Some(command) = &self.health_cmd {
-            service.health = Some(HealthCheck::shell(command));
-        }
-        let times = [self.health_interval, self.health_timeout, self.health_start_period];
-        match &mut service.health {
-            Some(health) => {
-                let [interval, timeout, start_period] = times.map(|time| time.map(as_ms));
-                health.interval_ms = interval.or(health.interval_ms);
-                health.timeout_ms = timeout.or(health.timeout_ms);
-                health.start_period_ms = start_period.or(health.start_period_ms);
-                health.retries = self.health_retries.or(health.retries);
-            }
-            None if self.health_retries.is_some() || times.iter().any(Option::is_some) => {
-                bail!("it has no health check; --health-cmd gives it one")
-            }
-            None => {}
+        service.health = self.health.over(service.health.take());
+        if service.health.is_none() && self.health.need_a_command() {
+            bail!("it has no health check; --health-cmd gives it one");
         }
         if self.stop_signal.is_some() {
             service.stop_signal.clone_from(&self.stop_signal);

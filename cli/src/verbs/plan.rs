@@ -35,6 +35,13 @@ pub(crate) struct Target {
     /// The target: //package:name
     #[arg(long, value_name = "LABEL")]
     pub(crate) target: Label,
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+/// Where a target's outputs come from.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Source {
     /// Take graph and outputs from this JSON file (- for standard input) instead of building BUILD files
     #[arg(long, value_name = "FILE")]
     pub(crate) graph: Option<PathBuf>,
@@ -61,6 +68,13 @@ pub(crate) struct Built {
 impl Target {
     /// Builds the target, or reads the graph that another tool built.
     pub(crate) fn build(&self) -> anyhow::Result<Built> {
+        self.source.build(&self.target)
+    }
+}
+
+impl Source {
+    /// Builds a target, or reads the graph that another tool built.
+    pub(crate) fn build(&self, target: &Label) -> anyhow::Result<Built> {
         let started = Instant::now();
         let workspace = match &self.workspace {
             Some(dir) => dir.clone(),
@@ -71,7 +85,7 @@ impl Target {
         };
         if let Some(file) = &self.graph {
             let graph = read_graph(file, self.workspace.as_deref())?;
-            let target = self.target.clone();
+            let target = target.clone();
             return Ok(Built {
                 graph,
                 target,
@@ -84,7 +98,7 @@ impl Target {
             jobs: self.jobs.map(usize::from),
             ..mica_packer::build::BuildOptions::default()
         };
-        let built = mica_packer::build::build(&workspace, &self.target, &options)?;
+        let built = mica_packer::build::build(&workspace, target, &options)?;
         built.printed.iter().for_each(note);
         for (label, said) in &built.said {
             note(format_args!("{label}: {}", said.trim_end()));

@@ -31,8 +31,8 @@ enum Verb {
 
 /// Run the program that a .xar names in its header
 ///
-/// As XAR's own xarexec does, with the caller's environment, folder and streams; but as a job of `mica run`, for which
-/// all of the host but that folder is read-only, and without root.
+/// As XAR's own xarexec does, with the caller's environment, folder and streams, and the file as the first argument; but
+/// as a job of `mica run`, for which all of the host but that folder is read-only, and without root.
 #[derive(Debug, clap::Args)]
 struct RunArgs {
     /// The file and the program's arguments
@@ -77,7 +77,8 @@ fn job(words: &[OsString]) -> anyhow::Result<Vec<OsString>> {
     if here.parent().is_some() {
         words.extend(["--mount".into(), bind(&here), "-w".into(), here.into_os_string()]);
     }
-    words.extend(["--image".into(), file.clone(), "--".into(), format!("./{target}").into()]);
+    words.extend(["--image".into(), file.clone(), "--".into()]);
+    words.extend([format!("./{target}").into(), file.clone()]);
     words.extend(arguments.first().filter(|word| *word != "--").cloned());
     words.extend(arguments.iter().skip(1).cloned());
     Ok(words)

@@ -156,13 +156,26 @@ impl BuildGraph {
 
     /// What `target` needs, in stack order.
     pub fn plan(&self, target: &Label) -> Result<Plan<'_>, UnknownTargetError> {
-        let Some(&root) = self.by_label.get(target) else {
-            return Err(UnknownTargetError {
-                target: target.clone(),
-                hint: nearest_label(target, self.by_label.keys()),
-            });
-        };
+        let root = self.index(target)?;
         Ok(plan::plan(&self.graph, root))
+    }
+
+    /// A shortest way along dependencies, both ends included; `None` if there is none.
+    pub fn path(
+        &self,
+        from: &Label,
+        to: &Label,
+    ) -> Result<Option<Vec<&Label>>, UnknownTargetError> {
+        let (from, to) = (self.index(from)?, self.index(to)?);
+        let found = petgraph::algo::astar(&self.graph, from, |node| node == to, |_| 1, |_| 0);
+        Ok(found.map(|(_, nodes)| nodes.iter().map(|&node| &self.graph[node].label).collect()))
+    }
+
+    fn index(&self, target: &Label) -> Result<NodeIndex, UnknownTargetError> {
+        self.by_label.get(target).copied().ok_or_else(|| UnknownTargetError {
+            target: target.clone(),
+            hint: nearest_label(target, self.by_label.keys()),
+        })
     }
 }
 

@@ -6,7 +6,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use crate::support::*;
-use mica_launcher::{Device, ExecSpec, GeneratedFile, Mount, Network, Root, Seccomp, Spec, Stdio};
+use mica_launcher::{
+    Device, ExecSpec, GeneratedFile, Mount, Namespace, Network, Root, Seccomp, Spec, Stdio,
+};
 
 pub(crate) const TESTS: &[Test] = &[
     ("escapes::links_in_the_tree", By::Both, links_in_the_tree),
@@ -80,16 +82,19 @@ fn my_executable() -> (std::path::PathBuf, u64, Vec<u8>) {
 fn own_executable() {
     let before = my_executable();
     let tree = tree();
-    let line = "for p in /proc/[0-9]*; do readlink $p/exe; (echo x > $p/exe) 2>&1; (echo x >> $p/exe) 2>&1; done; \
-                dd if=/proc/1/exe of=/dev/null count=1 2>&1; ls -l /proc/1/map_files 2>&1";
+    // That it is busy is luck: it won't be when the last job has ended.
+    let line = "for p in /proc/[0-9]*; do readlink $p/exe; (echo x > $p/exe) 2>&1; (echo x >> $p/exe) 2>&1; done >/dev/null; \
+                dd if=/proc/1/exe of=/dev/null count=1 2>&1; ls -l /proc/1/map_files >/dev/null 2>&1; (echo x > /proc/1/exe) 2>&1";
     for user in [None, Some("0:0")] {
         let mut spec = shell(tree.path(), line);
         spec.user = user.map(str::to_owned);
         spec.capabilities.add.push("SYS_PTRACE".into());
         spec.capabilities.add.push("DAC_READ_SEARCH".into());
-        output(&spec);
-        spec.privileged = true;
-        output(&spec);
+        for privileged in [false, true] {
+            spec.privileged = privileged;
+            let (_, text) = output(&spec);
+            assert!(text.contains("/proc/1/exe") && !text.contains("busy"), "{text}");
+        }
     }
     assert_eq!(my_executable(), before);
 }
@@ -139,7 +144,8 @@ fn supervisor_is_out_of_reach() {
     let tree = tree();
     let me = std::process::id();
     let (_, text) = output(&shell(tree.path(), &format!("ls /proc; kill -0 {me} && echo reached")));
-    assert!(!text.contains("reached") && !text.lines().any(|l| l == me.to_string()), "{text}");
+    let sees = |pid: u32| text.lines().any(|line| line == pid.to_string());
+    assert!(sees(1) && !sees(me) && !text.contains("reached"), "{text}");
 }
 
 /// One that sees the host's processes may not look into those that aren't its own.
@@ -154,7 +160,7 @@ fn supervisor_is_not_traced() {
     );
     let mut spec = perl(tree.path(), &script);
     spec.user = Some("0:0".into());
-    spec.namespaces.pid = mica_launcher::Namespace::Host;
+    spec.namespaces.pid = Namespace::Host;
     spec.capabilities.add = vec!["SYS_PTRACE".into()];
     assert_eq!(output(&spec).1, "EPERM\n");
 }
@@ -180,10 +186,18 @@ fn leaked_descriptors() {
 fn hosts_cgroups() {
     let tree = tree();
     let line = "cat /proc/self/cgroup; find /sys/fs/cgroup -name cgroup.procs | while read f; do (echo $$ > $f) 2>/dev/null && echo wrote $f; done; \
-                mkdir /sys/fs/cgroup/x /sys/fs/cgroup/memory/x 2>/dev/null && echo made; exit 0";
-    let (_, text) = output(&shell(tree.path(), line));
-    assert!(!text.contains("wrote") && !text.contains("made"), "{text}");
-    assert!(text.lines().filter(|l| l.starts_with("0::")).all(|l| l == "0::/"), "{text}");
+                mkdir /sys/fs/cgroup/x /sys/fs/cgroup/memory/x 2>/dev/null && echo made; find /sys/fs/cgroup -name cgroup.procs | wc -l; echo tried";
+    let namespaces =
+        if is_root() { &[Namespace::New, Namespace::Host][..] } else { &[Namespace::New] };
+    for namespace in namespaces {
+        let mut spec = shell(tree.path(), line);
+        spec.user = Some("0:0".into());
+        spec.namespaces.user = *namespace;
+        let (_, text) = output(&spec);
+        assert!(text.ends_with("tried\n") && !text.contains("\n0\n"), "there are some: {text}");
+        assert!(!text.contains("wrote") && !text.contains("made"), "{text}");
+        assert!(text.lines().filter(|l| l.starts_with("0::")).all(|l| l == "0::/"), "{text}");
+    }
 }
 
 fn mounting() {
@@ -198,21 +212,24 @@ fn mounting() {
     let refused =
         |line: &&str| ["denied", "permitted", "superuser"].iter().any(|word| line.contains(word));
     assert!(lines.len() == 5 && lines.iter().all(refused), "{text}");
-    // With all rights in its namespace it still can't uncover what is covered, nor write what is read-only.
-    spec.privileged = true;
+    // Nor does it write what is read-only.
     let volume = scratch();
     spec.mounts.push(bind(volume.path(), "/volume", true));
-    spec.argv[2] = "mount -o remount,rw /usr 2>&1; touch /usr/x 2>&1; mount -o remount,bind,rw /volume; touch /volume/x; true".into();
-    let (_, text) = output(&spec);
-    assert!(!Path::new("/usr/x").exists(), "{text}");
+    spec.argv[2] = "exec 2>/dev/null; for d in /usr /volume; do mount -o remount,bind,rw $d; umount $d; touch $d/mica-x && rm $d/mica-x && echo wrote; done; echo tried".into();
+    assert_eq!(output(&spec).1, "tried\n");
 }
 
 fn mount_propagation() {
-    let tree = tree();
-    let shared = scratch();
-    let before = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mut spec =
-        shell(tree.path(), "mount -t tmpfs x /volume && echo mounted; cat /proc/self/mountinfo");
+    use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+    let (tree, shared) = (tree(), scratch());
+    // As all mounts are where systemd runs.
+    rustix::mount::mount("shared", shared.path(), "tmpfs", MountFlags::empty(), None).unwrap();
+    rustix::mount::mount_change(shared.path(), MountPropagationFlags::SHARED).unwrap();
+    fs::create_dir(shared.path().join("inner")).unwrap();
+    let mut spec = shell(
+        tree.path(),
+        "mount -t tmpfs x /volume/inner && grep -c /volume/inner /proc/self/mountinfo; read line",
+    );
     spec.privileged = true;
     spec.mounts.push(Mount::Bind {
         source: shared.path().into(),
@@ -222,9 +239,24 @@ fn mount_propagation() {
         follow: true,
         ids: None,
     });
-    let mut job = start(&spec, captured().0);
-    job.wait().unwrap();
-    assert_eq!(fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+    // What the host has of it while a job has its mount, and when that has ended.
+    let on_host = || {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        mounts.lines().filter(|line| line.contains(shared.path().to_str().unwrap())).count()
+    };
+    let counts = [Namespace::New, Namespace::Host].map(|namespace| {
+        spec.namespaces.user = namespace;
+        let (Stdio::Streams { stdout, stderr, .. }, mut reader) = piped() else { unreachable!() };
+        let (stdin, hold) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let mut job = start(&spec, Stdio::Streams { stdin, stdout, stderr });
+        wait_for(&mut reader, "1\n");
+        let meanwhile = on_host();
+        drop(hold);
+        job.wait().unwrap();
+        (meanwhile, on_host())
+    });
+    rustix::mount::unmount(shared.path(), UnmountFlags::DETACH).unwrap();
+    assert_eq!(counts, [(1, 1); 2]);
 }
 
 fn set_user_id() {
@@ -257,15 +289,17 @@ fn device_nodes() {
 
 fn making_device_nodes() {
     let tree = tree();
-    for namespace in [mica_launcher::Namespace::New, mica_launcher::Namespace::Host] {
+    for namespace in [Namespace::New, Namespace::Host] {
         let mut spec = shell(
             tree.path(),
-            "for d in / /dev /tmp /dev/shm; do mknod $d/made c 1 5 2>/dev/null && head -c1 $d/made >/dev/null 2>&1 && echo read $d; rm -f $d/made; done; exit 0",
+            "for d in / /dev /tmp /dev/shm; do mknod $d/made c 1 5 2>/dev/null && head -c1 $d/made >/dev/null 2>&1 && echo read $d; rm -f $d/made; done; echo tried",
         );
         spec.namespaces.user = namespace;
-        assert_eq!(output(&spec).1, "");
+        assert_eq!(output(&spec).1, "tried\n");
     }
 }
+
+pub(crate) const PUSH: &str = "--push-input";
 
 /// Pushing input into the caller's terminal, as the job's standard input without a terminal of its own.
 fn terminal_input() {
@@ -274,16 +308,29 @@ fn terminal_input() {
     grantpt(&master).unwrap();
     unlockpt(&master).unwrap();
     let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    // Ours must be the session that the terminal controls: into any other's nobody can push.
+    let mut command = std::process::Command::new("setsid");
+    command.args(["--ctty", "--wait"]).arg(fs::read_link("/proc/self/exe").unwrap());
+    let ran = command.args([Some(PUSH), ahead_flag()].iter().flatten()).stdin(slave).output();
+    let ran = ran.expect("this test needs setsid of util-linux");
+    let said = String::from_utf8_lossy(&ran.stdout);
+    let refused = ["EPERM", "EIO"].map(|why| format!("of the terminal: yes, job: tty 0, {why}\n"));
+    assert!(refused.contains(&said.clone().into_owned()), "{ran:?}");
+}
+
+/// What [`terminal_input`] makes of us: launches a job on our controlling terminal.
+pub(crate) fn push_input() {
+    let stdin = rustix::io::dup(rustix::stdio::stdin()).unwrap();
+    let ours = rustix::termios::tcgetsid(&stdin).is_ok();
     let tree = tree();
     let (Stdio::Streams { stdout, stderr, .. }, file) = captured() else { unreachable!() };
-    let stdio = Stdio::Streams { stdin: slave, stdout, stderr };
-    let mut spec =
-        perl(tree.path(), "my $c = 'x'; print(ioctl(STDIN, 0x5412, $c) ? 'pushed' : $!)");
+    let script = "open(my $f, '<', '/proc/self/stat'); print('tty ', (split(' ', <$f>))[6], ', '); \
+        my $c = 'x'; print(ioctl(STDIN, 0x5412, $c) ? 'pushed' : $!{EPERM} ? 'EPERM' : $!{EIO} ? 'EIO' : $!)";
+    let mut spec = perl(tree.path(), script);
     spec.user = Some("0:0".into());
-    let mut job = start(&spec, stdio);
-    job.wait().unwrap();
-    let said = printed(file);
-    assert!(said == "Operation not permitted" || said == "Input/output error", "{said}");
+    start(&spec, Stdio::Streams { stdin, stdout, stderr }).wait().unwrap();
+    let ours = if ours { "yes" } else { "no" };
+    println!("of the terminal: {ours}, job: {}", printed(file));
 }
 
 fn abstract_sockets() {

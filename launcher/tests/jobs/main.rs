@@ -17,6 +17,11 @@ fn main() -> ExitCode {
         escapes::pretend_overwrite();
         return ExitCode::SUCCESS;
     }
+    if std::env::args().any(|argument| argument == escapes::PUSH) {
+        support::begin();
+        escapes::push_input();
+        return ExitCode::SUCCESS;
+    }
     let all =
         [basics::TESTS, surroundings::TESTS, runtime_spec::TESTS, limits::TESTS, escapes::TESTS];
     support::run(&all.concat())

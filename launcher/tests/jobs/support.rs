@@ -37,10 +37,15 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Runs the tests whose names hold one of the arguments; all of them if there are none.
-pub(crate) fn run(tests: &[Test]) -> ExitCode {
+/// An init begins to be one here; all others look at how they are to launch.
+pub(crate) fn begin() {
     init_main();
     AHEAD.store(std::env::args().any(|argument| argument == AHEAD_OF_LAUNCH), Ordering::Relaxed);
+}
+
+/// Runs the tests whose names hold one of the arguments; all of them if there are none.
+pub(crate) fn run(tests: &[Test]) -> ExitCode {
+    begin();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [mode, tree] = arguments.as_slice()
         && mode.starts_with("--supervise")
@@ -251,6 +256,11 @@ static AHEAD: AtomicBool = AtomicBool::new(false);
 
 fn ahead() -> bool {
     AHEAD.load(Ordering::Relaxed)
+}
+
+/// For a copy of this process that is to launch in the same way.
+pub(crate) fn ahead_flag() -> Option<&'static str> {
+    ahead().then_some(AHEAD_OF_LAUNCH)
 }
 
 /// Launches in the way that is tested.

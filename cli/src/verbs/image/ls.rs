@@ -53,32 +53,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let start = super::find(&image, &args.below)?;
     let mut out = output::stdout();
     let mut rows = Vec::new();
-    // Depth first, with a stack of our own: images may be 500 folders deep, or claim to be.
-    let mut stack = vec![(Path::new("/").join(&args.below), start)];
-    while let Some((path, inode)) = stack.pop() {
+    super::walk(&image, (Path::new("/").join(&args.below), start), |path, inode| {
         if args.json {
-            rows.push(row(&image, &path, &inode)?);
-        } else {
-            if args.long {
-                write!(out, "{} ", columns(&row(&image, &path, &inode)?))?;
-            }
-            out.write_all(path.as_os_str().as_bytes())?;
-            if let (true, InodeKind::Symlink { .. }) = (args.long, &inode.kind) {
-                out.write_all(b" -> ")?;
-                out.write_all(&image.read_link(&inode)?)?;
-            }
-            out.write_all(b"\n")?;
+            rows.push(row(&image, path, inode)?);
+            return Ok(());
         }
-        if let InodeKind::Directory { .. } = inode.kind {
-            let below = stack.len();
-            for entry in image.read_dir(&inode)? {
-                let entry = entry?;
-                let name = std::ffi::OsStr::from_bytes(&entry.name);
-                stack.push((path.join(name), image.inode(entry.inode)?));
-            }
-            stack[below..].reverse();
+        if args.long {
+            write!(out, "{} ", columns(&row(&image, path, inode)?))?;
         }
-    }
+        out.write_all(path.as_os_str().as_bytes())?;
+        if let (true, InodeKind::Symlink { .. }) = (args.long, &inode.kind) {
+            out.write_all(b" -> ")?;
+            out.write_all(&image.read_link(inode)?)?;
+        }
+        Ok(out.write_all(b"\n")?)
+    })?;
     out.flush()?;
     if args.json {
         output::json(&rows)?;

@@ -115,6 +115,30 @@ pub(crate) fn lookup(image: &Image, path: &Path) -> anyhow::Result<Option<Inode>
     Ok(Some(inode))
 }
 
+/// Hands an inode and all that is below it to `each`, depth first, a directory before what it holds.
+pub(crate) fn walk(
+    image: &Image,
+    start: (PathBuf, Inode),
+    mut each: impl FnMut(&Path, &Inode) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    // With a stack of our own: images may be 500 folders deep, or claim to be.
+    let mut stack = vec![start];
+    while let Some((path, inode)) = stack.pop() {
+        each(&path, &inode)?;
+        if let InodeKind::Directory { .. } = inode.kind {
+            let below = stack.len();
+            for entry in image.read_dir(&inode)? {
+                let entry = entry?;
+                let name = std::ffi::OsStr::from_bytes(&entry.name);
+                stack.push((path.join(name), image.inode(entry.inode)?));
+            }
+            stack[below..].reverse();
+        }
+    }
+    Ok(())
+}
+
 /// What an inode is, in a word.
 pub(crate) fn kind_word(inode: &Inode) -> &'static str {
     match inode.kind {

@@ -119,7 +119,9 @@ impl Args {
         let image = Image::open(&self.source, &OpenOptions::default())?;
         let mut found = Found::default();
         if let Some(target) = image.xar_header().and_then(|header| header.xarexec_target.clone()) {
-            found.defaults.process.entrypoint = vec![format!("./{target}")];
+            // As XAR's own tools do, which name the file to its program.
+            let file = self.source.file_name().unwrap_or_default().display().to_string();
+            found.defaults.process.entrypoint = vec![format!("./{target}"), file];
         }
         let mut hash = blake3::Hasher::new();
         hash.update_reader(File::open(&self.source)?)?;

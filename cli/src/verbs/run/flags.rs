@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mica_agent::{Attachment, HealthCheck, Restart};
+use mica_graph::HealthCheck as PackageCheck;
 use mica_launcher::{Mount, PortForward, Rlimit};
 
 use super::mounts::{ImageFlag, Volume, parse_mount, parse_tmpfs, parse_volume};
@@ -120,6 +121,16 @@ pub(super) struct Life {
 /// How to find out whether the job works.
 #[derive(Debug, clap::Args)]
 pub(super) struct Health {
+    #[command(flatten)]
+    flags: HealthFlags,
+    /// Don't run the package's own health check
+    #[arg(long, conflicts_with = "health_cmd")]
+    no_healthcheck: bool,
+}
+
+/// A health check, for a job or for all jobs of a package.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct HealthFlags {
     /// Shell command that exits with 0 while the job is healthy [default: the package's check]
     #[arg(long, value_name = "COMMAND")]
     health_cmd: Option<String>,
@@ -135,30 +146,41 @@ pub(super) struct Health {
     /// So many failures in a row make the job unhealthy [default: the package's, or 3]
     #[arg(long, value_name = "N")]
     health_retries: Option<u32>,
-    /// Don't run the package's own health check
-    #[arg(long, conflicts_with = "health_cmd")]
-    pub(super) no_healthcheck: bool,
 }
 
 impl Health {
     /// What the flags say, and where they say nothing, the package.
-    pub(super) fn check(&self, package: Option<&mica_graph::HealthCheck>) -> Option<HealthCheck> {
+    pub(super) fn check(&self, package: Option<&PackageCheck>) -> Option<HealthCheck> {
         if self.no_healthcheck {
             return None;
         }
-        let given = self.health_cmd.as_deref().map(mica_graph::HealthCheck::shell);
-        let check = given.as_ref().or(package)?;
-        // A command given here has its own times, not those of the package's command.
-        let ms = |flag: Option<Duration>, kept: Option<u64>, usual: u64| {
-            flag.map(as_ms).or(kept).unwrap_or(usual)
-        };
+        let check = self.flags.over(package.cloned())?;
         Some(HealthCheck {
-            command: check.command.clone(),
-            interval_ms: ms(self.health_interval, check.interval_ms, 30_000),
-            timeout_ms: ms(self.health_timeout, check.timeout_ms, 30_000),
-            start_period_ms: ms(self.health_start_period, check.start_period_ms, 0),
-            retries: self.health_retries.or(check.retries).unwrap_or(3),
+            command: check.command,
+            interval_ms: check.interval_ms.unwrap_or(30_000),
+            timeout_ms: check.timeout_ms.unwrap_or(30_000),
+            start_period_ms: check.start_period_ms.unwrap_or(0),
+            retries: check.retries.unwrap_or(3),
         })
+    }
+}
+
+impl HealthFlags {
+    /// What the flags say, and where they say nothing, the package.
+    pub(crate) fn over(&self, package: Option<PackageCheck>) -> Option<PackageCheck> {
+        // A command given here has its own times, not those of the package's command.
+        let mut check = self.health_cmd.as_deref().map(PackageCheck::shell).or(package)?;
+        check.interval_ms = self.health_interval.map(as_ms).or(check.interval_ms);
+        check.timeout_ms = self.health_timeout.map(as_ms).or(check.timeout_ms);
+        check.start_period_ms = self.health_start_period.map(as_ms).or(check.start_period_ms);
+        check.retries = self.health_retries.or(check.retries);
+        Some(check)
+    }
+
+    /// Whether they say how a command is used, whichever that is.
+    pub(crate) fn need_a_command(&self) -> bool {
+        let times = [self.health_interval, self.health_timeout, self.health_start_period];
+        self.health_retries.is_some() || times.iter().any(Option::is_some)
     }
 }
 

@@ -21,12 +21,10 @@ use mica_squashfs::{Image, OpenOptions};
 use signal_hook::consts::signal as signo;
 use signal_hook::iterator::Signals;
 
-pub(crate) use self::flags::{Args, PullWhen};
+pub(crate) use self::flags::{Args, HealthFlags, PullWhen};
 pub(crate) use self::spec::set_variable;
 use self::spec::{Source, job_config};
-pub(crate) use self::values::{
-    as_ms, parse_cpus, parse_duration, parse_list, parse_pair, parse_size,
-};
+pub(crate) use self::values::{parse_cpus, parse_duration, parse_list, parse_pair, parse_size};
 use crate::context::Context;
 use crate::output::note;
 use crate::terminal::{self, DetachKeys, Dialogue, Over, Raw};
@@ -250,8 +248,9 @@ fn image_source(
     if wants_entrypoint {
         let image = Image::open(top, &OpenOptions::default())?;
         let target = image.xar_header().and_then(|header| header.xarexec_target.clone());
-        // `./` keeps it a path in the stack when it has no slash.
-        process.entrypoint.extend(target.map(|target| format!("./{target}")));
+        // `./` keeps it a path in the stack when it has no slash. XAR's own tools put the file first as well.
+        let words = target.map(|target| [format!("./{target}"), top.display().to_string()]);
+        process.entrypoint.extend(words.into_iter().flatten());
     }
     let stack = stacks::of_images(images, verify)?;
     Ok(Source { folder, process, stack, ..Source::default() })

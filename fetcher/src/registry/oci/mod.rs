@@ -236,7 +236,6 @@ impl OciRegistry {
 
     /// The versions and tags behind some tags, newest first.
     fn index_of(&self, name: &PackageName, tags: &[String]) -> Result<Index, RegistryError> {
-        let is_word = |tag: &&String| !tag.starts_with("sha256-");
         let tags: Vec<&String> = tags.iter().filter(is_word).collect();
         let found = parallel::map(PARALLEL, &tags, |tag| self.image(name, tag));
         let mut index = Index::new(name.clone());
@@ -342,6 +341,12 @@ struct Found {
     bytes: Vec<u8>,
 }
 
+/// Whether a tag is somebody's word for an image, not what OCI falls back to for those that refer to one: registries list
+/// both, in any order.
+fn is_word(tag: &&String) -> bool {
+    !tag.starts_with("sha256-")
+}
+
 impl Registry for OciRegistry {
     fn address(&self) -> &str {
         &self.client.sender.address
@@ -364,7 +369,8 @@ impl Registry for OciRegistry {
         // The real name is in the manifests.
         let names = parallel::map(PARALLEL, &below, |below| {
             let tags = self.tags(below).ok()??;
-            let (manifest, _) = self.fetch(below, tags.first()?).ok()??;
+            let tag = tags.iter().find(is_word)?;
+            let (manifest, _) = self.fetch(below, tag).ok()??;
             Some(manifest.entry()?.0)
         });
         let mut names: Vec<PackageName> = names.into_iter().flatten().collect();
