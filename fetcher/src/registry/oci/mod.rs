@@ -367,12 +367,18 @@ impl Registry for OciRegistry {
         let below: Vec<&str> =
             repositories.iter().filter_map(|full| self.location.below(full)).collect();
         // The real name is in the manifests.
-        let names = parallel::map(PARALLEL, &below, |below| {
-            let tags = self.tags(below).ok()??;
-            let tag = tags.iter().find(is_word)?;
-            let (manifest, _) = self.fetch(below, tag).ok()??;
-            Some(manifest.entry()?.0)
+        let name = |below: &str| -> Result<Option<PackageName>, RegistryError> {
+            let tags = self.tags(below)?.unwrap_or_default();
+            let Some(tag) = tags.iter().find(is_word) else { return Ok(None) };
+            let found = self.fetch(below, tag)?;
+            Ok(found.and_then(|(manifest, _)| Some(manifest.entry()?.0)))
+        };
+        let names = parallel::map(PARALLEL, &below, |below| match name(below) {
+            // Somebody else's, or something else.
+            Err(error) if !error.is_transient() => Ok(None),
+            found => found,
         });
+        let names = names.into_iter().collect::<Result<Vec<_>, _>>()?;
         let mut names: Vec<PackageName> = names.into_iter().flatten().collect();
         names.sort();
         Ok(names)
