@@ -57,6 +57,13 @@ pub struct Layer {
     pub root: bool,
 }
 
+impl Layer {
+    /// Its image.
+    pub fn image(&self) -> Blob {
+        Blob { digest: self.digest, size: self.size }
+    }
+}
+
 /// Some bytes in a registry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Blob {

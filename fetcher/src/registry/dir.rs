@@ -5,16 +5,12 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use mica_graph::{Blob, Digest, Layer, PackageName, Version};
+use mica_graph::{Blob, Digest};
 
 use super::files::{self, Change, Documents, Files};
 use super::layout::{self, Item};
-use super::{
-    BlobStream, Content, Index, Publication, Published, Registry, RegistryError, WriteRegistry,
-};
+use super::{BlobStream, Content, RegistryError};
 use crate::file::{self, FileError, Lock, Named, Staging};
-use crate::patch::PatchNote;
-use crate::trust::Signatures;
 
 /// A folder of the layout described in [the module](super).
 #[derive(Clone, Debug)]
@@ -106,20 +102,16 @@ fn create_durable(path: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-impl Registry for DirRegistry {
-    fn address(&self) -> &str {
+impl Files for DirRegistry {
+    fn place(&self) -> &str {
         &self.address
     }
 
-    fn packages(&self) -> Result<Vec<PackageName>, RegistryError> {
-        files::packages(self)
+    fn file(&self, item: &Item, limit: u64) -> Result<Option<Vec<u8>>, RegistryError> {
+        Ok(file::read_small(&self.root.join(item.path()), limit)?)
     }
 
-    fn index(&self, name: &PackageName) -> Result<Option<Index>, RegistryError> {
-        files::index(self, name)
-    }
-
-    fn blob(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError> {
+    fn part(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError> {
         files::require(self, blob)?;
         let path = self.blob_path(&blob.digest);
         let mut file = File::open(&path).named("open", &path)?;
@@ -127,27 +119,14 @@ impl Registry for DirRegistry {
         let reader = file.take(range.end.saturating_sub(range.start));
         Ok(BlobStream { start: range.start, reader: Box::new(reader) })
     }
-
-    fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError> {
-        files::layer_by_inputs(self, inputs)
-    }
-
-    fn patches(&self, image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
-        files::patches(self, image)
-    }
-
-    fn signatures(&self, manifest: &Digest) -> Result<Signatures, RegistryError> {
-        files::signatures(self, manifest)
-    }
-}
-
-impl Files for DirRegistry {
-    fn file(&self, item: &Item, limit: u64) -> Result<Option<Vec<u8>>, RegistryError> {
-        Ok(file::read_small(&self.root.join(item.path()), limit)?)
-    }
 }
 
 impl Documents for DirRegistry {
+    fn try_writing(&self) -> Result<(), RegistryError> {
+        self.staging()?.create()?;
+        Ok(())
+    }
+
     /// Under a lock, of a name that no change of the layout may change.
     fn update(
         &self,
@@ -173,22 +152,8 @@ impl Documents for DirRegistry {
     fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, RegistryError> {
         Ok(file::stat(&self.blob_path(digest))?.map(|meta| meta.len()))
     }
-}
 
-impl WriteRegistry for DirRegistry {
-    fn check_writable(&self) -> Result<(), RegistryError> {
-        self.staging()?.create()?;
-        Ok(())
-    }
-
-    fn has_blob(&self, blob: &Blob) -> Result<bool, RegistryError> {
-        Ok(self.blob_size(&blob.digest)? == Some(blob.size))
-    }
-
-    fn put_blob(&self, blob: &Blob, content: Content<'_>) -> Result<bool, RegistryError> {
-        if self.has_blob(blob)? {
-            return Ok(false);
-        }
+    fn store(&self, blob: &Blob, content: Content<'_>) -> Result<(), RegistryError> {
         let mut staged = self.staging()?.create()?;
         let mut hasher = blake3::Hasher::new();
         let mut size = 0;
@@ -219,36 +184,6 @@ impl WriteRegistry for DirRegistry {
             };
             return Err(RegistryError::WrongBytes { registry, expected: blob.digest, found });
         }
-        self.adopt(staged, &blob.digest)?;
-        Ok(true)
-    }
-
-    fn add_signatures(
-        &self,
-        manifest: &Digest,
-        signatures: &Signatures,
-    ) -> Result<(), RegistryError> {
-        files::add_signatures(self, manifest, signatures)
-    }
-
-    fn publish(&self, publication: &Publication) -> Result<Published, RegistryError> {
-        files::publish(self, publication)
-    }
-
-    fn tag(
-        &self,
-        name: &PackageName,
-        tag: &Version,
-        version: &Version,
-    ) -> Result<(), RegistryError> {
-        files::tag(self, name, tag, version)
-    }
-
-    fn remember(&self, layer: &Layer) -> Result<(), RegistryError> {
-        files::remember(self, layer)
-    }
-
-    fn add_patches(&self, image: &Digest, patches: &[PatchNote]) -> Result<(), RegistryError> {
-        files::add_patches(self, image, patches)
+        Ok(self.adopt(staged, &blob.digest)?)
     }
 }

@@ -1,21 +1,28 @@
 //! What registries of the layout in [the module](super) have in common, whatever the files lie in.
 
+use std::ops::Range;
 use std::time::UNIX_EPOCH;
 
 use mica_graph::{Blob, Digest, Layer, PackageName, Version};
 
 use super::layout::{self, Item};
 use super::{
-    AddError, Entry, Index, ParseIndexError, Publication, Published, RegistryError, Resolved,
-    WriteRegistry,
+    AddError, BlobStream, Content, Entry, Index, ParseIndexError, Publication, Published, Registry,
+    RegistryError, Resolved, WriteRegistry,
 };
 use crate::patch::{PatchNote, PatchNotes};
 use crate::trust::Signatures;
 
 /// A registry that is made of files.
 pub(super) trait Files: WriteRegistry {
+    /// See [`Registry::address`].
+    fn place(&self) -> &str;
+
     /// A small file of the layout; `None` if it is not there.
     fn file(&self, item: &Item, limit: u64) -> Result<Option<Vec<u8>>, RegistryError>;
+
+    /// See [`Registry::blob`].
+    fn part(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError>;
 
     /// Tells "no such package" from "no such registry".
     fn check_layout(&self) -> Result<(), RegistryError> {
@@ -58,49 +65,50 @@ fn parse_index(
     Index::from_json(bytes, name).map_err(wrong)
 }
 
-pub(super) fn packages(files: &impl Files) -> Result<Vec<PackageName>, RegistryError> {
-    let bytes = files.file(&Item::Packages, Index::MAX_SIZE)?;
-    if bytes.is_none() {
-        files.check_layout()?;
+impl<F: Files> Registry for F {
+    fn address(&self) -> &str {
+        self.place()
     }
-    parse_packages(files, bytes)
-}
 
-pub(super) fn index(
-    files: &impl Files,
-    name: &PackageName,
-) -> Result<Option<Index>, RegistryError> {
-    match files.file(&Item::Index(name.clone()), Index::MAX_SIZE)? {
-        Some(bytes) => parse_index(files, name, &bytes).map(Some),
-        None => files.check_layout().map(|()| None),
+    fn packages(&self) -> Result<Vec<PackageName>, RegistryError> {
+        let bytes = self.file(&Item::Packages, Index::MAX_SIZE)?;
+        if bytes.is_none() {
+            self.check_layout()?;
+        }
+        parse_packages(self, bytes)
     }
-}
 
-pub(super) fn layer_by_inputs(
-    files: &impl Files,
-    inputs: &Digest,
-) -> Result<Option<Layer>, RegistryError> {
-    let Some(bytes) = files.file(&Item::Layer(*inputs), super::MAX_DOCUMENT)? else {
-        return Ok(None);
-    };
-    // A memo is only a memo: one that cannot be used means packing again.
-    let layer = serde_json::from_slice::<Layer>(&bytes).ok();
-    let Some(layer) = layer.filter(|layer| layer.inputs == *inputs) else { return Ok(None) };
-    let there = files.has_blob(&Blob { digest: layer.digest, size: layer.size })?;
-    Ok(there.then_some(layer))
-}
+    fn index(&self, name: &PackageName) -> Result<Option<Index>, RegistryError> {
+        match self.file(&Item::Index(name.clone()), Index::MAX_SIZE)? {
+            Some(bytes) => parse_index(self, name, &bytes).map(Some),
+            None => self.check_layout().map(|()| None),
+        }
+    }
 
-pub(super) fn patches(files: &impl Files, image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
-    let bytes = files.file(&Item::Patches(*image), super::MAX_DOCUMENT)?;
-    Ok(bytes.map_or_else(Vec::new, |bytes| PatchNotes::read(&bytes, image)))
-}
+    fn blob(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError> {
+        self.part(blob, range)
+    }
 
-pub(super) fn signatures(
-    files: &impl Files,
-    manifest: &Digest,
-) -> Result<Signatures, RegistryError> {
-    let item = Item::Signatures(*manifest);
-    super::parse_signatures(name_of(files, &item), files.file(&item, Signatures::MAX_SIZE)?)
+    fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError> {
+        let Some(bytes) = self.file(&Item::Layer(*inputs), super::MAX_DOCUMENT)? else {
+            return Ok(None);
+        };
+        // A memo is only a memo: one that cannot be used means packing again.
+        let layer = serde_json::from_slice::<Layer>(&bytes).ok();
+        let Some(layer) = layer.filter(|layer| layer.inputs == *inputs) else { return Ok(None) };
+        let there = self.has_blob(&layer.image())?;
+        Ok(there.then_some(layer))
+    }
+
+    fn patches(&self, image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
+        let bytes = self.file(&Item::Patches(*image), super::MAX_DOCUMENT)?;
+        Ok(bytes.map_or_else(Vec::new, |bytes| PatchNotes::read(&bytes, image)))
+    }
+
+    fn signatures(&self, manifest: &Digest) -> Result<Signatures, RegistryError> {
+        let item = Item::Signatures(*manifest);
+        super::parse_signatures(name_of(self, &item), self.file(&item, Signatures::MAX_SIZE)?)
+    }
 }
 
 /// The new content of a document, made of the present one; `None` leaves it as it is.
@@ -109,12 +117,18 @@ pub(super) type Change<'a> =
 
 /// Files that this process itself can replace, so that of concurrent changes none is lost.
 pub(super) trait Documents: Files {
+    /// See [`WriteRegistry::check_writable`].
+    fn try_writing(&self) -> Result<(), RegistryError>;
+
     /// Replaces a document at once by what `change` makes of it; `change` is called again if another process was quicker.
     fn update(&self, item: &Item, limit: u64, change: &mut Change<'_>)
     -> Result<(), RegistryError>;
 
     /// The size of a blob that is there.
     fn blob_size(&self, digest: &Digest) -> Result<Option<u64>, RegistryError>;
+
+    /// Stores a blob that is not there, verified.
+    fn store(&self, blob: &Blob, content: Content<'_>) -> Result<(), RegistryError>;
 }
 
 /// Fails if a blob is not there.
@@ -147,7 +161,7 @@ fn change_index<T>(
         Ok((index != before).then(|| index.to_json()))
     })?;
     // Also repairs the list after a crash between the two writes.
-    if !packages(files)?.contains(name) {
+    if !files.packages()?.contains(name) {
         list_package(files, name)?;
     }
     Ok(result.expect("an update that succeeds has called for the change"))
@@ -162,79 +176,89 @@ fn list_package(files: &impl Documents, name: &PackageName) -> Result<(), Regist
     })
 }
 
-pub(super) fn publish(
-    files: &impl Documents,
-    publication: &Publication,
-) -> Result<Published, RegistryError> {
-    let Publication { name, version, manifest: blob, tags } = publication;
-    let (name, version) = (name.clone(), version.clone());
-    let resolved = Resolved { name, version, manifest: blob.clone(), tag: None };
-    for layer in &files.manifest(&resolved)?.layers {
-        require(files, &Blob { digest: layer.digest, size: layer.size })?;
-        if let Some(table) = &layer.chunks {
-            require(files, table)?;
+impl<D: Documents> WriteRegistry for D {
+    fn check_writable(&self) -> Result<(), RegistryError> {
+        self.try_writing()
+    }
+
+    fn has_blob(&self, blob: &Blob) -> Result<bool, RegistryError> {
+        Ok(self.blob_size(&blob.digest)? == Some(blob.size))
+    }
+
+    fn put_blob(&self, blob: &Blob, content: Content<'_>) -> Result<bool, RegistryError> {
+        if self.has_blob(blob)? {
+            return Ok(false);
         }
+        self.store(blob, content).map(|()| true)
     }
-    let time = UNIX_EPOCH.elapsed().map_or(0, |age| age.as_secs());
-    let Resolved { name, version, .. } = resolved;
-    let entry = Entry { version, manifest: blob.clone(), time };
-    let is_new = change_index(files, &name, &|index| index.publish(entry.clone(), tags))?;
-    Ok(if is_new { Published::New } else { Published::Unchanged })
-}
 
-pub(super) fn tag(
-    files: &impl Documents,
-    name: &PackageName,
-    tag: &Version,
-    version: &Version,
-) -> Result<(), RegistryError> {
-    if files.index(name)?.is_none() {
-        return Err(super::unknown_package(files, name));
-    }
-    change_index(files, name, &|index| index.tag(tag, version))
-}
-
-pub(super) fn add_signatures(
-    files: &impl Documents,
-    manifest: &Digest,
-    signatures: &Signatures,
-) -> Result<(), RegistryError> {
-    if files.blob_size(manifest)?.is_none() {
-        let (registry, digest) = (files.address().to_owned(), *manifest);
-        return Err(RegistryError::MissingBlob { registry, digest });
-    }
-    let item = Item::Signatures(*manifest);
-    files.update(&item, Signatures::MAX_SIZE, &mut |old| {
-        let mut all = super::parse_signatures(name_of(files, &item), old)?;
-        let is_new = all.merge(signatures);
-        if is_new && !all.fits() {
-            let (registry, digest) = (files.address().to_owned(), *manifest);
-            return Err(RegistryError::TooManySignatures { registry, digest });
+    fn add_signatures(
+        &self,
+        manifest: &Digest,
+        signatures: &Signatures,
+    ) -> Result<(), RegistryError> {
+        if self.blob_size(manifest)?.is_none() {
+            let (registry, digest) = (self.address().to_owned(), *manifest);
+            return Err(RegistryError::MissingBlob { registry, digest });
         }
-        Ok(is_new.then(|| all.to_text().into_bytes()))
-    })
-}
-
-pub(super) fn remember(files: &impl Documents, layer: &Layer) -> Result<(), RegistryError> {
-    require(files, &Blob { digest: layer.digest, size: layer.size })?;
-    if files.layer_by_inputs(&layer.inputs)?.is_some() {
-        return Ok(());
+        let item = Item::Signatures(*manifest);
+        self.update(&item, Signatures::MAX_SIZE, &mut |old| {
+            let mut all = super::parse_signatures(name_of(self, &item), old)?;
+            let is_new = all.merge(signatures);
+            if is_new && !all.fits() {
+                let (registry, digest) = (self.address().to_owned(), *manifest);
+                return Err(RegistryError::TooManySignatures { registry, digest });
+            }
+            Ok(is_new.then(|| all.to_text().into_bytes()))
+        })
     }
-    files.update(&Item::Layer(layer.inputs), super::MAX_DOCUMENT, &mut |_| {
-        Ok(Some(serde_json::to_vec(layer).expect("a layer holds only strings and numbers")))
-    })
-}
 
-pub(super) fn add_patches(
-    files: &impl Documents,
-    image: &Digest,
-    patches: &[PatchNote],
-) -> Result<(), RegistryError> {
-    patches.iter().try_for_each(|note| require(files, &note.patch))?;
-    files.update(&Item::Patches(*image), super::MAX_DOCUMENT, &mut |old| {
-        let old = old.map_or_else(Vec::new, |bytes| PatchNotes::read(&bytes, image));
-        let mut notes = PatchNotes::new(*image, old);
-        notes.merge(patches);
-        Ok(Some(notes.to_json()))
-    })
+    fn publish(&self, publication: &Publication) -> Result<Published, RegistryError> {
+        let Publication { name, version, manifest: blob, tags } = publication;
+        let (name, version) = (name.clone(), version.clone());
+        let resolved = Resolved { name, version, manifest: blob.clone(), tag: None };
+        for layer in &self.manifest(&resolved)?.layers {
+            require(self, &layer.image())?;
+            if let Some(table) = &layer.chunks {
+                require(self, table)?;
+            }
+        }
+        let time = UNIX_EPOCH.elapsed().map_or(0, |age| age.as_secs());
+        let Resolved { name, version, .. } = resolved;
+        let entry = Entry { version, manifest: blob.clone(), time };
+        let is_new = change_index(self, &name, &|index| index.publish(entry.clone(), tags))?;
+        Ok(if is_new { Published::New } else { Published::Unchanged })
+    }
+
+    fn tag(
+        &self,
+        name: &PackageName,
+        tag: &Version,
+        version: &Version,
+    ) -> Result<(), RegistryError> {
+        if self.index(name)?.is_none() {
+            return Err(super::unknown_package(self, name));
+        }
+        change_index(self, name, &|index| index.tag(tag, version))
+    }
+
+    fn remember(&self, layer: &Layer) -> Result<(), RegistryError> {
+        require(self, &layer.image())?;
+        if self.layer_by_inputs(&layer.inputs)?.is_some() {
+            return Ok(());
+        }
+        self.update(&Item::Layer(layer.inputs), super::MAX_DOCUMENT, &mut |_| {
+            Ok(Some(serde_json::to_vec(layer).expect("a layer holds only strings and numbers")))
+        })
+    }
+
+    fn add_patches(&self, image: &Digest, patches: &[PatchNote]) -> Result<(), RegistryError> {
+        patches.iter().try_for_each(|note| require(self, &note.patch))?;
+        self.update(&Item::Patches(*image), super::MAX_DOCUMENT, &mut |old| {
+            let old = old.map_or_else(Vec::new, |bytes| PatchNotes::read(&bytes, image));
+            let mut notes = PatchNotes::new(*image, old);
+            notes.merge(patches);
+            Ok(Some(notes.to_json()))
+        })
+    }
 }

@@ -12,12 +12,11 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::Serialize;
 
 use super::credentials::Credentials;
-use super::files::{self, Files};
+use super::files::Files;
 use super::layout::{self, Item};
 use super::wire::Tagging;
 use super::{
-    AwsSettings, BlobStream, Content, Index, Publication, Published, Registry, RegistryError,
-    WriteRegistry,
+    AwsSettings, BlobStream, Content, Publication, Published, RegistryError, WriteRegistry,
 };
 use crate::file::Named;
 use crate::patch::{PatchNote, PatchNotes};
@@ -158,47 +157,25 @@ impl HttpRegistry {
     }
 }
 
-impl Registry for HttpRegistry {
-    fn address(&self) -> &str {
+impl Files for HttpRegistry {
+    fn place(&self) -> &str {
         &self.http.address
     }
 
-    fn packages(&self) -> Result<Vec<PackageName>, RegistryError> {
-        files::packages(self)
+    fn file(&self, item: &Item, limit: u64) -> Result<Option<Vec<u8>>, RegistryError> {
+        self.http.options.retry.run(|| {
+            let Some(response) = self.get(&item.path())? else { return Ok(None) };
+            Ok(Some(self.http.bytes(response, limit)?))
+        })
     }
 
-    fn index(&self, name: &PackageName) -> Result<Option<Index>, RegistryError> {
-        files::index(self, name)
-    }
-
-    fn blob(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError> {
+    fn part(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError> {
         let path = layout::blob(&blob.digest);
         let send = |range: Ranged<'_>| {
             let request = range.add_to(self.http.request(Method::GET, &path)?);
             self.http.send(request, self.http.options.idle_timeout)
         };
         ranged(&self.http, blob, range, &send)
-    }
-
-    fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError> {
-        files::layer_by_inputs(self, inputs)
-    }
-
-    fn patches(&self, image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
-        files::patches(self, image)
-    }
-
-    fn signatures(&self, manifest: &Digest) -> Result<Signatures, RegistryError> {
-        files::signatures(self, manifest)
-    }
-}
-
-impl Files for HttpRegistry {
-    fn file(&self, item: &Item, limit: u64) -> Result<Option<Vec<u8>>, RegistryError> {
-        self.http.options.retry.run(|| {
-            let Some(response) = self.get(&item.path())? else { return Ok(None) };
-            Ok(Some(self.http.bytes(response, limit)?))
-        })
     }
 }
 

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
-use mica_graph::{Blob, Digest, Layer, PackageName, Version};
+use mica_graph::{Blob, Digest};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey as Key};
 use object_store::path::Path as ObjectPath;
 use object_store::{
@@ -30,12 +30,8 @@ use reqwest::{StatusCode, Url};
 use super::files::{self, Change, Documents, Files};
 use super::http::{HttpOptions, Sender, is_loopback};
 use super::layout::{self, Item};
-use super::{
-    BlobStream, Content, Index, Publication, Published, Registry, RegistryError, WriteRegistry,
-};
+use super::{BlobStream, Content, Registry, RegistryError};
 use crate::file;
-use crate::patch::PatchNote;
-use crate::trust::Signatures;
 
 mod location;
 mod parts;
@@ -251,20 +247,16 @@ fn wrong(blob: &Blob, found: Digest, path: &Path) -> Option<RegistryError> {
     (found != expected).then_some(RegistryError::WrongBytes { registry, expected, found })
 }
 
-impl Registry for S3Registry {
-    fn address(&self) -> &str {
+impl Files for S3Registry {
+    fn place(&self) -> &str {
         &self.sender.address
     }
 
-    fn packages(&self) -> Result<Vec<PackageName>, RegistryError> {
-        files::packages(self)
+    fn file(&self, item: &Item, limit: u64) -> Result<Option<Vec<u8>>, RegistryError> {
+        Ok(self.document(item, limit)?.map(|(bytes, _)| bytes))
     }
 
-    fn index(&self, name: &PackageName) -> Result<Option<Index>, RegistryError> {
-        files::index(self, name)
-    }
-
-    fn blob(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError> {
+    fn part(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError> {
         let is_part = range.start < range.end && (range.start > 0 || range.end < blob.size);
         let start = if is_part { range.start } else { 0 };
         let (registry, digest) = (self.sender.address.clone(), blob.digest);
@@ -279,27 +271,15 @@ impl Registry for S3Registry {
             None => Err(RegistryError::MissingBlob { registry, digest }),
         }
     }
-
-    fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError> {
-        files::layer_by_inputs(self, inputs)
-    }
-
-    fn patches(&self, image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
-        files::patches(self, image)
-    }
-
-    fn signatures(&self, manifest: &Digest) -> Result<Signatures, RegistryError> {
-        files::signatures(self, manifest)
-    }
-}
-
-impl Files for S3Registry {
-    fn file(&self, item: &Item, limit: u64) -> Result<Option<Vec<u8>>, RegistryError> {
-        Ok(self.document(item, limit)?.map(|(bytes, _)| bytes))
-    }
 }
 
 impl Documents for S3Registry {
+    fn try_writing(&self) -> Result<(), RegistryError> {
+        // The empty blob is harmless to write, and to write again.
+        let item = Item::Blob(Digest::of(b""));
+        self.put(&item, PutPayload::new(), PutMode::Overwrite).map(drop)
+    }
+
     fn update(
         &self,
         item: &Item,
@@ -334,33 +314,11 @@ impl Documents for S3Registry {
             Ok(meta.map_err(|error| self.error("read", error))?.map(|meta| meta.size))
         })
     }
-}
 
-/// Longer the more there are who want the same, and of different length for each.
-fn pause(attempt: u32) -> Duration {
-    let chance = std::time::UNIX_EPOCH.elapsed().map_or(0, |age| age.subsec_nanos());
-    Duration::from_millis(u64::from(chance / 1000 % (10 * (attempt.min(20) + 1))))
-}
-
-impl WriteRegistry for S3Registry {
-    fn check_writable(&self) -> Result<(), RegistryError> {
-        // The empty blob is harmless to write, and to write again.
-        let item = Item::Blob(Digest::of(b""));
-        self.put(&item, PutPayload::new(), PutMode::Overwrite).map(drop)
-    }
-
-    fn has_blob(&self, blob: &Blob) -> Result<bool, RegistryError> {
-        Ok(self.blob_size(&blob.digest)? == Some(blob.size))
-    }
-
-    fn put_blob(&self, blob: &Blob, content: Content<'_>) -> Result<bool, RegistryError> {
-        if self.has_blob(blob)? {
-            return Ok(false);
-        }
+    fn store(&self, blob: &Blob, content: Content<'_>) -> Result<(), RegistryError> {
         let (bytes, name) = match content {
             Content::File(path) if blob.size > WHOLE => {
-                self.wait(self.put_parts(blob, path))?;
-                return Ok(true);
+                return self.wait(self.put_parts(blob, path));
             }
             Content::File(path) => (file::read_small(path, WHOLE)?.unwrap_or_default(), path),
             Content::Bytes(bytes) => (bytes.to_vec(), Path::new("the caller")),
@@ -368,36 +326,12 @@ impl WriteRegistry for S3Registry {
         if let Some(error) = wrong(blob, Digest::of(&bytes), name) {
             return Err(error);
         }
-        self.put(&Item::Blob(blob.digest), bytes.into(), PutMode::Overwrite)?;
-        Ok(true)
+        self.put(&Item::Blob(blob.digest), bytes.into(), PutMode::Overwrite).map(drop)
     }
+}
 
-    fn add_signatures(
-        &self,
-        manifest: &Digest,
-        signatures: &Signatures,
-    ) -> Result<(), RegistryError> {
-        files::add_signatures(self, manifest, signatures)
-    }
-
-    fn publish(&self, publication: &Publication) -> Result<Published, RegistryError> {
-        files::publish(self, publication)
-    }
-
-    fn tag(
-        &self,
-        name: &PackageName,
-        tag: &Version,
-        version: &Version,
-    ) -> Result<(), RegistryError> {
-        files::tag(self, name, tag, version)
-    }
-
-    fn remember(&self, layer: &Layer) -> Result<(), RegistryError> {
-        files::remember(self, layer)
-    }
-
-    fn add_patches(&self, image: &Digest, patches: &[PatchNote]) -> Result<(), RegistryError> {
-        files::add_patches(self, image, patches)
-    }
+/// Longer the more there are who want the same, and of different length for each.
+fn pause(attempt: u32) -> Duration {
+    let chance = std::time::UNIX_EPOCH.elapsed().map_or(0, |age| age.subsec_nanos());
+    Duration::from_millis(u64::from(chance / 1000 % (10 * (attempt.min(20) + 1))))
 }
