@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mica_fetcher::registry::Registry;
 use mica_fetcher::{BorrowedImage, Cache, CacheError, Held, Lazy, LazyOptions, Lease};
-use mica_graph::{Manifest, PackageRef};
+use mica_graph::{Layer, Manifest, PackageRef};
 use mica_launcher::{IdMapping, IdRange};
 use mica_mounter::{
     ChunkTable, ChunkTableError, Mount, MountError, MountOptions, OpenError, Owners, Stack,
@@ -114,14 +114,16 @@ impl StackConfig {
         let lazy = self.cache.as_deref().zip(self.lazy.as_ref());
         let open = |layer: &JobLayer| {
             let elsewhere = || cached.get_or_init(|| self.cached()).as_ref()?.source(layer);
-            let held = if layer.path.exists() { None } else { elsewhere() };
-            let opened = match (held, lazy) {
-                (Some(held), _) => open_held(layer, held, self.verify),
-                (None, Some((cache, source))) if !layer.path.exists() => {
-                    Fetching::get(&fetching, cache, source)
-                        .and_then(|fetching| fetching.open(layer, self.verify))
-                }
-                _ => open_layer(layer, self.verify),
+            let opened = if layer.path.exists() {
+                open_layer(layer, self.verify)
+            } else if let Some(held) = elsewhere() {
+                open_held(layer, held, self.verify)
+            } else if let Some((cache, source)) = lazy {
+                Fetching::get(&fetching, cache, source)
+                    .and_then(|fetching| fetching.open(layer, self.verify))
+            } else {
+                // Says what is missing.
+                open_layer(layer, self.verify)
             };
             opened.map_err(|source| StackError {
                 layer: layer.name.clone(),
@@ -195,6 +197,11 @@ impl StackConfig {
     }
 }
 
+/// What the package says of a job's layer.
+fn find<'a>(manifest: &'a Manifest, layer: &JobLayer) -> Option<&'a Layer> {
+    manifest.layers.iter().find(|other| Some(other.digest) == layer.digest)
+}
+
 /// A package in a cache.
 struct Cached {
     cache: Cache,
@@ -203,8 +210,7 @@ struct Cached {
 
 impl Cached {
     fn source(&self, layer: &JobLayer) -> Option<Held> {
-        let is_it = |other: &&mica_graph::Layer| Some(other.digest) == layer.digest;
-        self.cache.source(self.manifest.layers.iter().find(is_it)?).ok()?
+        self.cache.source(find(&self.manifest, layer)?).ok()?
     }
 }
 
@@ -249,8 +255,9 @@ impl Fetching {
     }
 
     fn open(&self, layer: &JobLayer, verify: Verify) -> Result<StackLayer, LayerFault> {
-        let wanted = self.manifest.layers.iter().find(|other| Some(other.digest) == layer.digest);
-        let Some(wanted) = wanted else { return Ok(StackLayer::open(&layer.name, &layer.path)?) };
+        let Some(wanted) = find(&self.manifest, layer) else {
+            return Ok(StackLayer::open(&layer.name, &layer.path)?);
+        };
         let options = LazyOptions { deadline: self.deadline, ..LazyOptions::default() };
         let opened =
             mica_fetcher::open_lazy(Arc::clone(&self.registry), &self.cache, wanted, options);

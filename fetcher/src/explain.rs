@@ -1,10 +1,10 @@
 //! How a pull would go, without going.
 
-use mica_graph::{Blob, Label, Manifest, PackageRef};
+use mica_graph::{Label, Manifest, PackageRef};
 
 use crate::cache::Cache;
 use crate::delta;
-use crate::patch;
+use crate::patch::{self, Offer};
 use crate::pull::PullError;
 use crate::registry::{Registry, Resolved};
 
@@ -106,7 +106,7 @@ pub fn explain(
     let mut layers: Vec<(Label, Way)> = Vec::new();
     let mut costs = Vec::new();
     for (i, layer) in manifest.layers.iter().enumerate() {
-        let blob = Blob { digest: layer.digest, size: layer.size };
+        let blob = layer.image();
         let mut cost = None;
         let way = if cache.holds(layer) {
             Way::Cached
@@ -120,13 +120,11 @@ pub fn explain(
             cost = Some(Costs {
                 whole: layer.size - resume,
                 chunks: (recipe.local() > 0).then_some(by_chunks),
-                patch: offer.as_ref().map(patch::Offer::fetch),
+                patch: offer.as_ref().map(Offer::fetch),
             });
             let plan = recipe.borrow().filter(|_| resume == 0);
-            match (
-                recipe.local(),
-                offer.filter(|offer| offer.beats(&recipe, by_chunks, layer.size)),
-            ) {
+            let beats = |offer: &Offer| offer.beats(plan.as_ref(), by_chunks, layer.size);
+            match (recipe.local(), offer.filter(beats)) {
                 (_, Some(offer)) => Way::Patch { fetch: offer.fetch(), resume: offer.held },
                 (0, None) => Way::Whole { fetch: layer.size - resume, resume },
                 (local, None) => {

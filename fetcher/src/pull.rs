@@ -20,7 +20,7 @@ use crate::admit;
 use crate::cache::{Cache, CacheError, Part, Reserved};
 use crate::delta::{self, Recipe, Step};
 use crate::parallel;
-use crate::patch;
+use crate::patch::{self, Offer};
 use crate::progress::{Event, Progress};
 use crate::registry::{Registry, RegistryError};
 use crate::retry::Retry;
@@ -212,7 +212,7 @@ fn fetch_layers(
     let stop = AtomicBool::new(false);
     let fetch = |i: &usize| {
         let of = &manifest.layers[*i];
-        let blob = Blob { digest: of.digest, size: of.size };
+        let blob = of.image();
         let job = Job { registry, cache, options, progress, stop: &stop, layer: *i, blob: &blob };
         let result = job.run(Some((&manifest.name, of)));
         stop.fetch_or(result.is_err(), Ordering::Relaxed);
@@ -256,7 +256,7 @@ pub(crate) fn fetch_layer(
     if cache.holds(layer) {
         return Ok(());
     }
-    let (stop, blob) = (AtomicBool::new(false), Blob { digest: layer.digest, size: layer.size });
+    let (stop, blob) = (AtomicBool::new(false), layer.image());
     let job = Job { registry, cache, options, progress: &(), stop: &stop, layer: 0, blob: &blob };
     job.run(Some((package, layer))).map(drop)
 }
@@ -344,11 +344,13 @@ impl Job<'_> {
         if let (Some(table), Some(blob)) = (recipe.table(), &of.chunks) {
             part.compare(blob.digest, table.clone());
         }
-        if let Some(offer) = offer.filter(|offer| offer.beats(recipe, fetch, self.blob.size)) {
+        let plan = recipe.borrow().filter(|_| part.len() == 0);
+        let beats = |offer: &Offer| offer.beats(plan.as_ref(), fetch, self.blob.size);
+        if let Some(offer) = offer.filter(beats) {
             came.patched = self.patched(part, &offer, came)?;
             return Ok(None);
         }
-        let Some(plan) = recipe.borrow().filter(|_| part.len() == 0) else { return Ok(None) };
+        let Some(plan) = plan else { return Ok(None) };
         if self.borrow(of, &plan, came)? {
             return self.borrowed(plan.borrowed(), came).map(Some);
         }

@@ -153,7 +153,7 @@ fn send_layer(
     progress: &dyn Progress,
 ) -> Result<bool, PushError> {
     let what = || format!("layer {} ({})", layer.module, layer.digest.short());
-    let image = Blob { digest: layer.digest, size: layer.size };
+    let image = layer.image();
     let mut sent = false;
     for blob in [Some(&image), layer.chunks.as_ref()].into_iter().flatten() {
         let failed = |source| PushError::Blob { what: what(), source: Box::new(source) };

@@ -16,7 +16,7 @@ use mica_fetcher::{
     Cache, Damage, Held, Lazy, LazyOptions, Outcome, PruneOptions, PullError, PullOptions, Pulled,
     Way,
 };
-use mica_graph::{Blob, Digest, Layer, Manifest};
+use mica_graph::{Digest, Layer, Manifest};
 use mica_squashfs::Source as _;
 use proptest::prelude::*;
 
@@ -281,7 +281,7 @@ fn what_was_not_compared_when_it_came_is_compared_before_it_is_borrowed_from() {
     let manifests = versions(&mut bench, 3);
     let cache = bench.cache();
     let layer = &manifests[0].layers[0];
-    let image = Blob { digest: layer.digest, size: layer.size };
+    let image = layer.image();
     cache.insert(&image, &bench.image(&layer.digest).unwrap()).unwrap();
     let table = layer.chunks.clone().unwrap();
     cache.insert(&table, &bench.image(&table.digest).unwrap()).unwrap();

@@ -241,7 +241,7 @@ fn a_file_is_taken_in_only_as_what_it_is() {
     let mut bench = Bench::new();
     let layer = bench.layer("A", "1", b"content");
     let cache = bench.cache();
-    let blob = Blob { digest: layer.digest, size: layer.size };
+    let blob = layer.image();
     let source = bench.image(&layer.digest).unwrap();
     assert!(cache.insert(&blob, &source).unwrap());
     assert!(!cache.insert(&blob, &source).unwrap());

@@ -87,7 +87,7 @@ fn a_version_never_changes_and_names_are_helpful() {
         let manifest = Blob { digest: Digest::of(&json), size: json.len() as u64 };
         registry.put_blob(&manifest, Content::Bytes(&json)).unwrap();
         let layer = &other.layers[0];
-        let image = Blob { digest: layer.digest, size: layer.size };
+        let image = layer.image();
         registry.put_blob(&image, Content::File(&file(&layer.digest).unwrap())).unwrap();
         let (name, version, tags) = (other.name.clone(), other.version.clone(), vec![]);
         let publication = mica_fetcher::registry::Publication { name, version, manifest, tags };

@@ -104,7 +104,7 @@ impl Cache {
         if self.holds(layer) {
             return layer.size;
         }
-        let blob = Blob { digest: layer.digest, size: layer.size };
+        let blob = layer.image();
         let part = std::fs::metadata(self.part_path(&blob));
         part.map_or(0, |meta| (meta.blocks() * 512).min(meta.len()).min(layer.size))
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use mica_graph::{Blob, Digest, Manifest};
+use mica_graph::{Digest, Manifest};
 
 use super::names::{check_line, checked};
 use super::{Cache, CacheError};
@@ -81,7 +81,7 @@ impl Cache {
         }
         trust.check(manifest, &self.signatures(&manifest.digest())?)?;
         for layer in &manifest.layers {
-            let image = Blob { digest: layer.digest, size: layer.size };
+            let image = layer.image();
             let read_by = layer.chunks.as_ref().unwrap_or(&image);
             let Some(path) = self.blob(read_by)? else { continue };
             let (found, _) = file::hash(&path).map_err(CacheError::from)?;

@@ -120,7 +120,7 @@ pub fn open_lazy(
     mut options: LazyOptions,
 ) -> Result<Lazy, LazyError> {
     let name = layer.module.to_string();
-    let blob = Blob { digest: layer.digest, size: layer.size };
+    let blob = layer.image();
     if let Ok(Some(held)) = cache.source(layer) {
         return Ok(Lazy::Complete(held));
     }

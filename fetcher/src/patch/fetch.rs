@@ -17,7 +17,7 @@ use mica_squashfs::{Image, OpenOptions};
 
 use super::{PatchIndex, PatchNote, apply, make};
 use crate::cache::{Cache, Held, Part, Reserved};
-use crate::delta::{self, Recipe};
+use crate::delta::{self, borrow::Plan};
 use crate::file::{self, Named};
 use crate::progress::Event;
 use crate::pull::{Came, Job, PIECE, PROGRESS, PullError, TransferError};
@@ -38,9 +38,9 @@ impl Offer {
         self.note.patch.size.saturating_sub(self.held)
     }
 
-    /// Whether it is better than the chunks of an image of `size` bytes, `fetch` bytes of them.
-    pub(crate) fn beats(&self, recipe: &Recipe, fetch: u64, size: u64) -> bool {
-        let worth = if recipe.borrow().is_some() { size / WORTH } else { 0 };
+    /// Whether it is better than `fetch` bytes of chunks, for an image of `size` bytes that would otherwise be borrowed by a plan.
+    pub(crate) fn beats(&self, plan: Option<&Plan<'_>>, fetch: u64, size: u64) -> bool {
+        let worth = if plan.is_some() { size / WORTH } else { 0 };
         self.fetch() + worth < fetch
     }
 }

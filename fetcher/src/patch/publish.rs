@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use mica_graph::{Blob, Digest, Label, Layer, Manifest, PackageRef, Version};
+use mica_graph::{Digest, Label, Layer, Manifest, PackageRef, Version};
 
 use super::{MakeError, PatchNote, make};
 use crate::cache::{Cache, CacheError, LookupError};
@@ -202,7 +202,7 @@ impl Publisher<'_> {
         if let Some(path) = self.cache.image(layer)? {
             return Ok(path);
         }
-        let blob = Blob { digest: layer.digest, size: layer.size };
+        let blob = layer.image();
         fetch_image(self.registry, self.cache, &blob)
             .map_err(|e| PatchPushError::Fetch { layer: name(layer), source: Box::new(e) })?;
         let missing = || CacheError::Missing { what: format!("layer {}", name(layer)) };

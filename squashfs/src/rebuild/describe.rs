@@ -83,20 +83,18 @@ impl Tester {
         span: &Span,
         old: Option<&Stored>,
     ) -> Result<Run, DescribeError> {
-        if let Some(old) = old.filter(|_| span.form == Form::Data) {
-            contents.stored(span, &mut self.stored)?;
-            if let Some(from) = old.find(&self.stored) {
-                return Ok(Run { form: Form::Copied, count: 1, len: span.stored, from });
-            }
+        contents.stored(span, &mut self.stored)?;
+        let old = old.filter(|_| span.form == Form::Data);
+        if let Some(from) = old.and_then(|old| old.find(&self.stored)) {
+            return Ok(Run { form: Form::Copied, count: 1, len: span.stored, from });
         }
         let form = self.form(contents, span)?;
         let len = if form == Form::Verbatim { span.stored } else { span.len };
         Ok(Run { form, count: 1, len, from: 0 })
     }
 
-    /// The form in which a span gives the same bytes again, its bytes left in `stored`.
+    /// The form in which a span, whose bytes are in `stored`, gives the same bytes again.
     fn form(&mut self, contents: &Contents<'_>, span: &Span) -> Result<Form, DescribeError> {
-        contents.stored(span, &mut self.stored)?;
         match contents.decode(span, &self.stored, &mut self.raw) {
             Ok(()) => {}
             // A damaged block is kept as it is.
@@ -224,7 +222,7 @@ fn find_way(contents: &Contents<'_>) -> Result<Way, DescribeError> {
         let mut tester = Tester::new(encoder);
         let mut good = 0;
         for span in &samples {
-            good += usize::from(tester.form(contents, span)? != Form::Verbatim);
+            good += usize::from(tester.piece(contents, span, None)?.form != Form::Verbatim);
         }
         if good > best.0 {
             best = (good, way);

@@ -17,7 +17,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mica_graph::{Blob, Digest, Layer};
+use mica_graph::{Digest, Layer};
 use mica_squashfs::Source;
 
 use super::part::Stored;
@@ -201,7 +201,7 @@ pub(super) fn parse_pair(name: &str) -> Option<(Digest, Digest)> {
 impl Cache {
     /// The image of a layer, in whatever form it is here. Take a [`lease`](Self::lease) first.
     pub fn source(&self, layer: &Layer) -> Result<Option<Held>, CacheError> {
-        let blob = Blob { digest: layer.digest, size: layer.size };
+        let blob = layer.image();
         if let Ok(Some(path)) = self.blob(&blob) {
             return Ok(Some(Held::Whole(path)));
         }
@@ -231,7 +231,7 @@ impl Cache {
         layer: &Layer,
         image: &BorrowedImage,
     ) -> Result<Option<PathBuf>, CacheError> {
-        let blob = Blob { digest: layer.digest, size: layer.size };
+        let blob = layer.image();
         match self.store_from(&blob, &mut Reading { image, at: 0 })? {
             Stored::Whole => self.drop_borrowed(layer, false)?,
             Stored::Wrong => {

@@ -4,10 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use mica_graph::{Digest, Layer, PackageName};
-use mica_squashfs::Source as _;
 
 use super::super::verify::{Damage, Verified};
-use super::{BorrowedImage, Entry, parse_pair};
+use super::{BorrowedImage, Entry, Reading, parse_pair};
 use crate::cache::{Cache, CacheError};
 use crate::file;
 
@@ -93,14 +92,8 @@ impl Cache {
 
 /// The digest of the whole; `None` if it can't be read.
 fn hash(image: &BorrowedImage) -> Option<Digest> {
-    let (mut hasher, mut buffer) = (blake3::Hasher::new(), vec![0; 1 << 18]);
-    let (mut at, end) = (0, image.size());
-    while at < end {
-        let n = (end - at).min(buffer.len() as u64) as usize;
-        let read = image.read_exact_at(&mut buffer[..n], at);
-        read.inspect_err(|error| tracing::warn!(%error, "cannot read a borrowed image")).ok()?;
-        hasher.update(&buffer[..n]);
-        at += n as u64;
-    }
+    let mut hasher = blake3::Hasher::new();
+    let read = hasher.update_reader(Reading { image, at: 0 });
+    read.inspect_err(|error| tracing::warn!(%error, "cannot read a borrowed image")).ok()?;
     Some(hasher.finalize().into())
 }
