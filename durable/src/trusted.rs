@@ -1,0 +1,160 @@
+//! Who can change what a path names: the caller and root only, or others as well.
+//!
+//! As sshd(8)'s StrictModes and git's safe.directory: a file counts if it and every folder on the way to it belong to the
+//! caller or to root, and nobody else can write them. A folder that others can write counts where it is sticky
+//! (`/tmp`): they can't rename or remove in it what is not theirs, and the next step is checked by itself.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Stat};
+
+/// What makes a path one that another account can change.
+#[derive(Debug, thiserror::Error)]
+pub enum Distrust {
+    /// This file or folder, for that reason.
+    #[error("{} {reason}", path.display())]
+    Foreign {
+        /// On the way, or the path itself.
+        path: PathBuf,
+        /// `belongs to user 1001`, `can be written by everybody`, …
+        reason: String,
+    },
+    /// It can't be told.
+    #[error("cannot look at {}", path.display())]
+    Unknown {
+        /// What could not be looked at.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Fails if anybody but the user `uid` and root can change the file or folder at `path`, or put another in its place.
+///
+/// Links are resolved first, so what counts is where the file lies; a link that another account planted leads to a file
+/// that is checked like any other.
+///
+/// # Errors
+/// Somebody else can, or it can't be told.
+pub fn check(path: &Path, uid: u32) -> Result<(), Distrust> {
+    let unknown = |path: &Path| {
+        let path = path.to_owned();
+        move |source: io::Error| Distrust::Unknown { path, source }
+    };
+    let real = std::fs::canonicalize(path).map_err(unknown(path))?;
+    for (index, part) in real.ancestors().enumerate() {
+        let stat = rustix::fs::lstat(part).map_err(|error| unknown(part)(error.into()))?;
+        if let Some(reason) = distrust(&stat, uid, index > 0) {
+            return Err(Distrust::Foreign { path: part.to_owned(), reason });
+        }
+    }
+    Ok(())
+}
+
+/// Why a file or folder can be changed by others than `uid` and root, or `None`. On the way to something, a folder that
+/// all may write is fine if it is sticky.
+pub fn distrust(stat: &Stat, uid: u32, on_the_way: bool) -> Option<String> {
+    if stat.st_uid != uid && stat.st_uid != 0 {
+        return Some(format!("belongs to user {}", stat.st_uid));
+    }
+    let folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    if on_the_way && folder && stat.st_mode & 0o1000 != 0 {
+        return None;
+    }
+    if stat.st_mode & 0o002 != 0 {
+        return Some("can be written by everybody".to_owned());
+    }
+    if stat.st_mode & 0o020 != 0 && !is_private_group(stat.st_gid, uid) {
+        return Some(format!("can be written by group {}", stat.st_gid));
+    }
+    None
+}
+
+/// Whether the group has no member but this user: root's own, or one that is the user's alone, as distributions make it
+/// for each account (a umask of 002 makes everything writable by that).
+fn is_private_group(gid: u32, uid: u32) -> bool {
+    if gid == 0 {
+        return true;
+    }
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    private_group(gid, uid, &read("/etc/passwd"), &read("/etc/group"))
+}
+
+/// The same on the text of passwd(5) and group(5).
+fn private_group(gid: u32, uid: u32, passwd: &str, group: &str) -> bool {
+    let field = |line: &str, at: usize| line.split(':').nth(at).map(str::to_owned);
+    let number = |line: &str, at: usize| field(line, at).and_then(|word| word.parse::<u32>().ok());
+    let Some(user) =
+        passwd.lines().find(|line| number(line, 2) == Some(uid)).and_then(|line| field(line, 0))
+    else {
+        return false;
+    };
+    let Some(line) = group.lines().find(|line| number(line, 2) == Some(gid)) else { return false };
+    let members = field(line, 3).unwrap_or_default();
+    let alone = members.split(',').all(|member| member.is_empty() || member == user);
+    let others =
+        passwd.lines().any(|line| number(line, 3) == Some(gid) && number(line, 2) != Some(uid));
+    alone && !others && field(line, 0).as_ref() == Some(&user)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn me() -> u32 {
+        rustix::process::geteuid().as_raw()
+    }
+
+    fn chmod(path: &Path, mode: u32) {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_or_replace_is_not_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, file) = (dir.path().join("folder"), dir.path().join("folder/file"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(&file, "").unwrap();
+        for (mode, folder_mode, trusted) in [
+            (0o644, 0o755, true),
+            (0o666, 0o755, false),
+            (0o600, 0o777, false),
+            (0o600, 0o1777, true),
+        ] {
+            chmod(&file, mode);
+            chmod(&folder, folder_mode);
+            assert_eq!(check(&file, me()).is_ok(), trusted, "{mode:o} in {folder_mode:o}");
+        }
+        // A world-writable folder itself is no place of one's own, sticky or not.
+        assert!(check(&folder, me()).is_err());
+    }
+
+    #[test]
+    fn what_another_user_owns_is_not_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        if me() == 0 {
+            std::os::unix::fs::chown(&file, Some(12345), Some(0)).unwrap();
+            let error = check(&file, 0).unwrap_err();
+            assert!(error.to_string().ends_with("belongs to user 12345"), "{error}");
+            symlink(&file, dir.path().join("link")).unwrap();
+            assert!(check(&dir.path().join("link"), 0).is_err());
+        } else {
+            assert!(check(&file, me() + 1).is_err());
+        }
+    }
+
+    #[test]
+    fn the_group_of_one_user_is_that_user() {
+        let passwd = "root:x:0:0::/root:/bin/sh\nann:x:1000:1000::/:\nbob:x:1001:1001::/:\neve:x:1002:50::/:\n";
+        let group = "root:x:0:\nstaff:x:50:\nann:x:1000:\nbob:x:1001:eve\n";
+        assert!(private_group(1000, 1000, passwd, group));
+        assert!(!private_group(1001, 1001, passwd, group));
+        assert!(!private_group(50, 1002, passwd, group));
+        assert!(!private_group(1000, 1001, passwd, group));
+    }
+}
