@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify;
@@ -14,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::control::{ControlError, Remote, Size};
 use crate::events;
-use crate::files::{FileError, Lock};
+use crate::files::{FileError, Lock, PATIENCE};
 use crate::handover::Handover;
 use crate::logs::{self, Entry};
 use crate::report::{Report, Reports};
@@ -207,7 +208,8 @@ pub fn stop(job: &JobDir, signal: Option<i32>, timeout: Option<u64>) -> Result<(
         Err(ControlError::Talk { .. }) => kill_init(job)?,
         result => result?,
     }
-    Ok(job.wait_until_released()?)
+    let given = timeout.or_else(|| Some(job.config().ok()?.stop_timeout)).unwrap_or_default();
+    Ok(job.wait_until_released(Duration::from_secs(given).saturating_add(PATIENCE))?)
 }
 
 /// Kills the job's init, and with it the job, without asking the supervisor.

@@ -68,7 +68,7 @@ fn write(root: &Path, event: &Event) -> io::Result<()> {
     let path = current(root, STEM);
     if fs::metadata(&path).is_ok_and(|meta| meta.len() > ROTATE_AT)
         // One of those who see that it is full sets it aside.
-        && let Ok(Some(_lock)) = Lock::try_new(&root.join("events.lock"))
+        && let Ok(Some(_lock)) = Lock::try_exclusive(&root.join("events.lock"))
         && fs::metadata(&path).is_ok_and(|meta| meta.len() > ROTATE_AT)
     {
         fs::rename(&path, previous(root, STEM))?;

@@ -23,7 +23,7 @@ use signal_hook::iterator::Signals;
 
 use crate::client::{StartError, hand_over};
 use crate::config::StackConfig;
-use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
+use crate::files::{FileError, Lock, PATIENCE, at, create_private_dir, read_json, write_json};
 use crate::handover::Handover;
 use crate::report::{MountReport, Reporter};
 use crate::stack::MountStackError;
@@ -118,10 +118,10 @@ impl Mounts {
 
     /// Makes the folder of a new mount and takes its lock.
     pub fn create(&self, config: &MountConfig) -> Result<(MountDir, Lock), FileError> {
-        let _making = Lock::wait(&self.making())?;
+        let _making = Lock::exclusive(&self.making(), PATIENCE)?;
         let mount = MountDir { path: self.root.join(new_id()) };
         create_private_dir(&mount.path)?;
-        let lock = Lock::wait(&mount.lock_path())?;
+        let lock = Lock::exclusive(&mount.lock_path(), PATIENCE)?;
         if config.mountpoint.is_none() {
             create_private_dir(&mount.tree())?;
         }
@@ -135,9 +135,9 @@ impl Mounts {
 
     /// Takes down the mounts whose server died.
     pub fn reconcile(&self) -> Result<(), FileError> {
-        let Some(_making) = Lock::try_new(&self.making())? else { return Ok(()) };
+        let Some(_making) = Lock::try_exclusive(&self.making())? else { return Ok(()) };
         for mount in self.list()? {
-            let Ok(Some(lock)) = Lock::try_new(&mount.lock_path()) else { continue };
+            let Ok(Some(lock)) = Lock::try_exclusive(&mount.lock_path()) else { continue };
             if let Err(error) = mount.take_down_dead() {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
@@ -165,7 +165,7 @@ impl Mounts {
         if mica_mounter::unmount_at(&mount.mountpoint()?)? == Unmounted::Lazy {
             return Ok(Unmounted::Lazy);
         }
-        let lock = Lock::wait(&mount.lock_path());
+        let lock = Lock::exclusive(&mount.lock_path(), PATIENCE);
         match lock {
             Ok(lock) => mount.remove(&lock)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

@@ -23,13 +23,14 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::config::{JobConfig, UpperDirs};
 use crate::events::{self, Event};
-use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
+use crate::files::{FileError, Lock, PATIENCE, at, create_private_dir, read_json, write_json};
 use crate::lines::JsonLines;
 use crate::networks::Networks;
 use crate::removal;
@@ -104,7 +105,7 @@ impl StateDir {
 
     /// Takes the lock under which folders are made, if no command is making one.
     pub(crate) fn try_names(&self) -> Result<Option<Lock>, FileError> {
-        Lock::try_new(&self.names_lock())
+        Lock::try_exclusive(&self.names_lock())
     }
 
     /// Makes the folder of a new job, with the configuration that `make` writes for it, and takes its lock,
@@ -118,10 +119,10 @@ impl StateDir {
         let job = JobDir { path: self.jobs_dir().join(&id), id };
         let config = make(&job)?;
         // Two commands that give one name at one time meet here.
-        let _names = Lock::wait(&self.names_lock()).map_err(file)?;
+        let _names = Lock::exclusive(&self.names_lock(), PATIENCE).map_err(file)?;
         self.check_name(&config)?;
         create_private_dir(&job.path).map_err(file)?;
-        let lock = Lock::wait(&job.path.join("lock")).map_err(file)?;
+        let lock = Lock::exclusive(&job.path.join("lock"), PATIENCE).map_err(file)?;
         create_private_dir(&job.tree()).map_err(file)?;
         write_json(&job.path.join("config.json"), &config).map_err(file)?;
         events::record(&job, &config, "create", &[]);
@@ -135,7 +136,7 @@ impl StateDir {
         change: impl FnOnce(&mut JobConfig) -> Result<(), E>,
     ) -> Result<JobConfig, E> {
         let file = |error: FileError| E::from(error.into());
-        let _names = Lock::wait(&self.names_lock()).map_err(file)?;
+        let _names = Lock::exclusive(&self.names_lock(), PATIENCE).map_err(file)?;
         let mut config = job.config().map_err(file)?;
         let before = config.name.clone();
         change(&mut config)?;
@@ -348,7 +349,7 @@ impl JobDir {
 
     /// Takes the job's lock if no supervisor has it.
     pub(crate) fn try_lock(&self) -> Result<Option<Lock>, FileError> {
-        match Lock::try_new(&self.path.join("lock")) {
+        match Lock::try_exclusive(&self.path.join("lock")) {
             // The folder was removed between the listing and now.
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             other => other,
@@ -360,9 +361,12 @@ impl JobDir {
         matches!(self.try_lock(), Ok(None))
     }
 
-    /// Waits until no supervisor owns the job any more.
-    pub fn wait_until_released(&self) -> Result<(), FileError> {
-        match Lock::wait(&self.path.join("lock")) {
+    /// Waits until no supervisor owns the job any more, at most `patience`.
+    ///
+    /// # Errors
+    /// `TimedOut` if it still does; the lock can't be opened.
+    pub fn wait_until_released(&self, patience: Duration) -> Result<(), FileError> {
+        match Lock::shared(&self.path.join("lock"), patience) {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),

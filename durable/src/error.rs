@@ -17,6 +17,11 @@ pub struct FileError {
 }
 
 impl FileError {
+    /// What the operating system answered.
+    pub fn kind(&self) -> io::ErrorKind {
+        self.source.kind()
+    }
+
     /// Whether the file system, or the user's share of it, is full.
     pub fn is_full(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

@@ -127,7 +127,8 @@ fn try_lock(file: &File, operation: FlockOperation) -> io::Result<bool> {
 
 /// flock(2) knows no deadline, and a signal ends it only where the handler was installed so: hence short pauses.
 fn wait_for(file: &File, operation: FlockOperation, patience: Duration) -> io::Result<()> {
-    let deadline = Instant::now() + patience;
+    // One beyond the end of time is none.
+    let deadline = Instant::now().checked_add(patience);
     let mut pause = Duration::from_micros(200);
     loop {
         if try_lock(file, operation)? {
@@ -136,7 +137,8 @@ fn wait_for(file: &File, operation: FlockOperation, patience: Duration) -> io::R
         if INTERRUPTED.get().is_some_and(|interrupted| interrupted()) {
             return Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted by a signal"));
         }
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline
+            .map_or(LONGEST_PAUSE, |deadline| deadline.saturating_duration_since(Instant::now()));
         if left.is_zero() {
             let reason = format!("{} has held it for {patience:?}", holder(file)?);
             return Err(io::Error::new(io::ErrorKind::TimedOut, reason));

@@ -34,7 +34,7 @@ pub(crate) use self::attached::{Attached, is_hosts};
 pub use self::config::{Attachment, Member, NetworkConfig, NetworkName, NewNetwork};
 pub use self::error::NetworkError;
 pub use self::network::Network;
-use crate::files::{FileError, Lock, at, create_private_dir, read_json, write_json};
+use crate::files::{FileError, Lock, PATIENCE, at, create_private_dir, read_json, write_json};
 use crate::state::{JobDir, StateDir, new_id, now_ms};
 
 /// The networks of a state directory.
@@ -47,7 +47,7 @@ impl Networks<'_> {
     }
 
     fn lock(&self) -> Result<Lock, FileError> {
-        Lock::wait(&self.0.root().join("networks.lock"))
+        Lock::exclusive(&self.0.root().join("networks.lock"), PATIENCE)
     }
 
     fn network(&self, name: &NetworkName) -> Result<Network, NetworkError> {

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use include_dir::{Dir, include_dir};
-use mica_agent::{Lock, Status};
+use mica_agent::Status;
+use mica_durable::Scratch;
 use mica_fetcher::{Cache, Pulled, ServeOptions, Server};
 use mica_graph::Label;
 
@@ -35,7 +36,7 @@ const CHANGE: [&str; 3] = ["app/A.c", "first edition", "second edition"];
 pub(crate) fn run(_: &Args) -> anyhow::Result<ExitCode> {
     let places = Places::find(Path::new("/"), None)?;
     Context::at(places.clone()).jobs()?; // ends what a killed demo left behind
-    let scratch = Scratch::new(&places.state)?;
+    let scratch = Scratch::new(&places.state.join("tmp"))?;
     let demo = Demo::new(&scratch, places)?;
     note("1. first commit");
     let first = demo.round()?;
@@ -70,7 +71,7 @@ struct Round {
 
 impl Demo {
     fn new(scratch: &Scratch, places: Places) -> anyhow::Result<Self> {
-        let workspace = scratch.dir.join("monorepo");
+        let workspace = scratch.path().join("monorepo");
         fs::create_dir(&workspace)
             .with_context(|| format!("cannot create {}", workspace.display()))?;
         MONOREPO.extract(&workspace).context("cannot write the example monorepo")?;
@@ -81,12 +82,12 @@ impl Demo {
         } else {
             note("there is no git here: versions are named after the content instead of a commit");
         }
-        let registry = scratch.dir.join("registry");
+        let registry = scratch.path().join("registry");
         let listener = mica_fetcher::listen("127.0.0.1:0")?;
         let server = Server::spawn(listener, &registry, ServeOptions::default())?;
         let places = Places {
             registry: server.url(),
-            cache: scratch.dir.join("cache"),
+            cache: scratch.path().join("cache"),
             mirrors: Vec::new(),
             quota: None,
             shared_cache: None,
@@ -175,37 +176,4 @@ fn print_table(first: &Round, second: &Round) -> anyhow::Result<()> {
         row("time to first output", &|round| us(round.status.timings.first_output_us)),
     ];
     output::table(["", "first commit", "one line changed"], &rows)
-}
-
-/// A folder of the demo's own. A demo that was killed leaves it, and the next one removes it.
-struct Scratch {
-    dir: PathBuf,
-    _lock: Lock,
-}
-
-impl Scratch {
-    fn new(state: &Path) -> anyhow::Result<Self> {
-        let root = state.join("demo");
-        fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
-        let _all = Lock::wait(&state.join("demo.lock"))?;
-        for entry in fs::read_dir(&root)?.flatten() {
-            // Its demo lives as long as somebody holds the lock.
-            if let Ok(Some(_)) = Lock::try_new(&entry.path().join("lock")) {
-                let dir = entry.path();
-                fs::remove_dir_all(&dir)
-                    .with_context(|| format!("cannot remove {}", dir.display()))?;
-            }
-        }
-        let dir = tempfile::Builder::new().prefix("run-").tempdir_in(&root)?.keep();
-        let lock = Lock::wait(&dir.join("lock"))?;
-        Ok(Self { dir, _lock: lock })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.dir) {
-            note(format_args!("cannot remove {}: {error}", self.dir.display()));
-        }
-    }
 }

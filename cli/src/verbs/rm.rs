@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::bail;
 use mica_agent::ControlError;
@@ -31,7 +32,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
                 Ok(()) | Err(ControlError::NotRunning(_)) => {}
                 Err(error) => return Err(error::of_control(error)),
             }
-            job.wait_until_released()?;
+            job.wait_until_released(Duration::from_secs(20))?;
         }
         mica_agent::remove(job)?;
         output::lines([job.id()])
