@@ -61,10 +61,9 @@ pub enum Supervisor<'a> {
     Fork(&'a dyn Fn(Invocation)),
 }
 
-/// Whether this process has one thread, so that a copy of it can run any code.
+/// Whether a copy of this process can run any code: it has one thread, and has made no runtime, whose drivers outlive it.
 pub fn may_fork() -> bool {
-    // One link for each thread, and two as every folder has.
-    rustix::fs::stat("/proc/self/task").is_ok_and(|stat| stat.st_nlink == 3)
+    !mica_fetcher::made_a_runtime() && sys::has_one_thread()
 }
 
 /// Signals are held back while this lives: a supervisor that is forked meanwhile inherits no handler of the caller's, and

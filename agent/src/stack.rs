@@ -244,14 +244,12 @@ impl Fetching {
         let package = PackageRef { name: source.name.clone(), selector };
         let manifest = cache.lookup(&package)?;
         let registry: Arc<dyn Registry> = Arc::from(source.registry.open()?);
-        // An OCI registry learns so what its blobs are called. Without an answer, readers will say what is wrong.
-        if let Err(error) = registry.resolve(&package) {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the registry does not answer"
-            );
+        let deadline = Duration::from_secs(source.deadline);
+        let places = std::iter::once(&source.registry.address).chain(&source.registry.mirrors);
+        if places.into_iter().any(|address| address.starts_with("oci:")) {
+            learn_names(&registry, package, deadline);
         }
-        Ok(Self { registry, cache, manifest, deadline: Duration::from_secs(source.deadline) })
+        Ok(Self { registry, cache, manifest, deadline })
     }
 
     fn open(&self, layer: &JobLayer, verify: Verify) -> Result<StackLayer, LayerFault> {
@@ -265,6 +263,22 @@ impl Fetching {
             Lazy::Complete(held) => open_held(layer, held, verify),
             Lazy::Partial(source) => Ok(StackLayer::from_source(&layer.name, source)?),
         }
+    }
+}
+
+/// Lets an OCI registry learn what its blobs are called. Without an answer in time, readers will say what is wrong.
+fn learn_names(registry: &Arc<dyn Registry>, package: PackageRef, deadline: Duration) {
+    let (registry, (told, hears)) = (Arc::clone(registry), std::sync::mpsc::channel());
+    let ask = move || {
+        // Nobody waits for it any more if it comes too late.
+        told.send(registry.resolve(&package).map(drop)).ok();
+    };
+    let asked = std::thread::Builder::new().name("mica-names".to_owned()).spawn(ask);
+    let answer = asked.map(|_| hears.recv_timeout(deadline));
+    if let Ok(Ok(Err(error))) = &answer {
+        tracing::warn!(error = error as &dyn std::error::Error, "the registry does not answer");
+    } else if !matches!(answer, Ok(Ok(Ok(())))) {
+        tracing::warn!("the registry did not answer in time");
     }
 }
 

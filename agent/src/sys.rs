@@ -16,10 +16,20 @@ pub(crate) fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
     unsafe { rustix::thread::unshare_unsafe(flags) }
 }
 
+/// Whether this process has one thread.
+pub(crate) fn has_one_thread() -> bool {
+    // One link for each thread, and two as every folder has.
+    rustix::fs::stat("/proc/self/task").is_ok_and(|stat| stat.st_nlink == 3)
+}
+
 /// Forks a process that does `work` and ends with the code it returns.
 ///
-/// Only for a process with one thread.
+/// # Errors
+/// No more processes; `Errno::BUSY` if this one has several threads, as their locks would never be let go in the copy.
 pub(crate) fn fork(work: impl FnOnce() -> u8) -> Result<Pid, Errno> {
+    if !has_one_thread() {
+        return Err(Errno::BUSY);
+    }
     // SAFETY: with one thread, nobody holds a lock in the child's copy, so that it may run any code.
     match unsafe { libc::fork() } {
         0 => {

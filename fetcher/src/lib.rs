@@ -73,6 +73,7 @@ mod pull;
 mod push;
 pub mod registry;
 mod retry;
+mod runtime;
 mod server;
 mod tar;
 mod trust;
@@ -97,6 +98,7 @@ pub use progress::{Event, Progress};
 pub use pull::{Outcome, PullError, PullOptions, Pulled, pull};
 pub use push::{PushError, PushOptions, Pushed, push};
 pub use retry::Retry;
+pub use runtime::made_a_runtime;
 pub use server::{
     ServeError, ServeOptions, Server, TlsError, TlsIdentity, Writers, listen, serve,
     serve_until_signal,

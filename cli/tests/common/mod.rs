@@ -137,6 +137,12 @@ impl World {
         self.mica(args).output().unwrap().into()
     }
 
+    /// Runs `mica`, which has to end within so many seconds.
+    #[track_caller]
+    pub(crate) fn within(&self, seconds: u64, args: &[&str]) -> Ran {
+        within(seconds, &mut self.mica(args))
+    }
+
     /// Writes a small file, with the folders above it.
     pub(crate) fn write(&self, path: &str, text: &str) {
         let path = self.path(path);
@@ -229,6 +235,50 @@ fn give_what_is_there(path: &Path) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a command does that has to end within so many seconds; it is killed otherwise, and the test fails.
+#[track_caller]
+pub(crate) fn within(seconds: u64, command: &mut Command) -> Ran {
+    use std::io::Read;
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // What it leaves behind may hold its output open: that is no reason to wait.
+    fn read(mut from: impl Read + Send + 'static) -> Arc<Mutex<(Vec<u8>, bool)>> {
+        let read = Arc::new(Mutex::new((Vec::new(), false)));
+        let into = Arc::clone(&read);
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = from.read(&mut buffer) {
+                into.lock().unwrap().0.extend_from_slice(&buffer[..count]);
+            }
+            into.lock().unwrap().1 = true;
+        });
+        read
+    }
+    let (out, err) = (read(child.stdout.take().unwrap()), read(child.stderr.take().unwrap()));
+    let text = |read: &Arc<Mutex<(Vec<u8>, bool)>>| {
+        String::from_utf8_lossy(&read.lock().unwrap().0).into_owned()
+    };
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let mut status = None;
+    loop {
+        status = status.or_else(|| child.try_wait().unwrap());
+        if status.is_some() && out.lock().unwrap().1 && err.lock().unwrap().1 {
+            break;
+        }
+        if Instant::now() >= until {
+            let state = if status.is_none() { "runs" } else { "has ended, but its output is open" };
+            child.kill().ok();
+            child.wait().ok();
+            panic!("{command:?} still {state} after {seconds} s\n{}\n{}", text(&out), text(&err));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let code = status.and_then(|status| {
+        use std::os::unix::process::ExitStatusExt;
+        status.code().or(status.signal().map(|signal| 128 + signal))
+    });
+    Ran { code, stdout: text(&out), stderr: text(&err) }
 }
 
 /// What a command did.

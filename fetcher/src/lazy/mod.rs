@@ -112,6 +112,10 @@ struct Inner {
 /// Waits after failed requests.
 const PAUSES: Range<Duration> = Duration::from_millis(50)..Duration::from_secs(2);
 
+/// For so long after a reader has waited in vain others fail at once. The kernel asks again for each page of what it could
+/// not read as a whole, so that a program would wait several times for one answer.
+const HOPELESS: Duration = Duration::from_secs(1);
+
 /// Opens the image of a layer, wherever its bytes are. Take a [`lease`](Cache::lease) first.
 pub fn open_lazy(
     registry: Arc<dyn Registry>,
@@ -314,6 +318,7 @@ impl Inner {
         if state.chunks[number] != Chunked::Here {
             state.chunks[number] = Chunked::Here;
             state.missing -= 1;
+            state.gave_up = None;
         }
         let complete = state.missing == 0 && state.cached.is_none();
         self.changed.notify_all();
@@ -391,7 +396,11 @@ impl Inner {
                 Chunked::Missing | Chunked::Coming => {}
             }
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let hopeless = state.gave_up.is_some_and(|at| at.elapsed() < HOPELESS);
+            if left.is_zero() || hopeless {
+                if !hopeless {
+                    state.gave_up = Some(Instant::now());
+                }
                 let reason = state.error.as_deref().unwrap_or("it did not come in time");
                 let reason =
                     format!("cannot fetch chunk {chunk} of layer {}: {reason}", self.layer);

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
 
 use mica_squashfs::chunks::{Chunk, ChunkTable};
 
@@ -40,6 +41,8 @@ pub(super) struct State {
     pub(super) bulk: usize,
     /// Why the last request failed.
     pub(super) error: Option<String>,
+    /// When a reader last waited in vain; `None` since something came.
+    pub(super) gave_up: Option<Instant>,
     /// Whether the image has its name in the cache; `None` while chunks are missing.
     pub(super) cached: Option<bool>,
     pub(super) stopped: bool,
@@ -67,6 +70,7 @@ impl State {
             seen,
             bulk: 0,
             error: None,
+            gave_up: None,
             cached: None,
             stopped: false,
         }

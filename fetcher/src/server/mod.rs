@@ -226,12 +226,7 @@ pub fn serve_until_signal(
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, ServeError> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("mica-serve")
-        .enable_all()
-        .build()
-        .map_err(ServeError::Failed)
+    crate::runtime::build("mica-serve").map_err(ServeError::Failed)
 }
 
 /// A server on a thread of its own; stopped when dropped.

@@ -117,12 +117,7 @@ impl Sender {
             builder = builder.no_proxy();
         }
         let client = builder.build().map_err(|e| failed(e.into()))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("mica-http")
-            .enable_all()
-            .build()
-            .map_err(|e| failed(e.into()))?;
+        let runtime = crate::runtime::build("mica-http").map_err(|e| failed(e.into()))?;
         Ok(Self { address, client, options: options.clone(), runtime: Some(runtime) })
     }
 
