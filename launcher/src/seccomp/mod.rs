@@ -9,6 +9,7 @@ mod always;
 mod numbers;
 mod profile;
 mod usual;
+mod widths;
 
 use std::collections::BTreeMap;
 
@@ -22,6 +23,7 @@ pub use profile::{Profile, ProfileError};
 
 use crate::caps::CapabilitySet;
 use crate::spec::Seccomp;
+use widths::{Width, width};
 
 /// The programs for a job, to be installed in order. None if it is unconfined.
 ///
@@ -38,7 +40,14 @@ pub(crate) fn programs(
             programs.push(not_implemented(capabilities));
             Ok(programs)
         }
-        Seccomp::Profile(text) => compile(&Profile::parse(text, capabilities)?),
+        Seccomp::Profile(text) => {
+            let mut programs = compile(&Profile::parse(text, capabilities)?)?;
+            if !programs.is_empty() && cfg!(target_arch = "x86_64") {
+                // Before the others, of which the last may forbid installing another.
+                programs.insert(0, without_x32());
+            }
+            Ok(programs)
+        }
     }
 }
 
@@ -93,7 +102,8 @@ fn add(calls: &mut Calls, rule: &Rule) -> Result<(), ProfileError> {
         if rule.conditions.is_empty() {
             calls.insert(number, Vec::new());
         } else if calls.get(&number).is_none_or(|rules| !rules.is_empty()) {
-            let conditions = rule.conditions.iter().map(condition).collect::<Result<_, _>>()?;
+            let conditions =
+                rule.conditions.iter().map(|c| condition(name, c)).collect::<Result<_, _>>()?;
             calls
                 .entry(number)
                 .or_default()
@@ -103,8 +113,10 @@ fn add(calls: &mut Calls, rule: &Rule) -> Result<(), ProfileError> {
     Ok(())
 }
 
-fn condition(condition: &Condition) -> Result<SeccompCondition, ProfileError> {
-    let operator = match condition.comparison {
+/// Compares what the kernel reads of the argument, no more: a bit that it throws away decides nothing.
+fn condition(name: &str, condition: &Condition) -> Result<SeccompCondition, ProfileError> {
+    let Condition { argument, comparison, mut value } = *condition;
+    let mut operator = match comparison {
         Comparison::Equal => SeccompCmpOp::Eq,
         Comparison::NotEqual => SeccompCmpOp::Ne,
         Comparison::Less => SeccompCmpOp::Lt,
@@ -113,9 +125,28 @@ fn condition(condition: &Condition) -> Result<SeccompCondition, ProfileError> {
         Comparison::GreaterOrEqual => SeccompCmpOp::Ge,
         Comparison::Masked(mask) => SeccompCmpOp::MaskedEq(mask),
     };
-    SeccompCondition::new(condition.argument, SeccompCmpArgLen::Qword, operator, condition.value)
-        .map_err(ProfileError::compile)
+    let length = match width(name, argument) {
+        Width::Long => SeccompCmpArgLen::Qword,
+        Width::Word => SeccompCmpArgLen::Dword,
+        Width::Half => {
+            operator = match operator {
+                SeccompCmpOp::Eq => SeccompCmpOp::MaskedEq(MODE),
+                SeccompCmpOp::MaskedEq(mask) => SeccompCmpOp::MaskedEq(mask & MODE),
+                other => other,
+            };
+            value &= MODE;
+            SeccompCmpArgLen::Dword
+        }
+    };
+    if matches!(length, SeccompCmpArgLen::Dword) {
+        // What is meant by -1, for example.
+        value &= u64::from(u32::MAX);
+    }
+    SeccompCondition::new(argument, length, operator, value).map_err(ProfileError::compile)
 }
+
+/// The bits of a mode.
+const MODE: u64 = 0xffff;
 
 fn program(calls: Calls, otherwise: Action, matching: Action) -> Result<BpfProgram, ProfileError> {
     let action = |action| match action {
@@ -133,23 +164,39 @@ fn program(calls: Calls, otherwise: Action, matching: Action) -> Result<BpfProgr
 /// Answers ENOSYS for calls newer than [`usual::NEWEST`], and for those that the kernel may well have but whose arguments
 /// no filter can judge.
 fn not_implemented(capabilities: CapabilitySet) -> BpfProgram {
-    const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
-    const EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-    const GREATER: u16 = 0x25; // BPF_JMP | BPF_JGT | BPF_K
-    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
-    const ALLOW: u32 = 0x7fff_0000;
-    const ERRNO: u32 = 0x0005_0000;
-    // The x32 calls have this bit; they are none of the newer ones and are refused by the main program.
-    const X32: u32 = 0x4000_0000;
-    let op = |code, jt, jf, k| sock_filter { code, jt, jf, k };
     // Its flags lie in memory: programs fall back to clone. Who may do anything may do this as well.
     let clone3 = if capabilities.has("SYS_ADMIN") { u32::MAX } else { libc::SYS_clone3 as u32 };
     vec![
         op(LOAD, 0, 0, 0),
+        // The x32 calls are none of the newer ones, and are refused by the main program.
         op(GREATER, 2, 0, X32 - 1),
         op(EQUAL, 2, 0, clone3),
         op(GREATER, 1, 0, usual::NEWEST as u32),
         op(RETURN, 0, 0, ALLOW),
         op(RETURN, 0, 0, ERRNO | libc::ENOSYS as u32),
     ]
+}
+
+/// Answers ENOSYS for the x32 calls: the same calls under other numbers, which a profile that names what is forbidden
+/// would let through. (Calls of 32-bit programs end the process, as every program of ours sees another architecture.)
+fn without_x32() -> BpfProgram {
+    vec![
+        op(LOAD, 0, 0, 0),
+        op(GREATER, 1, 0, X32 - 1),
+        op(RETURN, 0, 0, ALLOW),
+        op(RETURN, 0, 0, ERRNO | libc::ENOSYS as u32),
+    ]
+}
+
+const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+const EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+const GREATER: u16 = 0x25; // BPF_JMP | BPF_JGT | BPF_K
+const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+const ALLOW: u32 = 0x7fff_0000;
+const ERRNO: u32 = 0x0005_0000;
+/// The bit that marks the number of an x32 call.
+const X32: u32 = 0x4000_0000;
+
+fn op(code: u16, jt: u8, jf: u8, k: u32) -> sock_filter {
+    sock_filter { code, jt, jf, k }
 }

@@ -438,6 +438,17 @@ fn forbidden_calls() {
         (libc::SYS_personality, 0xffffffff, "ok"),
         (libc::SYS_socket, 38, "EPERM"),
         (libc::SYS_socket, 40, "EPERM"),
+        // Of these arguments the kernel reads 32 bits.
+        (libc::SYS_socket, (1 << 32) + 38, "EPERM"),
+        (libc::SYS_socket, (1 << 32) + 40, "EPERM"),
+        (libc::SYS_socket, (0xffff_ffff << 32) + 40, "EPERM"),
+        (libc::SYS_socket, (1 << 32) + 1, "ok"),
+        (libc::SYS_clone, (1 << 32) + 0x10000000, "EPERM"),
+        (libc::SYS_personality, (1 << 32) + 0x0040000, "EPERM"),
+        (libc::SYS_personality, (1 << 32) + 0xffffffff, "ok"),
+        // The x32 form of getpid and mount.
+        (0x4000_0000 + libc::SYS_getpid, 0, "EPERM"),
+        (0x4000_0000 + libc::SYS_mount, 0, "EPERM"),
         (libc::SYS_userfaultfd, 0, "EPERM"),
         (459, 0, "EPERM"),
         (467, 0, "ENOSYS"),
@@ -462,10 +473,40 @@ fn profiles() {
     assert_eq!(output(&spec).1, "EPROTO\nEPERM\nok\n");
     spec.seccomp = Seccomp::Unconfined;
     assert_eq!(output(&spec).1, "ok\nok\nok\n");
+    arguments_as_the_kernel_reads_them(tree.path());
     spec.seccomp = Seccomp::Profile("{}".into());
     assert!(chain(&refusal(&spec)).contains("cannot use the seccomp profile: not a profile"));
     spec.seccomp = Seccomp::Profile(r#"{"defaultAction": "SCMP_ACT_NOTIFY"}"#.into());
     assert!(chain(&refusal(&spec)).ends_with("the action SCMP_ACT_NOTIFY is not supported"));
+}
+
+/// Bits of an argument that the kernel throws away, and other numbers of the same calls, lead around no rule.
+fn arguments_as_the_kernel_reads_them(tree: &Path) {
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["ioctl"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 1, "value": 21522, "op": "SCMP_CMP_EQ"}]},
+        {"names": ["chmod"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 1, "value": 511, "op": "SCMP_CMP_EQ"}]},
+        {"names": ["kill"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 18446744073709551615, "op": "SCMP_CMP_EQ"}]},
+        {"names": ["getppid"], "action": "SCMP_ACT_ERRNO"}]}"#;
+    let high: u64 = 7 << 32;
+    let mut tries = vec![
+        (libc::SYS_ioctl, "0", high + 0x5412),
+        (libc::SYS_chmod, "$dir", high + 0o777),
+        (libc::SYS_chmod, "$dir", 0x70_0000 + 0o777),
+        (libc::SYS_kill, "0xffffffff", 0),
+        (libc::SYS_kill, "-1", 0),
+    ];
+    if cfg!(target_arch = "x86_64") {
+        tries.push((0x4000_0000 + libc::SYS_getppid, "0", 0));
+        tries.push((0x4000_0000 + libc::SYS_getpid, "0", 0));
+    }
+    let lines = tries.iter().map(|(number, first, second)| {
+        format!("my $r = syscall({number}, {first}, {second}, 0); print($r >= 0 ? 'ok' : $!{{EPERM}} ? 'no' : $!{{ENOSYS}} ? 'none' : $!, qq( ));")
+    });
+    let mut spec =
+        perl(tree, &format!("use Errno; my $dir = qq(/tmp); {}", lines.collect::<String>()));
+    spec.seccomp = Seccomp::Profile(profile.into());
+    let x32 = if cfg!(target_arch = "x86_64") { "none none " } else { "" };
+    assert_eq!(output(&spec).1, format!("no no no no no {x32}"));
 }
 
 fn capabilities() {
