@@ -362,13 +362,17 @@ fn kernel_filesystems(spec: &Spec, facts: &HostFacts, tty_group: bool, steps: &m
     steps.push(tmpfs("/tmp", Flags::DATA, spec.tmp_size, 0o1777));
 }
 
+/// A node of the host's: what is read-only is its mode, owner and times, which would change for everybody. What is written
+/// to it reaches the device all the same.
+const NODE: Flags = Flags { read_only: true, no_suid: true, no_devices: false, no_exec: true };
+
 fn device_filesystems(spec: &Spec, tty_group: bool, steps: &mut Vec<Step>) {
     let device = Flags { no_suid: true, no_exec: true, ..Flags::default() };
     // The nodes are mounts of their own; a node that the job makes beside them has no effect.
     let directory = Flags { no_suid: true, no_devices: !spec.privileged, ..Flags::default() };
     steps.push(tmpfs("/dev", directory, Some(64 << 10), 0o755));
     for node in ["null", "zero", "full", "random", "urandom", "tty"] {
-        steps.push(host(&format!("/dev/{node}"), device));
+        steps.push(host(&format!("/dev/{node}"), NODE));
     }
     let mut terminals = vec![("ptmxmode", "0666"), ("mode", "0620")];
     if tty_group {
@@ -442,8 +446,7 @@ fn requested(spec: &Spec, steps: &mut Vec<Step>) {
         steps.push(Step::Bind {
             source: device.source.clone(),
             target: device.target.clone(),
-            flags: Flags { no_suid: true, no_exec: true, ..Flags::default() }
-                .read_only(!device.writable),
+            flags: NODE,
             recursive: true,
             follow: false,
             ids: None,

@@ -378,7 +378,7 @@ pub struct Device {
     /// In the job.
     #[serde(with = "os")]
     pub target: PathBuf,
-    /// May the job write to it?
+    /// What was asked for. Nothing but the node's own mode keeps the job from writing to the device.
     #[serde(default = "yes")]
     pub writable: bool,
 }

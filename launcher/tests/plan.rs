@@ -62,12 +62,12 @@ mount proc at /proc (rw,nosuid,nodev,noexec)
 mount the host's sysfs at /sys
 mount cgroup2 at /sys/fs/cgroup (ro,nosuid,nodev,noexec)
 mount tmpfs at /dev (rw,nosuid,nodev)
-bind /dev/null to /dev/null (rw,nosuid,noexec)
-bind /dev/zero to /dev/zero (rw,nosuid,noexec)
-bind /dev/full to /dev/full (rw,nosuid,noexec)
-bind /dev/random to /dev/random (rw,nosuid,noexec)
-bind /dev/urandom to /dev/urandom (rw,nosuid,noexec)
-bind /dev/tty to /dev/tty (rw,nosuid,noexec)
+bind /dev/null to /dev/null (ro,nosuid,noexec)
+bind /dev/zero to /dev/zero (ro,nosuid,noexec)
+bind /dev/full to /dev/full (ro,nosuid,noexec)
+bind /dev/random to /dev/random (ro,nosuid,noexec)
+bind /dev/urandom to /dev/urandom (ro,nosuid,noexec)
+bind /dev/tty to /dev/tty (ro,nosuid,noexec)
 mount devpts at /dev/pts (rw,nosuid,noexec)
 link /dev/ptmx to pts/ptmx
 link /dev/fd to /proc/self/fd

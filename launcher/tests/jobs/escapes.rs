@@ -34,6 +34,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("escapes::capabilities", By::Root, capabilities),
     ("escapes::privileged", By::Root, privileged),
     ("escapes::devices", By::Root, devices),
+    ("escapes::nodes_of_the_host", By::Both, nodes_of_the_host),
 ];
 
 /// A tree whose mount points are links to the host's, upwards or absolute.
@@ -559,4 +560,38 @@ fn devices() {
         writable: false,
     });
     assert_eq!(output(&spec).1, "1\nno kmsg\n");
+}
+
+/// What changes a node instead of its device changes it for the host, and for everybody.
+fn nodes_of_the_host() {
+    let tree = tree();
+    let nodes = ["null", "zero", "full", "random", "urandom", "tty", "inside"];
+    // Modes and times that harm nobody, if they can be set.
+    let line = format!(
+        "n=0; for d in {}; do for c in 'chmod 667' 'chown 0:5' 'touch -d 2001-01-01' 'setfattr -n user.x -v 1' \
+         'setfattr -n trusted.x -v 1'; do $c /dev/$d >/tmp/said 2>&1 && echo $c /dev/$d; n=$((n+1)); done; done; echo tried $n; \
+         (/usr/bin/echo x > /dev/inside) 2>&1 | grep -c 'No space'",
+        nodes.join(" ")
+    );
+    let before = || {
+        let stat = |name: &&str| {
+            let stat = fs::metadata(Path::new("/dev").join(name)).unwrap();
+            (stat.mode(), stat.uid(), stat.gid(), stat.mtime(), stat.ctime())
+        };
+        nodes[..6].iter().map(stat).collect::<Vec<_>>()
+    };
+    let was = before();
+    for (user, privileged) in [(None, false), (Some("0:0"), false), (Some("0:0"), true)] {
+        let mut spec = shell(tree.path(), &line);
+        spec.user = user.map(str::to_owned);
+        spec.privileged = privileged;
+        spec.devices.push(Device {
+            source: "/dev/full".into(),
+            target: "/dev/inside".into(),
+            writable: true,
+        });
+        let (_, text) = output(&spec);
+        assert!(text.starts_with("tried 35\n1\n"), "{text}");
+        assert_eq!(before(), was);
+    }
 }

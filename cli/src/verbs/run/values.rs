@@ -233,14 +233,18 @@ pub(super) fn parse_device(text: &str) -> Result<DeviceFlag, String> {
         target = in_job(path)?;
         permissions = parts.next();
     }
-    let writable = match permissions {
-        None | Some("rw" | "rwm" | "w") => true,
-        Some("r" | "ro" | "rm") => false,
-        Some(other) => {
-            return Err(format!("`{other}` are not permissions of a device; use r or rw"));
+    match permissions {
+        None | Some("rw" | "rwm") => {}
+        Some(part @ ("r" | "ro" | "rm" | "w")) => {
+            return Err(format!(
+                "`{part}`: a job can use a device that it sees as its mode allows, no less; leave the permissions out"
+            ));
         }
-    };
-    Ok(DeviceFlag::Node(Device { source, target, writable }))
+        Some(other) => {
+            return Err(format!("`{other}` are not permissions of a device; use rw"));
+        }
+    }
+    Ok(DeviceFlag::Node(Device { source, target, writable: true }))
 }
 
 pub(super) fn parse_ulimit(text: &str) -> Result<Rlimit, String> {
@@ -316,13 +320,13 @@ mod tests {
     #[test]
     fn devices() {
         let device = |text| match parse_device(text) {
-            Ok(DeviceFlag::Node(device)) => Some((device.target, device.writable)),
+            Ok(DeviceFlag::Node(device)) => Some(device.target),
             _ => None,
         };
-        assert_eq!(device("/dev/a"), Some(("/dev/a".into(), true)));
-        assert_eq!(device("/dev/a:r"), Some(("/dev/a".into(), false)));
-        assert_eq!(device("/dev/a:/dev/b:r"), Some(("/dev/b".into(), false)));
+        assert_eq!(device("/dev/a"), Some("/dev/a".into()));
+        assert_eq!(device("/dev/a:/dev/b:rwm"), Some("/dev/b".into()));
         assert_eq!(device("/dev/a:x"), None);
+        assert!(parse_device("/dev/a:/dev/b:r").unwrap_err().contains("leave the permissions out"));
         assert!(matches!(parse_device("nvidia.com/gpu=0"), Ok(DeviceFlag::Cdi(_))));
     }
 
