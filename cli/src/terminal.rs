@@ -109,6 +109,8 @@ pub(crate) struct Dialogue {
     pub(crate) input: Option<OwnedFd>,
     /// The keys that end it; without a terminal there are none.
     pub(crate) keys: Option<DetachKeys>,
+    /// There is something to read from standard input.
+    pub(crate) typed: bool,
     /// From here to standard output.
     pub(crate) stdout: Option<OwnedFd>,
     /// From here to standard error.
@@ -119,8 +121,10 @@ impl Dialogue {
     /// Passes bytes on until `end` becomes readable, or the person lets go.
     pub(crate) fn run(&mut self, end: BorrowedFd<'_>) -> io::Result<Over> {
         loop {
-            let [typed, out, err, ended] = self.wait(end)?;
-            if typed && self.take_input() {
+            let [input, out, err, ended] = self.wait(end)?;
+            if input && !self.typed {
+                self.typed = true;
+            } else if input && self.take_input() {
                 return Ok(Over::Detached);
             }
             if out && !pass_on(self.stdout.as_ref(), &mut io::stdout().lock()) {
@@ -136,18 +140,24 @@ impl Dialogue {
         }
     }
 
+    /// What is ready. Of the input first what is typed and then the program that takes it: nobody waits for a program
+    /// that reads nothing, while it waits for its output to be read.
     fn wait(&self, end: BorrowedFd<'_>) -> io::Result<[bool; 4]> {
         let stdin = io::stdin();
+        let (read, write) = (PollFlags::IN, PollFlags::OUT);
         let sources = [
-            self.input.as_ref().map(|_| stdin.as_fd()),
-            self.stdout.as_ref().map(AsFd::as_fd),
-            self.stderr.as_ref().map(AsFd::as_fd),
-            Some(end),
+            self.input.as_ref().map(|to| match self.typed {
+                false => (stdin.as_fd(), read),
+                true => (to.as_fd(), write),
+            }),
+            self.stdout.as_ref().map(|fd| (fd.as_fd(), read)),
+            self.stderr.as_ref().map(|fd| (fd.as_fd(), read)),
+            Some((end, read)),
         ];
         let mut fds: Vec<PollFd<'_>> = sources
             .iter()
             .flatten()
-            .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+            .map(|(fd, flags)| PollFd::from_borrowed_fd(*fd, *flags))
             .collect();
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -157,8 +167,9 @@ impl Dialogue {
         Ok(sources.map(|source| source.is_some() && ready.next().unwrap_or(false)))
     }
 
-    /// True if the person lets go.
+    /// Passes on what is typed, no more than fits into a pipe that takes anything. True if the person lets go.
     fn take_input(&mut self) -> bool {
+        self.typed = false;
         let Some(to) = &self.input else { return false };
         let mut buffer = [0; 4096];
         let count = rustix::io::read(io::stdin(), &mut buffer).unwrap_or(0);

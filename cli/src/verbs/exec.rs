@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -102,8 +101,8 @@ impl Args {
         })
     }
 
-    /// Starts the program. It gets this command's streams themselves, but for a terminal: nothing of the host's terminals
-    /// gets into a job.
+    /// Starts the program. Its streams are pipes or a terminal of its own: nothing of the caller's gets into a job, as what
+    /// is in a job can be given other rights there, opened anew and kept.
     fn start(&self, remote: Remote, spec: &ExecSpec) -> anyhow::Result<(Connected, Dialogue)> {
         let mut dialogue = Dialogue::default();
         if self.tty {
@@ -120,44 +119,23 @@ impl Args {
         let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
         let stdin = match self.interactive {
             false => null()?,
-            true if io::stdin().is_terminal() => {
+            true => {
                 let (far, near) = terminal::pipe()?;
                 dialogue.input = Some(near);
                 far
             }
-            true => io::stdin().as_fd().try_clone_to_owned()?,
         };
-        let output = |own: &dyn Stream, near: &mut Option<OwnedFd>| -> anyhow::Result<OwnedFd> {
+        let output = |near: &mut Option<OwnedFd>| -> anyhow::Result<OwnedFd> {
             if self.detach {
                 return Ok(null()?);
-            }
-            if !own.is_a_terminal() {
-                return Ok(own.copy()?);
             }
             let (read, write) = terminal::pipe()?;
             *near = Some(read);
             Ok(write)
         };
-        let stdout = output(&io::stdout(), &mut dialogue.stdout)?;
-        let stderr = output(&io::stderr(), &mut dialogue.stderr)?;
+        let (stdout, stderr) = (output(&mut dialogue.stdout)?, output(&mut dialogue.stderr)?);
         let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let connected = remote.exec(spec, Ok(streams)).map_err(error::of_control)?;
         Ok((connected, dialogue))
-    }
-}
-
-/// Standard output and error, as far as they are alike.
-trait Stream {
-    fn is_a_terminal(&self) -> bool;
-    fn copy(&self) -> io::Result<OwnedFd>;
-}
-
-impl<T: AsFd + IsTerminal> Stream for T {
-    fn is_a_terminal(&self) -> bool {
-        self.is_terminal()
-    }
-
-    fn copy(&self) -> io::Result<OwnedFd> {
-        self.as_fd().try_clone_to_owned()
     }
 }

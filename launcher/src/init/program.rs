@@ -6,7 +6,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::Mode;
+use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, major, minor};
 use rustix::io::Errno;
 use rustix::process::{Gid, Pid, Rlimit, Uid, chdir, getrlimit, setrlimit, setsid, umask};
 use rustix::thread::{
@@ -137,7 +137,10 @@ fn streams(standard: Standard) -> io::Result<()> {
     match standard {
         Standard::Given(streams) => {
             for (fd, number) in streams.iter().zip(0..) {
-                sys::place(fd.as_fd(), number)?;
+                match own_null(fd, number)? {
+                    Some(null) => sys::place(null.as_fd(), number)?,
+                    None => sys::place(fd.as_fd(), number)?,
+                }
             }
         }
         Standard::Terminal(terminal) => {
@@ -148,6 +151,29 @@ fn streams(standard: Standard) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The job's own `/dev/null` in place of the host's: whoever has a descriptor of a node can change its rights.
+///
+/// Where a volume covers `/dev`, there is none, and a pipe that nobody writes to or reads from is as empty.
+fn own_null(stream: &OwnedFd, number: i32) -> io::Result<Option<OwnedFd>> {
+    let stat = fstat(stream)?;
+    let is_null = |stat: &Stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+            && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 3)
+    };
+    if !is_null(&stat) {
+        return Ok(None);
+    }
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    if let Ok(null) = rustix::fs::open("/dev/null", flags, Mode::empty())
+        && is_null(&fstat(&null)?)
+    {
+        rustix::fs::fcntl_setfl(&null, OFlags::empty())?;
+        return Ok(Some(null));
+    }
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    Ok(Some(if number == 0 { read } else { write }))
 }
 
 /// Sets a limit, never above what we have ourselves. True if it had to be clamped.

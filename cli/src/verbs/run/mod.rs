@@ -101,13 +101,10 @@ pub(crate) fn start_job(
     quiet: bool,
 ) -> anyhow::Result<Session<'_>> {
     let raw = terminal::check(way.tty && !way.detach, way.input)?;
-    let (stdin, typed) = match (way.detach, way.input, way.tty) {
-        (false, true, true) => {
-            let (far, near) = terminal::pipe()?;
-            (Some(far), Some(near))
-        }
-        (false, true, false) => (Some(std::io::stdin().as_fd().try_clone_to_owned()?), None),
-        _ => (None, None),
+    // Passed on, never handed over: with the descriptor the job would own the caller's terminal, file or FIFO.
+    let (stdin, typed) = match !way.detach && way.input {
+        true => terminal::pipe().map(|(far, near)| (Some(far), Some(near)))?,
+        false => (None, None),
     };
     let attach = Attach { stdin, output: (!way.detach).then(terminal::size) };
     let catch = || Signals::new(FORWARDED).context("cannot catch signals");
@@ -161,7 +158,7 @@ impl Session<'_> {
             terminal::pass_signal(signal, way.tty, resize, |signal| forward(&job, signal));
         };
         let ended = terminal::with_signals(signals, each, || -> anyhow::Result<_> {
-            let keys = typed.as_ref().map(|_| keys.clone());
+            let keys = typed.as_ref().filter(|_| way.tty).map(|_| keys.clone());
             let mut dialogue = Dialogue { input: typed, keys, ..Dialogue::default() };
             loop {
                 if dialogue.run(started.as_fd())? == Over::Detached {
