@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use mica_launcher::{ExecSpec, Exit, Job, Limits, Program, Stdio, message};
@@ -82,6 +83,19 @@ struct Running<'a> {
     status: &'a mut Status,
 }
 
+/// Lets a wait for a lock end while there is a signal that nobody has read yet.
+fn end_waits_on_signals(unread: UnixStream) {
+    static UNREAD: OnceLock<UnixStream> = OnceLock::new();
+    if UNREAD.set(unread).is_ok() {
+        mica_durable::interrupted_by(|| {
+            UNREAD.get().is_some_and(|unread| {
+                let mut fds = [PollFd::new(unread, PollFlags::IN)];
+                poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+            })
+        });
+    }
+}
+
 impl Session {
     pub(crate) fn start(
         job: &JobDir,
@@ -94,6 +108,7 @@ impl Session {
         for signal in [SIGTERM, SIGINT, SIGHUP] {
             signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
         }
+        end_waits_on_signals(signals.try_clone()?);
         Ok(Self {
             job: job.clone(),
             config: config.clone(),

@@ -138,17 +138,49 @@ impl Folder {
         flags: OFlags,
         mode: u32,
     ) -> Result<Option<File>, FileError> {
-        let path = self.entry(name)?;
-        // Without NONBLOCK a FIFO that somebody put there would hold us for ever.
-        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let open = rustix::fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode));
-        let Some(fd) = found(open).named("open", &path)? else { return Ok(None) };
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd).named("stat", &path)?.st_mode);
-        if kind != FileType::RegularFile {
-            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
-            return Err(FileError { verb: "open", path, source });
+        regular(self.fd.as_fd(), Path::new(name), self.entry(name)?, flags, mode)
+    }
+
+    /// Makes a file that is not there, for reading and writing, with at most this mode; `None` where there is something.
+    ///
+    /// # Errors
+    /// It can't be made.
+    pub fn create_file(
+        &self,
+        name: impl AsRef<OsStr>,
+        mode: u32,
+    ) -> Result<Option<File>, FileError> {
+        let path = self.entry(name.as_ref())?;
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.fd, name.as_ref(), flags, Mode::from_raw_mode(mode)) {
+            Ok(fd) => Ok(Some(fd.into())),
+            Err(Errno::EXIST) => Ok(None),
+            Err(error) => Err(error).named("create", &path),
         }
-        Ok(Some(fd.into()))
+    }
+
+    /// Moves an entry to a place in another folder of the same file system, over what may be there.
+    ///
+    /// # Errors
+    /// renameat(2) failed.
+    pub fn rename(
+        &self,
+        name: impl AsRef<OsStr>,
+        to: &Self,
+        new: impl AsRef<OsStr>,
+    ) -> Result<(), FileError> {
+        let (_, path) = (self.entry(name.as_ref())?, to.entry(new.as_ref())?);
+        rustix::fs::renameat(&self.fd, name.as_ref(), &to.fd, new.as_ref())
+            .named("rename to", &path)
+    }
+
+    /// Sets the mode of the folder itself.
+    ///
+    /// # Errors
+    /// It is not the caller's.
+    pub fn set_mode(&self, mode: u32) -> Result<(), FileError> {
+        rustix::fs::fchmod(&self.fd, Mode::from_raw_mode(mode)).named("set the mode of", &self.path)
     }
 
     /// The whole of a regular file; `None` where there is none. More than `limit` bytes is an error, not memory.
@@ -256,7 +288,7 @@ impl Folder {
     }
 
     /// The entry's path, for messages. What is no name of an entry is refused.
-    fn entry(&self, name: &OsStr) -> Result<PathBuf, FileError> {
+    pub(crate) fn entry(&self, name: &OsStr) -> Result<PathBuf, FileError> {
         let bytes = name.as_bytes();
         let wrong = bytes.is_empty() || bytes == b"." || bytes == b".." || bytes.len() > MAX_NAME;
         if wrong || bytes.iter().any(|byte| *byte == b'/' || *byte == 0) {
@@ -266,6 +298,35 @@ impl Folder {
         }
         Ok(self.path.join(name))
     }
+}
+
+/// Opens the regular file at `path` for reading, in a folder that others may write; `None` where there is none.
+///
+/// Links on the way are followed, the path itself is none.
+///
+/// # Errors
+/// It is a link, a FIFO, a device or a folder; it can't be opened.
+pub fn open_regular(path: &Path) -> Result<Option<File>, FileError> {
+    regular(here(), path, path.to_owned(), OFlags::RDONLY, 0)
+}
+
+fn regular(
+    at: BorrowedFd<'_>,
+    name: &Path,
+    path: PathBuf,
+    flags: OFlags,
+    mode: u32,
+) -> Result<Option<File>, FileError> {
+    // Without NONBLOCK a FIFO that somebody put there would hold us for ever.
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let open = rustix::fs::openat(at, name, flags, Mode::from_raw_mode(mode));
+    let Some(fd) = found(open).named("open", &path)? else { return Ok(None) };
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd).named("stat", &path)?.st_mode);
+    if kind != FileType::RegularFile {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+        return Err(FileError { verb: "open", path, source });
+    }
+    Ok(Some(fd.into()))
 }
 
 impl AsFd for Folder {

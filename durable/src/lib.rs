@@ -17,7 +17,7 @@ mod scratch;
 pub mod trusted;
 
 pub use error::{FileError, Named, found};
-pub use folder::{Folder, MAX_NAME};
+pub use folder::{Folder, MAX_NAME, open_regular};
 pub use lock::{Lock, interrupted_by};
 pub use remove::remove_tree;
 pub use scratch::Scratch;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -11,6 +12,7 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{FileError, Named};
+use crate::folder::Folder;
 
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
@@ -61,6 +63,23 @@ impl Lock {
         Self::wait(path, FlockOperation::NonBlockingLockShared, patience)
     }
 
+    /// The same of a file in an open folder that several accounts share: it is made with this mode. Whoever may open it can keep
+    /// the others waiting, so it is for those who can spoil anyway what the lock is about.
+    ///
+    /// # Errors
+    /// As of [`Lock::exclusive`]; `name` is not the name of an entry.
+    pub fn exclusive_in(
+        folder: &Folder,
+        name: &str,
+        mode: u32,
+        patience: Duration,
+    ) -> Result<Self, FileError> {
+        let path = folder.entry(name.as_ref())?;
+        let file = open(folder.as_fd(), Path::new(name), &path, mode)?;
+        wait_for(&file, FlockOperation::NonBlockingLockExclusive, patience).named("lock", &path)?;
+        Ok(Self(file))
+    }
+
     /// A lock that another process took and passed on.
     pub fn adopted(file: File) -> Self {
         Self(file)
@@ -72,13 +91,13 @@ impl Lock {
     }
 
     fn attempt(path: &Path, operation: FlockOperation) -> Result<Option<Self>, FileError> {
-        let file = open(path)?;
+        let file = open(CWD, path, path, OWNER)?;
         let locked = try_lock(&file, operation).named("lock", path)?;
         Ok(locked.then_some(Self(file)))
     }
 
     fn wait(path: &Path, operation: FlockOperation, patience: Duration) -> Result<Self, FileError> {
-        let file = open(path)?;
+        let file = open(CWD, path, path, OWNER)?;
         wait_for(&file, operation, patience).named("lock", path)?;
         Ok(Self(file))
     }
@@ -100,19 +119,22 @@ impl Lock {
     }
 }
 
-/// The lock file, made if need be. Whoever can open a file can lock it: nobody but the owner may.
-fn open(path: &Path) -> Result<File, FileError> {
+/// Nobody but the owner may open a lock.
+const OWNER: u32 = 0o600;
+
+/// The lock file, made if need be. Whoever can open a file can lock it: hence its mode is set, also of one that is there.
+fn open(at: BorrowedFd<'_>, name: &Path, path: &Path, mode: u32) -> Result<File, FileError> {
     let flags =
         OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let owner = Mode::RUSR | Mode::WUSR;
-    let file = File::from(rustix::fs::openat(CWD, path, flags, owner).named("open", path)?);
+    let bits = Mode::from_raw_mode(mode);
+    let file = File::from(rustix::fs::openat(at, name, flags, bits).named("open", path)?);
     let metadata = file.metadata().named("stat", path)?;
     if !metadata.is_file() {
         return Err(io::Error::from(io::ErrorKind::InvalidInput)).named("lock", path);
     }
     // Made by an earlier version, or under a strange umask.
-    if metadata.mode() & 0o777 != 0o600 && metadata.uid() == rustix::process::geteuid().as_raw() {
-        rustix::fs::fchmod(&file, owner).named("set the mode of", path)?;
+    if metadata.mode() & 0o777 != mode && metadata.uid() == rustix::process::geteuid().as_raw() {
+        rustix::fs::fchmod(&file, bits).named("set the mode of", path)?;
     }
     Ok(file)
 }

@@ -20,7 +20,8 @@ use mica_squashfs::chunks::{Chunk, ChunkTable};
 
 use crate::cache::borrowed::format::{Base, BaseFile};
 use crate::cache::{Cache, Held};
-use crate::registry::Registry;
+use crate::file;
+use crate::registry::{MAX_DOCUMENT, Registry};
 
 pub(crate) mod borrow;
 
@@ -209,7 +210,7 @@ fn cached_table(cache: &Cache, blob: &Blob) -> Option<ChunkTable> {
 }
 
 pub(crate) fn read_table(path: &Path) -> Option<ChunkTable> {
-    ChunkTable::parse(&std::fs::read(path).ok()?).ok()
+    ChunkTable::parse(&file::read_small(path, MAX_DOCUMENT).ok()??).ok()
 }
 
 /// The chunks of an image that earlier versions of the layer hold, the newest ones first.
@@ -293,7 +294,7 @@ impl OldImage {
         let files = match &held {
             Held::Whole(path) => {
                 let base = BaseFile { base: Base::Blob(old.digest), length: old.size };
-                vec![(base, Arc::new(File::open(path).ok()?))]
+                vec![(base, Arc::new(file::open(path).ok()?))]
             }
             Held::Borrowed(image) => {
                 image.files().map(|(base, file)| (base, Arc::clone(file))).collect()
@@ -313,8 +314,8 @@ impl OldImage {
 
     /// Whether each chunk is what the table says: of a borrowed image that was seen to when it came.
     fn is_checked(&self, cache: &Cache, old: &Layer, table: &ChunkTable) -> bool {
-        let (Held::Whole(_), Some(blob)) = (&self.held, &old.chunks) else { return true };
-        if cache.is_checked(old) {
+        let (Held::Whole(path), Some(blob)) = (&self.held, &old.chunks) else { return true };
+        if cache.is_own(path) && cache.is_checked(old) {
             return true;
         }
         let mut buffer = Vec::new();
@@ -323,7 +324,8 @@ impl OldImage {
             self.files[0].file.read_exact_at(&mut buffer, chunk.offset).is_ok()
                 && chunk.matches(&buffer)
         });
-        if fits {
+        // What another account can change is compared each time.
+        if fits && cache.is_own(path) {
             cache.note_checked(&old.digest, &blob.digest);
         }
         fits

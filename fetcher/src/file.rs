@@ -1,77 +1,68 @@
-//! File operations whose errors name the verb and the path, and the one way to make a file appear whole.
+//! Files of caches and registries: what [`mica_durable`] does, and the one way to make a large file appear whole.
 //!
 //! A file that others may read is written under a temporary name in a *staging* folder of the same file system, synced,
-//! renamed into place, and the folder is synced. The writer holds a `flock` on the temporary file, so a file nobody
+//! renamed into place, and the folder is synced. The writer holds a lock on the temporary file, so a file nobody
 //! has locked is garbage of a dead process: [`Staging::sweep`] removes exactly those.
+//!
+//! What is opened here lies in a folder that another account may be able to write: a shared cache, a registry of a group.
+//! Nothing but a regular file is opened, no link is followed, and what has to be locked can be opened by its owner alone.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::num::NonZero;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+pub use mica_durable::FileError;
+pub(crate) use mica_durable::{Folder, Lock, Named, found, open_regular};
 use mica_graph::Digest;
-use rustix::fs::FlockOperation;
+use rustix::fs::OFlags;
 
-/// A file operation that failed.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot {verb} {}", path.display())]
-pub struct FileError {
-    /// What was tried: `read`, `create`, …
-    pub verb: &'static str,
-    /// On what.
-    pub path: PathBuf,
-    /// Why it failed.
-    #[source]
-    pub source: io::Error,
-}
-
-impl FileError {
-    /// Whether the file system, or the user's share of it, is full.
-    pub fn is_full(&self) -> bool {
-        is_full(&self.source)
-    }
-}
+/// The longest wait for a lock that another process holds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Adds verb and path to an I/O error.
-pub(crate) trait Named<T> {
-    fn named(self, verb: &'static str, path: &Path) -> Result<T, FileError>;
-}
-
-impl<T, E: Into<io::Error>> Named<T> for Result<T, E> {
-    fn named(self, verb: &'static str, path: &Path) -> Result<T, FileError> {
-        self.map_err(|source| FileError { verb, path: path.to_owned(), source: source.into() })
+/// Makes a folder with exactly this mode where there is none. Those above it get what the umask leaves of 0755: others can
+/// never write them.
+pub(crate) fn create_dir(path: &Path, mode: u32) -> Result<Folder, FileError> {
+    if let Some(above) = path.parent().filter(|above| !above.as_os_str().is_empty()) {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(above);
+        made.named("create", above)?;
     }
+    Folder::create(path, mode)
 }
 
-/// `None` where there is no such file.
-pub(crate) fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-pub(crate) fn create_dir(path: &Path) -> Result<(), FileError> {
-    fs::create_dir_all(path).named("create", path)
+/// Opens a regular file.
+pub(crate) fn open(path: &Path) -> Result<File, FileError> {
+    let gone = || io::Error::from(io::ErrorKind::NotFound);
+    open_regular(path)?.ok_or_else(gone).named("open", path)
 }
 
 /// The whole of a small file; `None` where there is none. More than `limit` bytes is an error, not memory.
 pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
-    let Some(file) = found(File::open(path)).named("open", path)? else { return Ok(None) };
+    open_regular(path)?.map(|file| read_all(file, path, limit)).transpose()
+}
+
+/// The same of a file that the user named: it may be a link, or a pipe.
+pub(crate) fn read_given(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
+    let file = found(File::open(path)).named("open", path)?;
+    file.map(|file| read_all(file, path, limit)).transpose()
+}
+
+pub(crate) fn read_all(file: File, path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).named("read", path)?;
     if bytes.len() as u64 > limit {
         let source = io::Error::new(io::ErrorKind::FileTooLarge, "the file is far too large");
         return Err(FileError { verb: "read", path: path.to_owned(), source });
     }
-    Ok(Some(bytes))
+    Ok(bytes)
 }
 
 /// The metadata; `None` where there is no file.
@@ -98,43 +89,8 @@ pub(crate) fn names(path: &Path) -> Result<Vec<String>, FileError> {
     Ok(names)
 }
 
-pub(crate) fn sync_dir(path: &Path) -> Result<(), FileError> {
-    File::open(path).and_then(|dir| dir.sync_all()).named("sync", path)
-}
-
-/// A lock between processes that ends with its holder, however that dies. The file itself stays.
-#[derive(Debug)]
-pub(crate) struct Lock {
-    _file: File,
-}
-
-impl Lock {
-    pub(crate) fn exclusive(path: &Path) -> Result<Self, FileError> {
-        Self::take(path, FlockOperation::LockExclusive)
-    }
-
-    pub(crate) fn shared(path: &Path) -> Result<Self, FileError> {
-        Self::take(path, FlockOperation::LockShared)
-    }
-
-    fn take(path: &Path, operation: FlockOperation) -> Result<Self, FileError> {
-        let file = lock_file(path)?;
-        flock(&file, operation).named("lock", path)?;
-        Ok(Self { _file: file })
-    }
-}
-
-fn lock_file(path: &Path) -> Result<File, FileError> {
-    fs::OpenOptions::new().create(true).truncate(false).write(true).open(path).named("open", path)
-}
-
-pub(crate) fn flock(file: &File, operation: FlockOperation) -> io::Result<()> {
-    Ok(rustix::io::retry_on_intr(|| rustix::fs::flock(file, operation))?)
-}
-
 /// Digest and length of a file.
-pub(crate) fn hash(path: &Path) -> Result<(Digest, u64), FileError> {
-    let mut file = File::open(path).named("open", path)?;
+pub(crate) fn hash(mut file: &File, path: &Path) -> Result<(Digest, u64), FileError> {
     let (mut hasher, mut size) = (blake3::Hasher::new(), 0);
     let mut buffer = vec![0; 1 << 18];
     loop {
@@ -154,15 +110,6 @@ pub(crate) fn starts_with(path: &Path, start: &[u8]) -> Result<bool, FileError> 
     let mut bytes = Vec::new();
     file.take(start.len() as u64).read_to_end(&mut bytes).named("read", path)?;
     Ok(bytes == start)
-}
-
-/// Takes the lock if nobody holds it.
-pub(crate) fn try_flock(file: &File) -> io::Result<bool> {
-    match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        Err(e) => Err(e),
-    }
 }
 
 /// Whether `path` still names the open `file`: it may have been renamed or removed while we waited for its lock.
@@ -204,34 +151,30 @@ impl Writeback {
 /// A folder for files in the making.
 #[derive(Clone, Debug)]
 pub(crate) struct Staging {
-    folder: PathBuf,
+    folder: Arc<Folder>,
 }
 
 impl Staging {
     const PREFIX: &str = "tmp-";
 
-    pub(crate) fn new(folder: PathBuf) -> Result<Self, FileError> {
-        create_dir(&folder)?;
-        Ok(Self { folder })
+    pub(crate) fn new(folder: Folder) -> Self {
+        Self { folder: Arc::new(folder) }
     }
 
-    /// A new file, locked by this process.
+    /// A new file, locked by this process, which nobody but its owner can open.
     pub(crate) fn create(&self) -> Result<Temporary, FileError> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         loop {
             let serial = COUNTER.fetch_add(1, Ordering::Relaxed);
             let time = std::time::UNIX_EPOCH.elapsed().map_or(0, |age| age.as_nanos());
             let name = format!("{}{}-{serial}-{time}", Self::PREFIX, std::process::id());
-            let path = self.folder.join(name);
-            let options = fs::OpenOptions::new().read(true).write(true).create_new(true).clone();
-            let file = match options.open(&path) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
-                other => other.named("create", &path)?,
-            };
-            flock(&file, FlockOperation::LockExclusive).named("lock", &path)?;
+            let Some(file) = self.folder.create_file(&name, 0o600)? else { continue };
+            let path = self.folder.path().join(&name);
+            Lock::exclusive_on(&file, PATIENCE).named("lock", &path)?;
             // A sweep may have come between the creation and the lock.
             if is_at(&file, &path).named("stat", &path)? {
-                return Ok(Temporary { file, path, kept: false });
+                let folder = Arc::clone(&self.folder);
+                return Ok(Temporary { file, folder, name, path, kept: false });
             }
         }
     }
@@ -243,16 +186,18 @@ impl Staging {
         file.commit(target, 0o644)
     }
 
-    /// Removes what dead processes left; what a live one writes is locked and stays.
+    /// Removes what dead processes left; what a live one writes is locked and stays, and so does what is another account's.
     pub(crate) fn sweep(&self) -> Result<(), FileError> {
-        for name in names(&self.folder)? {
-            if !name.starts_with(Self::PREFIX) {
+        for name in self.folder.names()? {
+            if !name.as_encoded_bytes().starts_with(Self::PREFIX.as_bytes()) {
                 continue;
             }
-            let path = self.folder.join(name);
-            let Some(file) = found(File::open(&path)).named("open", &path)? else { continue };
-            if try_flock(&file).named("lock", &path)? && is_at(&file, &path).named("stat", &path)? {
-                remove(&path)?;
+            let Ok(Some(file)) = self.folder.open_file(&name) else { continue };
+            let path = self.folder.path().join(&name);
+            if Lock::try_exclusive_on(&file).named("lock", &path)?
+                && is_at(&file, &path).named("stat", &path)?
+            {
+                self.folder.remove(&name)?;
             }
         }
         Ok(())
@@ -264,6 +209,8 @@ impl Staging {
 pub(crate) struct Temporary {
     pub(crate) file: File,
     pub(crate) path: PathBuf,
+    folder: Arc<Folder>,
+    name: String,
     kept: bool,
 }
 
@@ -279,64 +226,115 @@ impl Temporary {
         self.kept = true;
         Ok(())
     }
+
+    /// The same into a folder that is open.
+    pub(crate) fn commit_in(
+        mut self,
+        target: &Folder,
+        name: &str,
+        mode: u32,
+    ) -> Result<(), FileError> {
+        complete(&self.file, &self.path, mode)?;
+        self.folder.rename(&self.name, target, name)?;
+        self.kept = true;
+        target.sync()
+    }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
         if !self.kept {
             // Whatever stays is swept by the next opener.
-            drop(fs::remove_file(&self.path));
+            drop(self.folder.remove(&self.name));
         }
     }
 }
 
 /// Makes a finished file durable and visible under its final name.
 pub(crate) fn publish(file: &File, from: &Path, to: &Path, mode: u32) -> Result<(), FileError> {
-    file.set_permissions(fs::Permissions::from_mode(mode)).named("set the mode of", from)?;
-    file.sync_all().named("sync", from)?;
+    complete(file, from, mode)?;
     fs::rename(from, to).named("rename to", to)?;
-    sync_dir(to.parent().unwrap_or(Path::new("/")))
+    let folder = to.parent().unwrap_or(Path::new("/"));
+    File::open(folder).and_then(|folder| folder.sync_all()).named("sync", folder)
 }
 
-/// Opens a file for reading and writing, making it if need be, without following a symbolic link.
-pub(crate) fn open_part(path: &Path) -> io::Result<File> {
-    fs::OpenOptions::new()
+fn complete(file: &File, path: &Path, mode: u32) -> Result<(), FileError> {
+    file.set_permissions(fs::Permissions::from_mode(mode)).named("set the mode of", path)?;
+    file.sync_all().named("sync", path)
+}
+
+/// Opens a file that is to be locked, making it if need be: for reading and writing, by its owner alone.
+pub(crate) fn open_part(path: &Path) -> Result<File, FileError> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = fs::OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+        .mode(0o600)
+        .custom_flags(flags.bits().cast_signed())
         .open(path)
+        .named("create", path)?;
+    let meta = file.metadata().named("stat", path)?;
+    if !meta.is_file() {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+        return Err(FileError { verb: "open", path: path.to_owned(), source });
+    }
+    if meta.mode() & 0o077 != 0 {
+        // Of an earlier version.
+        let owner = fs::Permissions::from_mode(0o600);
+        file.set_permissions(owner).named("set the mode of", path)?;
+    }
+    Ok(file)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn scratch() -> (tempfile::TempDir, Staging) {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = Staging::new(Folder::create(&dir.path().join("incoming"), 0o700).unwrap());
+        (dir, staging)
+    }
+
     #[test]
-    fn a_sweep_spares_live_writers() {
-        let folder = tempfile::tempdir().unwrap();
-        let staging = Staging::new(folder.path().join("incoming")).unwrap();
+    fn a_sweep_spares_live_writers_and_what_is_no_file() {
+        let (dir, staging) = scratch();
+        let incoming = dir.path().join("incoming");
         let live = staging.create().unwrap();
-        fs::write(folder.path().join("incoming/tmp-1-dead"), b"x").unwrap();
-        fs::write(folder.path().join("incoming/other"), b"x").unwrap();
+        fs::write(incoming.join("tmp-1-dead"), b"x").unwrap();
+        fs::write(incoming.join("other"), b"x").unwrap();
+        std::os::unix::fs::symlink("other", incoming.join("tmp-link")).unwrap();
         staging.sweep().unwrap();
         assert!(live.path.exists());
-        assert_eq!(names(&folder.path().join("incoming")).unwrap().len(), 2);
+        assert_eq!(fs::metadata(&live.path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(names(&incoming).unwrap().len(), 3);
         drop(live);
-        assert_eq!(names(&folder.path().join("incoming")).unwrap(), ["other"]);
+        assert_eq!(names(&incoming).unwrap(), ["other", "tmp-link"]);
     }
 
     #[test]
     fn a_write_replaces_whole_files() {
-        let folder = tempfile::tempdir().unwrap();
-        let staging = Staging::new(folder.path().join("incoming")).unwrap();
-        let target = folder.path().join("file");
+        let (dir, staging) = scratch();
+        let target = dir.path().join("file");
         for content in [&b"one"[..], b"two"] {
             staging.write(&target, content).unwrap();
             assert_eq!(read_small(&target, 10).unwrap().unwrap(), content);
         }
         assert!(read_small(&target, 2).is_err());
-        assert!(read_small(&folder.path().join("none"), 2).unwrap().is_none());
+        assert!(read_small(&dir.path().join("none"), 2).unwrap().is_none());
+        std::os::unix::fs::symlink(&target, dir.path().join("link")).unwrap();
+        assert!(read_small(&dir.path().join("link"), 10).is_err());
+        assert_eq!(read_given(&dir.path().join("link"), 10).unwrap().unwrap(), b"two");
+    }
+
+    #[test]
+    fn what_is_locked_is_its_owners() {
+        let dir = tempfile::tempdir().unwrap();
+        let part = dir.path().join("x.part");
+        fs::write(&part, b"x").unwrap();
+        fs::set_permissions(&part, fs::Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(open_part(&part).unwrap().metadata().unwrap().mode() & 0o777, 0o600);
     }
 }

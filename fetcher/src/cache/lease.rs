@@ -9,7 +9,7 @@ use mica_graph::{Digest, Manifest};
 
 use super::names::{check_line, checked};
 use super::{Cache, CacheError};
-use crate::file::{self, Lock, Named, Staging, Temporary};
+use crate::file::{self, Named, Temporary};
 
 /// Protects some digests for as long as its descriptor is open anywhere: in this process, or in a child that inherited it.
 #[derive(Debug)]
@@ -41,8 +41,8 @@ impl Cache {
     pub fn lease(&self, digests: &[Digest]) -> Result<Lease, CacheError> {
         let text: String = digests.iter().map(|digest| format!("{digest}\n")).collect();
         let text = check_line(text.as_bytes()) + &text;
-        let _gc = Lock::shared(&self.lock_path("gc"))?;
-        let Temporary { file, path, .. } = &mut self.leases()?.create()?.persist();
+        let _gc = self.shared("gc")?;
+        let Temporary { file, path, .. } = &mut self.leases.create()?.persist();
         file.write_all(text.as_bytes()).named("write", path)?;
         for digest in digests {
             let path = self.blob_path(digest);
@@ -65,18 +65,14 @@ impl Cache {
         Ok(lease)
     }
 
-    fn leases(&self) -> Result<Staging, CacheError> {
-        Ok(Staging::new(self.folder("leases"))?)
-    }
-
     /// What live leases protect; `None` if one of them cannot be read, and so everything is to be spared.
     /// Leases of the dead are removed. The caller holds the `gc` lock.
     pub(super) fn leased(&self) -> Result<Option<HashSet<Digest>>, CacheError> {
-        self.leases()?.sweep()?;
+        self.leases.sweep()?;
         let mut digests = HashSet::new();
         for name in file::names(&self.folder("leases"))? {
             let path = self.folder("leases").join(name);
-            let Some(file) = file::found(File::open(&path)).named("open", &path)? else { continue };
+            let Some(file) = file::open_regular(&path)? else { continue };
             let mut bytes = Vec::new();
             let read = (&file).read_to_end(&mut bytes);
             let text = checked(&bytes).and_then(|body| std::str::from_utf8(body).ok());

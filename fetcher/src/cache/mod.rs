@@ -34,18 +34,24 @@
 //! **Damage.** A blob's length is checked whenever it is asked for; its content on [`Cache::verify`]. Blobs never change,
 //! so the digest was true when the file got its name: what differs later was altered from outside, or by the disk.
 //!
-//! One cache belongs to one user, who must be the only one able to write to it. A second, read-only cache may lie
-//! below ([`Cache::with_shared`]): what it has is used in place, never copied, never removed.
+//! **Whose it is.** One cache belongs to one account, which alone can write it: modes are set, whatever the umask is, and a
+//! folder of another account, or one that others can write, is refused. Others may read it, but for `incoming`, `leases` and
+//! `locks`: whoever can open a file can lock it. Every wait for a lock has a deadline.
+//!
+//! A second cache, of another account, may lie below ([`Cache::with_shared`]): what it has is used in place, never copied,
+//! never removed. Its owner may change it at any moment: of it nothing counts but by its digest, taken of the very
+//! bytes that are used.
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use mica_graph::{Blob, Digest, Layer, Manifest};
 
-use crate::file::{self, FileError, Staging};
+use crate::file::{self, FileError, Lock, Staging};
 
 pub(crate) mod borrowed;
 mod compare;
+mod folders;
 mod lease;
 mod names;
 mod part;
@@ -70,6 +76,8 @@ pub struct Cache {
     shared: Option<PathBuf>,
     quota: Option<u64>,
     staging: Staging,
+    leases: Staging,
+    patience: Duration,
 }
 
 /// What a cache cannot do.
@@ -149,6 +157,12 @@ impl CacheError {
             Self::Missing { .. } => "`mica pull` fetches it",
             Self::File(error) if error.is_full() => "`mica prune` frees what no job uses",
             Self::NotACache { .. } => "name an empty folder, or one that mica made",
+            Self::File(error) if error.source.kind() == std::io::ErrorKind::TimedOut => {
+                "end the process that holds it, or wait for it"
+            }
+            Self::File(error) if error.verb == "use" => {
+                "a cache is of one account alone; others may read it as their shared cache"
+            }
             _ => return None,
         })
     }
@@ -165,47 +179,39 @@ fn names_a_layout(text: &[u8]) -> bool {
 }
 
 const VERSION: &[u8] = b"mica-cache 1\n";
-const FOLDERS: [&str; 10] = [
-    "blobs",
-    "borrowed",
-    "checked",
-    "manifests",
-    "signatures",
-    "packages",
-    "touched",
-    "incoming",
-    "leases",
-    "locks",
-];
-
 impl Cache {
     /// Opens the cache in `root`, making it if need be, and removes what dead processes left.
+    ///
+    /// # Errors
+    /// The folder holds something else, or belongs to another account, or others can write it.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, CacheError> {
         let root = root.into();
-        file::create_dir(&root)?;
-        let staging = Staging::new(root.join("incoming"))?;
+        let folder = folders::open(&root)?;
         let version = root.join("version");
-        match file::read_small(&version, 4096)? {
+        let held = file::read_small(&version, 4096)?;
+        match &held {
             Some(found) if found == VERSION => {}
-            Some(found) if names_a_layout(&found) => {
-                let found = String::from_utf8_lossy(&found).trim().to_owned();
+            Some(found) if names_a_layout(found) => {
+                let found = String::from_utf8_lossy(found).trim().to_owned();
                 return Err(CacheError::Layout { path: root, found });
             }
             Some(_) => return Err(CacheError::Version { path: version }),
             None => {
-                let foreign = |name: &String| !FOLDERS.contains(&name.as_str());
                 // Another process may have made it since we looked.
-                if file::names(&root)?.iter().any(foreign) && !version.exists() {
+                if folders::holds_others(&folder)? && !version.exists() {
                     return Err(CacheError::NotACache { path: root });
                 }
-                staging.write(&version, VERSION)?;
             }
         }
-        for folder in FOLDERS {
-            file::create_dir(&root.join(folder))?;
+        folders::claim(&folder)?;
+        folders::make(&folder)?;
+        let staging = folders::staging(&folder, "incoming")?;
+        let leases = folders::staging(&folder, "leases")?;
+        if held.is_none() {
+            staging.write(&version, VERSION)?;
         }
         staging.sweep()?;
-        Ok(Self { root, shared: None, quota: None, staging })
+        Ok(Self { root, shared: None, quota: None, staging, leases, patience: file::PATIENCE })
     }
 
     /// Opens the cache in `root` also if its version file is damaged, which is then written anew; whether it was.
@@ -213,7 +219,9 @@ impl Cache {
         let root = root.into();
         match Self::open(&root) {
             Err(CacheError::Version { path }) => {
-                Staging::new(root.join("incoming"))?.write(&path, VERSION)?;
+                let folder = folders::open(&root)?;
+                folders::claim(&folder)?;
+                folders::staging(&folder, "incoming")?.write(&path, VERSION)?;
                 Ok((Self::open(root)?, true))
             }
             other => Ok((other?, false)),
@@ -230,6 +238,12 @@ impl Cache {
     #[must_use]
     pub fn with_quota(self, bytes: Option<u64>) -> Self {
         Self { quota: bytes, ..self }
+    }
+
+    /// How long to wait for a lock that another process of ours holds.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Its folder.
@@ -280,18 +294,27 @@ impl Cache {
     /// Notes that a blob or manifest was used now.
     pub(crate) fn touch(&self, path: &Path) {
         let now = std::fs::FileTimes::new().set_modified(SystemTime::now());
-        let touched = std::fs::File::open(path).and_then(|file| file.set_times(now));
-        if let Err(error) = touched {
+        let touched = file::open(path).map_err(|error| error.source);
+        if let Err(error) = touched.and_then(|file| file.set_times(now)) {
             // It only makes the blob look older than it is.
             tracing::debug!(path = %path.display(), %error, "cannot note a use");
         }
+    }
+
+    /// Whether a file is of this cache, not of the shared one.
+    pub(crate) fn is_own(&self, path: &Path) -> bool {
+        path.starts_with(&self.root)
     }
 
     fn folder(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    fn lock_path(&self, name: &str) -> PathBuf {
-        self.root.join("locks").join(name)
+    fn exclusive(&self, lock: &str) -> Result<Lock, FileError> {
+        Lock::exclusive(&self.folder("locks").join(lock), self.patience)
+    }
+
+    fn shared(&self, lock: &str) -> Result<Lock, FileError> {
+        Lock::shared(&self.folder("locks").join(lock), self.patience)
     }
 }

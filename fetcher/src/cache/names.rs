@@ -8,7 +8,7 @@ use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef, Version
 
 use super::lease::blobs;
 use super::{Cache, CacheError};
-use crate::file::{self, Lock};
+use crate::file;
 use crate::registry::{Entry, Index, Resolved, SelectError};
 
 /// A version of a package, as the cache knows it.
@@ -59,7 +59,7 @@ impl Cache {
         let digest = Digest::of(&json);
         let size = json.len() as u64;
         // No prune between the manifest and the name that keeps it.
-        let _gc = Lock::shared(&self.lock_path("gc"))?;
+        let _gc = self.shared("gc")?;
         self.staging.write(&self.manifest_path(&digest), &json)?;
         let time = UNIX_EPOCH.elapsed().map_or(0, |age| age.as_secs());
         let entry =
@@ -137,7 +137,7 @@ impl Cache {
     /// Every version known here, by name, newest first.
     pub fn packages(&self) -> Result<Vec<CachedPackage>, CacheError> {
         let leased = {
-            let _gc = Lock::exclusive(&self.lock_path("gc"))?;
+            let _gc = self.exclusive("gc")?;
             self.leased()?
         };
         let mut packages = Vec::new();
@@ -215,7 +215,7 @@ impl Cache {
         name: &PackageName,
         change: impl FnOnce(&mut Index),
     ) -> Result<(), CacheError> {
-        let _lock = Lock::exclusive(&self.lock_path(&format!("package-{name}")))?;
+        let _lock = self.exclusive(&format!("package-{name}"))?;
         let mut index = self.index(name)?.unwrap_or_else(|| Index::new(name.clone()));
         let before = index.clone();
         change(&mut index);

@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use mica_graph::{Blob, Digest, Layer};
 use mica_squashfs::chunks::ChunkTable;
 
 use super::compare::Comparison;
 use super::{Cache, CacheError};
-use crate::file::{self, Named};
+use crate::file::{self, Lock, Named};
 use crate::pull::POLL;
 
 /// What became of the wish to bring in a blob.
@@ -52,8 +53,8 @@ impl Cache {
         }
         let path = self.part_path(blob);
         loop {
-            let file = file::open_part(&path).named("create", &path)?;
-            if !file::try_flock(&file).named("lock", &path)? {
+            let file = file::open_part(&path)?;
+            if !Lock::try_exclusive_on(&file).named("lock", &path)? {
                 let len = file.metadata().named("stat", &path)?.len();
                 return Ok(Reserved::Busy(len + self.own_len(&blob.digest)));
             }
@@ -170,14 +171,23 @@ impl Cache {
         Ok(stored)
     }
 
-    /// Takes the lock of a digest, waiting for whoever is bringing it in; `None` if it is there.
+    /// Takes the lock of a digest, waiting for whoever is bringing it in, as long as that gets on; `None` if it is there.
     fn reserve_now(&self, blob: &Blob) -> Result<Option<Box<Part>>, CacheError> {
+        let (mut seen, mut since) = (None, Instant::now());
         loop {
             match self.reserve(blob)? {
                 Reserved::Present => return Ok(None),
                 Reserved::Ours(part) => return Ok(Some(part)),
-                Reserved::Busy(_) => std::thread::sleep(POLL),
+                Reserved::Busy(len) if seen.replace(len) != Some(len) => since = Instant::now(),
+                Reserved::Busy(_) if since.elapsed() < self.patience => {}
+                Reserved::Busy(_) => {
+                    // Says who it is.
+                    let path = self.part_path(blob);
+                    let file = file::open_part(&path)?;
+                    Lock::exclusive_on(&file, Duration::ZERO).named("lock", &path)?;
+                }
             }
+            std::thread::sleep(POLL);
         }
     }
 }

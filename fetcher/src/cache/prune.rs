@@ -4,7 +4,6 @@
 //! removed for being unused the longest, the borrower goes before its bases.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -88,7 +87,7 @@ struct Stored {
 impl Cache {
     /// Removes what nobody uses.
     pub fn prune(&self, options: &PruneOptions) -> Result<Pruned, CacheError> {
-        let _gc = Lock::exclusive(&self.lock_path("gc"))?;
+        let _gc = self.exclusive("gc")?;
         let mut pruned = Pruned::default();
         let Some(leased) = self.leased()? else { return Ok(pruned) };
         if options.all {
@@ -123,7 +122,7 @@ impl Cache {
 
     /// Frees at least `needed` bytes, if so many are not in use; says how many it freed.
     pub(crate) fn make_room(&self, needed: u64) -> Result<u64, CacheError> {
-        let _gc = Lock::exclusive(&self.lock_path("gc"))?;
+        let _gc = self.exclusive("gc")?;
         let mut pruned = Pruned::default();
         let Some(leased) = self.leased()? else { return Ok(0) };
         self.prune_parts(&PruneOptions::default(), &mut pruned)?;
@@ -138,7 +137,7 @@ impl Cache {
     /// Keeps the quota, as far as leases allow.
     pub(crate) fn keep_quota(&self) -> Result<(), CacheError> {
         let Some(quota) = self.quota else { return Ok(()) };
-        let _gc = Lock::exclusive(&self.lock_path("gc"))?;
+        let _gc = self.exclusive("gc")?;
         let Some(leased) = self.leased()? else { return Ok(()) };
         let stored = self.stored()?;
         let leased = self.in_use(&leased, &stored);
@@ -148,7 +147,7 @@ impl Cache {
 
     /// How the bytes are used.
     pub fn disk_use(&self) -> Result<DiskUse, CacheError> {
-        let _gc = Lock::exclusive(&self.lock_path("gc"))?;
+        let _gc = self.exclusive("gc")?;
         let stored = self.stored()?;
         let leased = self.leased()?.map(|leased| self.in_use(&leased, &stored));
         let needed = self.files_of(&self.needed(&[])?.0, &stored);
@@ -246,10 +245,10 @@ impl Cache {
     /// Removes interrupted fetches; those that go on are locked and stay.
     fn prune_parts(&self, options: &PruneOptions, pruned: &mut Pruned) -> Result<(), CacheError> {
         for path in self.parts()? {
-            let Some(part) = file::found(File::open(&path)).named("open", &path)? else { continue };
+            let Some(part) = file::open_regular(&path)? else { continue };
             let meta = part.metadata().named("stat", &path)?;
             let age = meta.modified().ok().and_then(|time| time.elapsed().ok()).unwrap_or_default();
-            if age < options.keep_parts || !file::try_flock(&part).named("lock", &path)? {
+            if age < options.keep_parts || !Lock::try_exclusive_on(&part).named("lock", &path)? {
                 continue;
             }
             if file::is_at(&part, &path).named("stat", &path)? {

@@ -6,7 +6,7 @@ use mica_graph::{Digest, Manifest};
 
 use super::names::{check_line, checked};
 use super::{Cache, CacheError};
-use crate::file::{self, Lock};
+use crate::file;
 use crate::trust::{Signatures, Trust, TrustError};
 
 /// A package that the policy does not let be used, or whose signatures cannot be read.
@@ -56,7 +56,7 @@ impl Cache {
             return Ok(());
         }
         let (json, digest) = (manifest.to_json(), manifest.digest());
-        let _lock = Lock::exclusive(&self.lock_path("signatures"))?;
+        let _lock = self.exclusive("signatures")?;
         let held = match self.signatures(&digest) {
             // What is damaged is replaced.
             Err(CacheError::Document { .. }) => Signatures::default(),
@@ -84,7 +84,8 @@ impl Cache {
             let image = layer.image();
             let read_by = layer.chunks.as_ref().unwrap_or(&image);
             let Some(path) = self.blob(read_by)? else { continue };
-            let (found, _) = file::hash(&path).map_err(CacheError::from)?;
+            let file = file::open(&path).map_err(CacheError::from)?;
+            let (found, _) = file::hash(&file, &path).map_err(CacheError::from)?;
             if found != read_by.digest {
                 let expected = read_by.digest;
                 return Err(CacheError::NotThisBlob { path, expected, found }.into());

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageName};
 
 use super::{Cache, CacheError};
-use crate::file::{self, Lock};
+use crate::file;
 use crate::registry::layout::parse_hex;
 use crate::registry::{Entry, Index};
 
@@ -98,7 +98,7 @@ impl Cache {
         let mut verified = Verified::default();
         self.verify_blobs(repair, &mut verified)?;
         self.verify_borrowed(repair, &mut verified)?;
-        let _gc = Lock::exclusive(&self.lock_path("gc"))?;
+        let _gc = self.exclusive("gc")?;
         self.verify_manifests(repair, &mut verified)?;
         self.verify_indexes(repair, &mut verified)?;
         self.verify_traces(repair, &mut verified)?;
@@ -135,7 +135,7 @@ impl Cache {
                 verified.damage.push(Damage::Foreign { path });
                 continue;
             };
-            let (found, size) = match file::hash(&path) {
+            let (found, size) = match file::open(&path).and_then(|file| file::hash(&file, &path)) {
                 Ok((found, size)) => (Some(found), size),
                 Err(error) if error.source.kind() == std::io::ErrorKind::NotFound => continue,
                 // A part that cannot be read is damage, not the end.
@@ -244,7 +244,7 @@ impl Cache {
 
     /// Makes the index of a package anew from its manifests, in the order in which they came.
     fn rebuild_index(&self, name: &PackageName) -> Result<(), CacheError> {
-        let _lock = Lock::exclusive(&self.lock_path(&format!("package-{name}")))?;
+        let _lock = self.exclusive(&format!("package-{name}"))?;
         let mut entries: Vec<(u64, Digest, Manifest)> = Vec::new();
         for file in file::names(&self.folder("manifests"))? {
             let Some(digest) = parse_hex(&file) else { continue };

@@ -135,7 +135,7 @@ pub fn open_lazy(
         }
         Reserved::Busy(_) => {
             let path = cache.part_path(&blob);
-            let peer = File::open(&path).ok();
+            let peer = file::open(&path).ok();
             if let (None, Ok(Some(held))) = (&peer, cache.source(layer)) {
                 return Ok(Lazy::Complete(held)); // it has just been finished
             }
@@ -192,7 +192,9 @@ fn table(
     let blob = layer.chunks.as_ref().ok_or_else(|| LazyError::NoTable(name.to_owned()))?;
     let fetch = |source| LazyError::Fetch { layer: name.to_owned(), source: Box::new(source) };
     let bytes = match cache.blob(blob) {
-        Ok(Some(path)) => std::fs::read(&path).named("read", &path).map_err(CacheError::from)?,
+        Ok(Some(path)) => {
+            file::read_small(&path, blob.size).map_err(CacheError::from)?.unwrap_or_default()
+        }
         _ => registry.document(blob).map_err(fetch)?,
     };
     cache.store(blob, &bytes)?;

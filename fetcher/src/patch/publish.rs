@@ -156,7 +156,8 @@ impl Publisher<'_> {
         let _lease = self.cache.lease(&[old.digest, new.digest])?;
         let (old_path, new_path) = (self.image(old)?, self.image(new)?);
         for (path, layer) in [(&old_path, old), (&new_path, new)] {
-            let (found, _) = crate::file::hash(path)?;
+            let file = std::fs::File::open(path).named("open", path)?;
+            let (found, _) = crate::file::hash(&file, path)?;
             if found != layer.digest {
                 let (path, expected) = (path.clone(), layer.digest);
                 return Err(CacheError::NotThisBlob { path, expected, found }.into());

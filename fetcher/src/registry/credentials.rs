@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Access, RegistryError};
-use crate::file::{self, Named, Staging};
+use crate::file;
 
 /// Files to look credentials up in.
 #[derive(Clone, Debug, Default)]
@@ -133,10 +133,8 @@ impl Credentials {
         change(&mut file);
         let json = serde_json::to_vec_pretty(&file).expect("strings and what was JSON before");
         let folder = path.parent().unwrap_or(Path::new("."));
-        file::create_dir(folder)?;
-        let mut staged = Staging::new(folder.to_owned())?.create()?;
-        staged.file.write_all(&json).named("write", &staged.path)?;
-        staged.commit(path, 0o600)?;
+        let name = path.file_name().ok_or(RegistryError::NoAuthFile)?;
+        file::create_dir(folder, 0o700)?.replace(name, &json, 0o600)?;
         Ok(path.clone())
     }
 }
@@ -146,7 +144,7 @@ fn variable(name: &str) -> Option<PathBuf> {
 }
 
 fn read(path: &Path) -> Result<Option<AuthFile>, RegistryError> {
-    let Some(bytes) = file::read_small(path, 1 << 20)? else { return Ok(None) };
+    let Some(bytes) = file::read_given(path, 1 << 20)? else { return Ok(None) };
     if bytes.is_empty() {
         return Ok(Some(AuthFile::default()));
     }

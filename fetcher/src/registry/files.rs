@@ -14,7 +14,7 @@ use crate::patch::{PatchNote, PatchNotes};
 use crate::trust::Signatures;
 
 /// A registry that is made of files.
-pub(super) trait Files: WriteRegistry {
+pub(crate) trait Files: WriteRegistry {
     /// See [`Registry::address`].
     fn place(&self) -> &str;
 

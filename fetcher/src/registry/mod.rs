@@ -45,6 +45,7 @@ pub(crate) mod wire;
 pub use credentials::Credentials;
 pub use dir::DirRegistry;
 pub use error::RegistryError;
+pub(crate) use files::Files;
 pub use http::{Access, HttpOptions, HttpRegistry, RateLimit};
 pub use index::{AddError, Entry, Index, ParseIndexError, Resolved, SelectError, WordKind};
 pub use mirrored::MirroredRegistry;

@@ -18,7 +18,8 @@ use tokio_util::io::ReaderStream;
 use super::State;
 use super::answer::{refuse, refuse_error};
 use super::conditional::{Wanted, matches, range};
-use crate::file::{self, Named};
+use crate::file::Named;
+use crate::registry::Files as _;
 use crate::registry::layout::Item;
 use crate::registry::{Index, RegistryError};
 
@@ -42,13 +43,17 @@ async fn blob(
     digest: &Digest,
     request: &Parts,
 ) -> Result<Option<Response>, RegistryError> {
-    let path = state.registry.blob_path(digest);
-    let opened = file::found(tokio::fs::File::open(&path).await).named("open", &path)?;
-    let Some(mut file) = opened else { return Ok(None) };
-    let meta = file.metadata().await.named("stat", &path)?;
-    if !meta.is_file() {
+    let item = Item::Blob(*digest);
+    let path = state.registry.root().join(item.path());
+    let opened = {
+        let state = Arc::clone(state);
+        tokio::task::spawn_blocking(move || state.registry.opened(&item)).await
+    };
+    let Some(file) = opened.map_err(std::io::Error::other).named("open", &path)?? else {
         return Ok(None);
-    }
+    };
+    let mut file = tokio::fs::File::from_std(file);
+    let meta = file.metadata().await.named("stat", &path)?;
     let etag = format!("\"{}\"", digest.hex());
     let (mut response, wanted) = head(request, &etag, meta.len());
     let for_ever = HeaderValue::from_static("public, max-age=31536000, immutable");
@@ -69,9 +74,11 @@ async fn document(
     item: &Item,
     request: &Parts,
 ) -> Result<Option<Response>, RegistryError> {
-    let path = state.registry.root().join(item.path());
-    let read = tokio::task::spawn_blocking(move || file::read_small(&path, Index::MAX_SIZE));
-    let read = read.await.map_err(std::io::Error::other).named("read", state.registry.root())?;
+    let read = {
+        let (state, item) = (Arc::clone(state), item.clone());
+        tokio::task::spawn_blocking(move || state.registry.file(&item, Index::MAX_SIZE)).await
+    };
+    let read = read.map_err(std::io::Error::other).named("read", state.registry.root())?;
     let Some(bytes) = read? else { return Ok(None) };
     let etag = format!("\"{}\"", Digest::of(&bytes).hex());
     let (mut response, wanted) = head(request, &etag, bytes.len() as u64);

@@ -22,7 +22,7 @@ use mica_squashfs::Source;
 
 use super::part::Stored;
 use super::{Cache, CacheError};
-use crate::file::{self, Lock};
+use crate::file;
 use crate::registry::layout::parse_hex;
 
 pub(crate) mod format;
@@ -249,7 +249,7 @@ impl Cache {
     /// Removes the list of an image that is whole now, or wrong; what others need of the former stays.
     fn drop_borrowed(&self, layer: &Layer, wrong: bool) -> Result<(), CacheError> {
         let Some(path) = self.borrowed_path(layer) else { return Ok(()) };
-        let _gc = Lock::exclusive(&self.lock_path("gc"))?;
+        let _gc = self.exclusive("gc")?;
         let entries = self.entries()?;
         let Some(ours) = entries.iter().find(|entry| entry.path == path) else { return Ok(()) };
         if wrong || !entries.iter().any(|entry| entry.borrows_from(ours)) {
@@ -285,7 +285,7 @@ impl Cache {
         let name = pair_name(&layer.digest, &table.digest);
         self.roots().find_map(|root| {
             let path = root.join("borrowed").join(&name);
-            let listed = format::read(&File::open(&path).ok()?).ok().flatten()?;
+            let listed = format::read(&file::open(&path).ok()?).ok().flatten()?;
             let List { image, table: of, .. } = &listed.list;
             let fits = (image, of) == (&layer.digest, &table.digest);
             let fits = fits && listed.list.image_len() == layer.size;
@@ -295,7 +295,7 @@ impl Cache {
 
     /// Opens the files of an image: its own, if that still has the list, and all that it borrows from.
     fn open_listed(&self, path: &Path, listed: Listed) -> Option<BorrowedImage> {
-        let own = File::open(path).ok()?;
+        let own = file::open(path).ok()?;
         if format::read_check(&own).ok()? != Some(listed.check) {
             return None;
         }
@@ -308,10 +308,9 @@ impl Cache {
     fn open_base(&self, base: &BaseFile) -> Option<File> {
         let open = |root: &Path| {
             let path = base_path(root, &base.base);
-            let file = File::open(path).ok()?;
+            let file = file::open(&path).ok()?;
             let meta = file.metadata().ok()?;
-            let same = meta.is_file()
-                && meta.len() == base.length
+            let same = meta.len() == base.length
                 && match &base.base {
                     Base::Blob(_) => true,
                     Base::Borrowed { list, .. } => format::read_check(&file).ok()? == Some(*list),
@@ -333,7 +332,7 @@ impl Cache {
         for name in file::names(&folder)? {
             let Some((image, table)) = parse_pair(&name) else { continue };
             let path = folder.join(name);
-            let listed = File::open(&path).and_then(|file| format::read(&file)).ok().flatten();
+            let listed = file::open(&path).ok().and_then(|file| format::read(&file).ok().flatten());
             entries.push(Entry { path, image, table, listed });
         }
         Ok(entries)
@@ -343,13 +342,13 @@ impl Cache {
     pub(crate) fn is_checked(&self, layer: &Layer) -> bool {
         let Some(table) = &layer.chunks else { return false };
         let name = pair_name(&layer.digest, &table.digest);
-        self.roots().any(|root| root.join("checked").join(&name).exists())
+        self.folder("checked").join(&name).exists()
     }
 
     /// Notes that each chunk of an image has the BLAKE3 that the table says.
     pub(crate) fn note_checked(&self, image: &Digest, table: &Digest) {
         let path = self.folder("checked").join(pair_name(image, table));
-        if let Err(error) = File::create(&path) {
+        if let Err(error) = self.staging.write(&path, b"") {
             // Then it is compared once more.
             tracing::debug!(path = %path.display(), %error, "cannot note that a table is right");
         }

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use mica_graph::{Blob, Digest, Layer};
 use mica_squashfs::chunks::{Chunk, ChunkTable};
@@ -50,7 +51,7 @@ impl<'a> Own<'a> {
         is_own: &'a dyn Fn(&Chunk) -> bool,
     ) -> Result<Self, CacheError> {
         let path = cache.own_path(&image.digest);
-        let file = locked(&path)?;
+        let file = locked(&path, cache.patience)?;
         let chunk = Vec::new();
         let mut own = Self { file, path, table, is_own, at: 0, written: 0, chunk, passed: 0 };
         let held = own.file.metadata().named("stat", &own.path)?.len();
@@ -148,7 +149,7 @@ impl<'a> Own<'a> {
         written.named("write", &self.path)?;
         // Not under the lock, where it would keep others waiting.
         self.file.sync_all().named("sync", &self.path)?;
-        let _gc = Lock::shared(&cache.lock_path("gc"))?;
+        let _gc = cache.shared("gc")?;
         let fits = read(&self.file).named("read", &self.path)?.is_some();
         if !fits
             || cache.is_taken(&target)?
@@ -163,10 +164,10 @@ impl<'a> Own<'a> {
 }
 
 /// Opens a file and locks it, so that it isn't taken for what a dead process left; the lock of the digest is what keeps others from it.
-fn locked(path: &Path) -> Result<File, CacheError> {
+fn locked(path: &Path, patience: Duration) -> Result<File, CacheError> {
     loop {
-        let file = file::open_part(path).named("create", path)?;
-        file::flock(&file, rustix::fs::FlockOperation::LockExclusive).named("lock", path)?;
+        let file = file::open_part(path)?;
+        Lock::exclusive_on(&file, patience).named("lock", path)?;
         // Just then it may have been removed as what a dead process left.
         if file::is_at(&file, path).named("stat", path)? {
             return Ok(file);
@@ -186,7 +187,7 @@ impl Cache {
 
     /// Whether a name is that of a list others may refer to: one that can't be used any more, because its own bases are gone.
     fn is_taken(&self, target: &Path) -> Result<bool, CacheError> {
-        let Some(held) = file::found(File::open(target)).named("open", target)? else {
+        let Some(held) = file::open_regular(target)? else {
             return Ok(false);
         };
         let intact = read(&held).is_ok_and(|listed| listed.is_some());

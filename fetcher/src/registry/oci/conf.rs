@@ -58,7 +58,7 @@ pub(crate) fn usual() -> Option<PathBuf> {
 /// What a file says of a location.
 pub(super) fn resolve(path: Option<&Path>, location: Location) -> Result<Resolved, RegistryError> {
     let text = match path {
-        Some(path) => file::read_small(path, 1 << 20)?,
+        Some(path) => file::read_given(path, 1 << 20)?,
         None => None,
     };
     let text = text.unwrap_or_default();

@@ -4,6 +4,7 @@ use super::*;
 
 use super::form::EMPTY;
 use super::upload::push_scope;
+use crate::file::Named;
 use mica_squashfs::chunks::MAGIC;
 
 impl OciRegistry {
@@ -52,7 +53,7 @@ impl OciRegistry {
             digest: *digest,
             source,
         };
-        let staging = crate::file::Staging::new(std::env::temp_dir())?;
+        let staging = crate::file::Staging::new(crate::file::Folder::open(&std::env::temp_dir())?);
         let mut copy = staging.create()?;
         let mut stream = self.blob(&blob, 0..blob.size)?;
         std::io::copy(&mut stream.reader, &mut copy.file).map_err(broken)?;
@@ -233,7 +234,8 @@ impl WriteRegistry for OciRegistry {
             }
             Content::File(path) => path,
         };
-        let found = crate::file::hash(path)?;
+        let file = std::fs::File::open(path).named("open", path)?;
+        let found = crate::file::hash(&file, path)?;
         if found != (blob.digest, blob.size) {
             let (registry, expected) = (path.display().to_string(), blob.digest);
             return Err(RegistryError::WrongBytes { registry, expected, found: found.0 });

@@ -320,7 +320,7 @@ impl Documents for S3Registry {
             Content::File(path) if blob.size > WHOLE => {
                 return self.wait(self.put_parts(blob, path));
             }
-            Content::File(path) => (file::read_small(path, WHOLE)?.unwrap_or_default(), path),
+            Content::File(path) => (file::read_given(path, WHOLE)?.unwrap_or_default(), path),
             Content::Bytes(bytes) => (bytes.to_vec(), Path::new("the caller")),
         };
         if let Some(error) = wrong(blob, Digest::of(&bytes), name) {

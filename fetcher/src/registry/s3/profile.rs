@@ -62,7 +62,7 @@ pub(super) fn settings(env: &[(String, String)]) -> Result<Vec<(String, String)>
 /// A profile of a file, if the file and the profile are there.
 fn read(file: &Path, profile: &str) -> Result<Option<HashMap<String, String>>, String> {
     let failed = |reason: String| format!("cannot read {}: {reason}", file.display());
-    let text = match crate::file::read_small(file, LIMIT as u64) {
+    let text = match crate::file::read_given(file, LIMIT as u64) {
         Ok(Some(text)) => {
             String::from_utf8(text).map_err(|_| failed("it is no text".to_owned()))?
         }
