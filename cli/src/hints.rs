@@ -9,6 +9,7 @@ use mica_fetcher::{
 };
 use mica_launcher::LaunchError;
 use mica_mounter::{MountError, OpenError};
+use mica_packer::build::BuildError;
 
 /// The hint of the first of an error's causes that has one.
 pub(crate) fn for_chain(error: &(dyn Error + 'static)) -> Option<String> {
@@ -48,8 +49,20 @@ macro_rules! hints {
 hints!(
     own: RegistryError, PullError, PushError, PatchPushError, CacheError, DistrustError, LoadError,
         ServeError, LaunchError, NetworkError;
-    below: NamespaceError, MountError, OpenError, ServeMountError, MountStackError, StackError
+    below: BuildError, NamespaceError, MountError, OpenError, ServeMountError, MountStackError, StackError
 );
+
+impl Hint for BuildError {
+    fn hint(&self) -> Option<String> {
+        let trusted = "if you trust this repository: mica pack --unconfined";
+        Some(match self {
+            Self::Confine { .. } => format!("{trusted}; it runs actions with all your rights"),
+            Self::Outside { .. } => format!("{trusted}; it takes inputs from wherever links lead"),
+            Self::Deadline { .. } => "mica pack --action-timeout SECONDS gives it longer".into(),
+            _ => return None,
+        })
+    }
+}
 
 impl Hint for NamespaceError {
     fn hint(&self) -> Option<String> {

@@ -2,6 +2,7 @@
 
 mod app;
 mod args;
+mod confined;
 mod context;
 mod error;
 mod git;

@@ -46,3 +46,28 @@ fn missing_user_namespaces_are_named_with_their_remedy() {
         );
     }
 }
+
+#[test]
+fn without_namespaces_actions_are_not_run_unconfined_in_silence() {
+    let world = World::new(User::Me);
+    world.write("w/WORKSPACE", "");
+    world.write("w/BUILD", "genrule(name = 'x', outs = ['o'], cmd = 'echo 1 > $@')\n");
+    let pack = |flags: &str| -> Ran {
+        let mica = world.binary();
+        let script = format!(
+            "{NO_NAMESPACES} {} pack --workspace w --target //:x --version v1 {flags}",
+            mica.display()
+        );
+        let output = world
+            .command("unshare")
+            .args(["--user", "--map-root-user", "--mount", "sh", "-ec", &script])
+            .output();
+        output.expect("this test needs unshare (util-linux)").into()
+    };
+    let ran = pack("");
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("namespace") && ran.stderr.contains("--unconfined"), "{ran:?}");
+    assert!(!world.path("w/.mica/out/bin/o").exists());
+    let ran = pack("--unconfined");
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+}

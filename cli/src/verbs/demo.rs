@@ -114,7 +114,7 @@ impl Demo {
         let target: Label = TARGET.parse()?;
         note(format_args!("$ mica pack --target {TARGET} --registry ./registry"));
         let registry = self.registry.to_string_lossy();
-        let package = pack_workspace(&self.workspace, &target, &registry)?;
+        let package = pack_workspace(&self.workspace, &target, &registry, &self.context.places)?;
         package.layers.iter().for_each(|layer| note(format_args!("    {}", layer.line())));
         let reference = format!("{}@{}", package.manifest.name, package.manifest.version);
         let short = output::short_source(&reference);

@@ -12,12 +12,14 @@ use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef, Version
 use mica_packer::{PackOptions, chunks_path, pack_scan};
 
 use super::pack_defaults::{Defaults, label, same_but_for_revision};
-use super::plan::{Built, PlannedLayer, Source, Target};
+use super::plan::{Built, PlannedLayer, Scanned, Source, Target};
 use super::push::PatchFlags;
+use crate::confined::ActionFlags;
 use crate::context::Context;
 use crate::git::{self, Commit};
 use crate::kept::Kept;
 use crate::output::{self, note};
+use crate::places::Places;
 use crate::registries::RegistryFlags;
 use crate::trust::{self, SignFlags};
 
@@ -41,6 +43,8 @@ pub(crate) struct Args {
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<Version>,
     #[command(flatten)]
+    actions: ActionFlags,
+    #[command(flatten)]
     patches: PatchFlags,
     #[command(flatten)]
     sign: SignFlags,
@@ -49,7 +53,7 @@ pub(crate) struct Args {
     level: Option<u32>,
     #[command(flatten)]
     defaults: Defaults,
-    /// Say what would be packed, and write nothing
+    /// Say what would be packed; run nothing of the workspace, and write nothing
     #[arg(long)]
     dry_run: bool,
     /// Say nothing but the reference
@@ -94,10 +98,11 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         mtime: super::image::source_date_epoch()?,
         ..PackOptions::default()
     };
-    let built = args.target.build()?;
+    let Target { target, source } = &args.target;
     if args.dry_run {
-        return dry_run(context, &built, &options);
+        return dry_run(context, &source.plan(target)?, &options);
     }
+    let built = source.build(target, &args.actions, &context.places)?;
     let keys = args.sign.unlock()?;
     let registry = registry::open_writable(&context.places.registry, &context.registries())?;
     let request =
@@ -117,6 +122,7 @@ pub(crate) fn pack_workspace(
     workspace: &Path,
     target: &mica_graph::Label,
     registry: &str,
+    places: &Places,
 ) -> anyhow::Result<PackedPackage> {
     let args = Args {
         target: Target {
@@ -127,6 +133,7 @@ pub(crate) fn pack_workspace(
         name: None,
         registry: RegistryFlags::default(),
         tags: Vec::new(),
+        actions: ActionFlags::default(),
         patches: PatchFlags::default(),
         sign: SignFlags::default(),
         level: None,
@@ -134,7 +141,7 @@ pub(crate) fn pack_workspace(
         dry_run: false,
         quiet: true,
     };
-    let built = args.target.build()?;
+    let built = args.target.source.build(target, &args.actions, places)?;
     let registry = registry::open_writable(registry, &OpenOptions::default())?;
     let (options, registry) = (&PackOptions::default(), &*registry);
     Ok(Request { args: &args, built: &built, options, registry, keys: &[] }.pack()?.0)
@@ -167,7 +174,7 @@ impl Request<'_> {
         let mut images = HashMap::new();
         let mut layers = Vec::with_capacity(planned.len());
         for layer in planned {
-            let (packed, image) = self.layer(layer, &version, &kept)?;
+            let (packed, image) = self.layer(&layer, &version, &kept)?;
             if let Some(image) = image {
                 let table = packed.layer.chunks.as_ref().map(|blob| blob.digest);
                 images.extend(table.map(|digest| (digest, chunks_path(&image))));
@@ -191,26 +198,29 @@ impl Request<'_> {
         if let Some(version) = &self.args.version {
             return Ok(version.clone());
         }
-        let inputs: Vec<u8> = layers.iter().flat_map(|layer| *layer.inputs.as_bytes()).collect();
+        let mut inputs = Vec::new();
+        for layer in layers {
+            inputs.extend_from_slice(layer.scanned()?.inputs.as_bytes());
+        }
         git::version_of(commit, &Digest::of(&inputs))
     }
 
     /// The layer the registry has for these inputs, or a new one and its image.
     fn layer(
         &self,
-        planned: PlannedLayer<'_>,
+        planned: &PlannedLayer<'_>,
         version: &Version,
         kept: &Kept,
     ) -> anyhow::Result<(PackedLayer, Option<PathBuf>)> {
         let started = Instant::now();
-        let PlannedLayer { module, scan, inputs } = planned;
-        if let Some(known) = self.registry.layer_by_inputs(&inputs)? {
+        let (module, Scanned { scan, inputs }) = (planned.module, planned.scanned()?);
+        if let Some(known) = self.registry.layer_by_inputs(inputs)? {
             // Another module may have had the same outputs: bytes and version are shared, the name is ours.
             let layer = Layer { module: module.label.clone(), root: module.root, ..known };
             return Ok((PackedLayer { layer, packed: false, elapsed: started.elapsed() }, None));
         }
         let (image, options) = kept.image(&module.label, self.options)?;
-        let packed = pack_scan(&scan, &image, &options)
+        let packed = pack_scan(scan, &image, &options)
             .with_context(|| format!("cannot pack the layer of {}", module.label))?;
         if !self.args.quiet {
             packed
@@ -223,7 +233,7 @@ impl Request<'_> {
             version: version.clone(),
             digest: packed.digest,
             size: packed.size,
-            inputs,
+            inputs: *inputs,
             // Of a smaller image nobody fetches a part.
             chunks: (packed.size >= SMALLEST_DELTA).then(|| blob(&packed.chunks.encode())),
             root: module.root,
@@ -304,16 +314,17 @@ fn dry_run(context: &Context, built: &Built, options: &PackOptions) -> anyhow::R
     let layers = built.scan_layers(options, None)?;
     let registry = registry::open(&context.places.registry, &context.registries()).ok();
     for layer in &layers {
+        let label = &layer.module.label;
+        let Some(Scanned { scan, inputs }) = &layer.scanned else {
+            note(format_args!("would build  {:>10}  {label}", "-"));
+            continue;
+        };
         let known = match &registry {
-            Some(registry) => registry.layer_by_inputs(&layer.inputs)?,
+            Some(registry) => registry.layer_by_inputs(inputs)?,
             None => None,
         };
         let does = if known.is_some() { "would reuse" } else { "would pack " };
-        note(format_args!(
-            "{does}  {:>10}  {}",
-            output::bytes(layer.scan.bytes),
-            layer.module.label
-        ));
+        note(format_args!("{does}  {:>10}  {label}", output::bytes(scan.bytes)));
     }
     Ok(ExitCode::SUCCESS)
 }

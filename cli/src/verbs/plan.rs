@@ -1,5 +1,6 @@
 //! `mica plan`: a target's layers in stack order, and where `pack` gets them from.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
@@ -10,16 +11,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use mica_graph::build::{BuildGraph, Module};
 use mica_graph::{Digest, Label};
+use mica_packer::build::BuildOptions;
 use mica_packer::{
     Modes, Output, PackOptions, Scan, ScanOptions, check_conflicts, inputs_digest, scan_outputs,
 };
 use serde::Serialize;
 
+use crate::confined::{self, ActionFlags};
 use crate::kept::Kept;
 use crate::output::{self, note};
-use crate::places::find_workspace;
+use crate::places::{Places, find_workspace};
 
 /// Show a target's layers in stack order
+///
+/// Runs nothing of the workspace but its build files, and writes nothing: what is not built yet is said to be so.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -53,50 +58,37 @@ pub(crate) struct Source {
     pub(crate) jobs: Option<u16>,
 }
 
-/// A built graph and where it was built.
+/// A graph and where it is from.
 pub(crate) struct Built {
     pub(crate) graph: BuildGraph,
     /// The target, aliases followed.
     pub(crate) target: Label,
     pub(crate) workspace: PathBuf,
+    /// Outputs that are not there yet, or not as they would be built now.
+    unbuilt: BTreeSet<PathBuf>,
     /// How the modes of what the build put together are packed.
     modes: Modes,
     /// Time for building the outputs.
     pub(crate) elapsed: Duration,
 }
 
-impl Target {
-    /// Builds the target, or reads the graph that another tool built.
-    pub(crate) fn build(&self) -> anyhow::Result<Built> {
-        self.source.build(&self.target)
-    }
-}
-
 impl Source {
     /// Builds a target, or reads the graph that another tool built.
-    pub(crate) fn build(&self, target: &Label) -> anyhow::Result<Built> {
+    pub(crate) fn build(
+        &self,
+        target: &Label,
+        actions: &ActionFlags,
+        places: &Places,
+    ) -> anyhow::Result<Built> {
         let started = Instant::now();
-        let workspace = match &self.workspace {
-            Some(dir) => dir.clone(),
-            None => {
-                let cwd = std::env::current_dir()?;
-                find_workspace(&cwd).unwrap_or(cwd)
-            }
-        };
+        let workspace = self.workspace()?;
         if let Some(file) = &self.graph {
-            let graph = read_graph(file, self.workspace.as_deref())?;
-            let target = target.clone();
-            return Ok(Built {
-                graph,
-                target,
-                workspace,
-                modes: Modes::Keep,
-                elapsed: started.elapsed(),
-            });
+            return self.built_elsewhere(file, target, workspace);
         }
-        let options = mica_packer::build::BuildOptions {
+        let options = BuildOptions {
             jobs: self.jobs.map(usize::from),
-            ..mica_packer::build::BuildOptions::default()
+            executor: actions.executor(places, &workspace),
+            ..BuildOptions::default()
         };
         let built = mica_packer::build::build(&workspace, target, &options)?;
         built.printed.iter().for_each(note);
@@ -107,9 +99,52 @@ impl Source {
             graph: built.graph,
             target: built.target,
             workspace,
+            unbuilt: BTreeSet::new(),
             modes: Modes::Executable,
             elapsed: started.elapsed(),
         })
+    }
+
+    /// Looks at a target as it is, without running anything of the workspace.
+    pub(crate) fn plan(&self, target: &Label) -> anyhow::Result<Built> {
+        let started = Instant::now();
+        let workspace = self.workspace()?;
+        if let Some(file) = &self.graph {
+            return self.built_elsewhere(file, target, workspace);
+        }
+        let executor = confined::for_planning();
+        let options = BuildOptions { executor, ..BuildOptions::default() };
+        let planned = mica_packer::build::plan(&workspace, target, &options)?;
+        planned.printed.iter().for_each(note);
+        Ok(Built {
+            graph: planned.graph,
+            target: planned.target,
+            workspace,
+            unbuilt: planned.unbuilt,
+            modes: Modes::Executable,
+            elapsed: started.elapsed(),
+        })
+    }
+
+    fn workspace(&self) -> anyhow::Result<PathBuf> {
+        if let Some(dir) = &self.workspace {
+            return Ok(dir.clone());
+        }
+        let cwd = std::env::current_dir()?;
+        Ok(find_workspace(&cwd).unwrap_or(cwd))
+    }
+
+    fn built_elsewhere(
+        &self,
+        file: &Path,
+        target: &Label,
+        workspace: PathBuf,
+    ) -> anyhow::Result<Built> {
+        let started = Instant::now();
+        let graph = read_graph(file, self.workspace.as_deref())?;
+        let target = target.clone();
+        let (unbuilt, modes) = (BTreeSet::new(), Modes::Keep);
+        Ok(Built { graph, target, workspace, unbuilt, modes, elapsed: started.elapsed() })
     }
 }
 
@@ -130,15 +165,35 @@ fn read_graph(file: &Path, base: Option<&Path>) -> anyhow::Result<BuildGraph> {
     Ok(BuildGraph::from_json(&text, base.unwrap_or(&folder))?)
 }
 
-/// A layer to be: its module, what was scanned, and the digest of that.
+/// A layer to be.
 pub(crate) struct PlannedLayer<'g> {
     pub(crate) module: &'g Module,
+    /// What it is made of; `None` if that is not built yet.
+    pub(crate) scanned: Option<Scanned>,
+}
+
+/// What a layer is made of, and the digest of that.
+pub(crate) struct Scanned {
     pub(crate) scan: Scan,
     pub(crate) inputs: Digest,
 }
 
+impl PlannedLayer<'_> {
+    /// # Errors
+    /// It is not built yet.
+    pub(crate) fn scanned(&self) -> anyhow::Result<&Scanned> {
+        self.scanned.as_ref().ok_or_else(|| not_built(&self.module.label))
+    }
+}
+
+fn not_built(module: &Label) -> anyhow::Error {
+    let error = anyhow::anyhow!("the outputs of {module} are not built, or not as they are now");
+    let hint = "`mica pack` builds them; looking at a target runs nothing of its workspace";
+    crate::error::advised(error, Some(hint.into()), None)
+}
+
 impl Built {
-    /// Scans the outputs of every layer, topmost first, and checks that no two contradict each other.
+    /// Scans the outputs of every layer that are built, topmost first, and checks that no two contradict each other.
     pub(crate) fn scan_layers(
         &self,
         options: &PackOptions,
@@ -147,6 +202,10 @@ impl Built {
         let plan = self.graph.plan(&self.target)?;
         let mut layers = Vec::new();
         for module in plan.layers() {
+            if module.outputs.iter().any(|output| self.unbuilt.contains(&output.source)) {
+                layers.push(PlannedLayer { module, scanned: None });
+                continue;
+            }
             let known = kept.map(|kept| kept.scan_cache(&module.label));
             let how = ScanOptions { cache: known.clone(), ..self.scan_options(module, options) };
             let scan = scan_outputs(&outputs(module), &how)
@@ -155,13 +214,14 @@ impl Built {
             if let Some((kept, known)) = kept.zip(known) {
                 kept.remember(&module.label, &scan, &known);
             }
-            layers.push(PlannedLayer { module, scan, inputs });
+            layers.push(PlannedLayer { module, scanned: Some(Scanned { scan, inputs }) });
         }
         if layers.is_empty() {
             bail!("{} has no outputs, so there is nothing to pack", self.target);
         }
+        let scanned = layers.iter().filter_map(|layer| Some((layer, layer.scanned.as_ref()?)));
         let scans: Vec<_> =
-            layers.iter().map(|layer| (layer.module.label.clone(), &layer.scan)).collect();
+            scanned.map(|(layer, of_it)| (layer.module.label.clone(), &of_it.scan)).collect();
         check_conflicts(&scans)?;
         Ok(layers)
     }
@@ -185,36 +245,43 @@ fn outputs(module: &Module) -> Vec<Output> {
 struct Row<'g> {
     module: &'g Label,
     rule: &'g str,
-    inputs: Digest,
-    files: u64,
-    bytes: u64,
+    /// Else what follows is not known.
+    built: bool,
+    inputs: Option<Digest>,
+    files: Option<u64>,
+    bytes: Option<u64>,
     deps: &'g [Label],
     root: bool,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let built = args.target.build()?;
+    let built = args.target.source.plan(&args.target.target)?;
     let layers = built.scan_layers(&PackOptions::default(), None)?;
     let row = |layer: &PlannedLayer<'_>| -> [String; 5] {
-        [
-            layer.module.label.to_string(),
-            layer.module.rule.clone(),
-            layer.scan.files.to_string(),
-            output::bytes(layer.scan.bytes),
-            layer.inputs.short(),
-        ]
+        let (module, rule) = (layer.module.label.to_string(), layer.module.rule.clone());
+        match &layer.scanned {
+            Some(Scanned { scan, inputs }) => {
+                let (files, size) = (scan.files.to_string(), output::bytes(scan.bytes));
+                [module, rule, files, size, inputs.short()]
+            }
+            None => [module, rule, "-".into(), "-".into(), "not built".into()],
+        }
     };
     if args.json {
         let rows: Vec<Row<'_>> = layers
             .iter()
-            .map(|layer| Row {
-                module: &layer.module.label,
-                rule: &layer.module.rule,
-                inputs: layer.inputs,
-                files: layer.scan.files,
-                bytes: layer.scan.bytes,
-                deps: &layer.module.deps,
-                root: layer.module.root,
+            .map(|layer| {
+                let scanned = layer.scanned.as_ref();
+                Row {
+                    module: &layer.module.label,
+                    rule: &layer.module.rule,
+                    built: scanned.is_some(),
+                    inputs: scanned.map(|scanned| scanned.inputs),
+                    files: scanned.map(|scanned| scanned.scan.files),
+                    bytes: scanned.map(|scanned| scanned.scan.bytes),
+                    deps: &layer.module.deps,
+                    root: layer.module.root,
+                }
             })
             .collect();
         output::json(&rows)?;

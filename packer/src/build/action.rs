@@ -1,15 +1,17 @@
 //! One action: is it current, and if not, do it.
 
-use std::collections::HashMap;
-use std::fs::{self, File};
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 use mica_graph::Digest;
 use mica_graph::actions::{Action, Place, Run, Tool};
 
 use super::error::BuildError;
+use super::executor::{ExecuteError, Executor, Invocation, Staging};
+use super::place::{self, Input};
 use super::sandbox::Sandbox;
 use super::state::{self, BIN};
 use super::toolchain::Toolchain;
@@ -21,6 +23,7 @@ pub(super) struct Runner<'b> {
     /// Where actions run.
     pub(super) tmp: &'b Path,
     pub(super) toolchain: &'b Toolchain,
+    pub(super) executor: &'b dyn Executor,
     /// Sources hashed in this build: many actions read the same headers.
     pub(super) hashed: Mutex<HashMap<Place, Digest>>,
 }
@@ -43,21 +46,26 @@ impl Runner<'_> {
         if state::is_current(self.out, action, key) {
             return Ok(Outcome::Reused);
         }
-        let sandbox = Sandbox::new(self.tmp, number, action, |place| self.locate(place))?;
+        let layout = self.executor.layout(&self.tmp.join(number.to_string()));
+        let sandbox =
+            Sandbox::new(self.tmp, number, action, layout.inputs, |place| self.resolve(place))?;
         let mut said = String::new();
         match &action.run {
             Run::Command { tool, args, env } => {
-                let mut command = self.command(*tool, action, &sandbox)?;
-                command.args(args).envs(env);
-                said = self.finish(command, action)?;
+                said = self.command(*tool, args, env, action, &sandbox)?;
             }
             Run::Copy => {
-                let from = self.locate(&action.inputs[0]);
                 let to = sandbox.root.join(&action.outputs[0].path);
-                // The input may stand at the same path, as a symlink.
-                fs::copy(&from, sandbox.tmp.join("copy"))
-                    .and_then(|_| fs::rename(sandbox.tmp.join("copy"), to))
-                    .map_err(BuildError::when("copy", &from))?;
+                // The input may stand at the same path.
+                let copy = sandbox.tmp.join("copy");
+                match self.resolve(&action.inputs[0])? {
+                    Input::At(from) => place::copy(&from, &copy)?,
+                    Input::Link(_) => {
+                        let path = self.locate(&action.inputs[0]);
+                        return Err(BuildError::Outside { path });
+                    }
+                }
+                fs::rename(&copy, &to).map_err(BuildError::when("write", &to))?;
             }
             Run::Write(text) => {
                 let to = sandbox.root.join(&action.outputs[0].path);
@@ -65,10 +73,15 @@ impl Runner<'_> {
             }
         }
         state::forget(self.out, action)?;
-        sandbox.take_outputs(self.out, action)?;
+        sandbox.take_outputs(self.out, action, &layout.root)?;
         sandbox.remove()?;
         state::remember(self.out, action, key)?;
         Ok(Outcome::Run { said })
+    }
+
+    /// Whether the outputs of `action` are those that it would make.
+    pub(super) fn is_current(&self, action: &Action) -> Result<bool, BuildError> {
+        Ok(state::is_current(self.out, action, self.key(action)?))
     }
 
     fn locate(&self, place: &Place) -> PathBuf {
@@ -79,32 +92,51 @@ impl Runner<'_> {
         }
     }
 
-    /// The tool, in the sandbox, in an environment that is the same everywhere.
+    /// Where an input is, once links are followed. They may lead anywhere only in a repository that is trusted.
+    fn resolve(&self, place: &Place) -> Result<Input, BuildError> {
+        let path = self.locate(place);
+        let strict = self.executor.layout(self.tmp).inputs == Staging::Copies;
+        match place {
+            Place::Source(_) if strict => Input::beneath(self.root, &path, false),
+            Place::Built(_) if strict => Input::beneath(&self.out.join(BIN), &path, true),
+            _ => Ok(Input::At(path)),
+        }
+    }
+
+    /// Runs a tool to its end, in an environment that is the same everywhere. Returns what it printed.
     fn command(
         &self,
         tool: Tool,
+        args: &[String],
+        env: &BTreeMap<String, String>,
         action: &Action,
         sandbox: &Sandbox,
-    ) -> Result<Command, BuildError> {
-        let words = self.toolchain.command(tool, action)?;
-        let mut command = Command::new(&words[0]);
-        command
-            .args(&words[1..])
-            .current_dir(&sandbox.root)
-            .env_clear()
-            .env("HOME", &sandbox.tmp)
-            .env("TMPDIR", &sandbox.tmp)
-            .env("LC_ALL", "C")
-            .env("TZ", "UTC")
-            .stdin(Stdio::null());
-        if tool == Tool::Bash {
-            command.env("PATH", "/usr/local/bin:/usr/bin:/bin");
+    ) -> Result<String, BuildError> {
+        let folder = sandbox.folder();
+        let layout = self.executor.layout(folder);
+        let mut words = self.toolchain.command(tool, action)?.to_vec();
+        let path = if tool == Tool::Bash {
+            OsString::from("/usr/local/bin:/usr/bin:/bin")
         } else {
-            command.env("PATH", &self.toolchain.path);
             // The only place where the folder could get into an output: debug information and `__FILE__`.
-            command.arg(format!("-ffile-prefix-map={}=.", sandbox.root.display()));
-        }
-        Ok(command)
+            words.push(format!("-ffile-prefix-map={}=.", layout.root.display()).into());
+            self.toolchain.path.clone()
+        };
+        words.extend(args.iter().map(OsString::from));
+        let tmp = || layout.tmp.clone().into_os_string();
+        let fixed = [
+            ("HOME", tmp()),
+            ("TMPDIR", tmp()),
+            ("LC_ALL", "C".into()),
+            ("TZ", "UTC".into()),
+            ("PATH", path),
+        ];
+        let mut all: BTreeMap<OsString, OsString> =
+            fixed.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        all.extend(env.iter().map(|(name, value)| (name.into(), value.into())));
+        let env: Vec<_> = all.into_iter().collect();
+        let invocation = Invocation { folder, words: &words, env: &env, shown: &sandbox.shown };
+        self.finish(&invocation, action)
     }
 
     /// The digest of all that the outputs of `action` depend on.
@@ -154,23 +186,28 @@ impl Runner<'_> {
         if let Some(known) = lock().get(place) {
             return Ok(*known);
         }
-        let digest = digest_of(&self.locate(place))?;
+        let digest = self.resolve(place)?.digest()?;
         lock().insert(place.clone(), digest);
         Ok(digest)
     }
 
-    /// Runs a tool to its end. Returns what it printed.
-    fn finish(&self, mut command: Command, action: &Action) -> Result<String, BuildError> {
-        let program = PathBuf::from(command.get_program());
-        let output = command.output().map_err(|source| BuildError::Start {
-            program: program.clone(),
-            verb: action.verb,
-            label: action.label.clone(),
-            source,
-        })?;
-        let text = [output.stderr, output.stdout].concat();
-        let mut text = String::from_utf8_lossy(&text).trim_end().to_owned();
-        if output.status.success() {
+    fn finish(&self, invocation: &Invocation<'_>, action: &Action) -> Result<String, BuildError> {
+        let program = PathBuf::from(&invocation.words[0]);
+        let (verb, label) = (action.verb, action.label.clone());
+        let ran = match self.executor.run(invocation) {
+            Ok(ran) => ran,
+            Err(ExecuteError::Start(source)) => {
+                return Err(BuildError::Start { program, verb, label, source });
+            }
+            Err(ExecuteError::Confine(source)) => {
+                return Err(BuildError::Confine { program, verb, label, source });
+            }
+            Err(ExecuteError::Deadline(deadline)) => {
+                return Err(BuildError::Deadline { program, verb, label, deadline });
+            }
+        };
+        let mut text = String::from_utf8_lossy(&ran.output).trim_end().to_owned();
+        if ran.success {
             return Ok(text);
         }
         if let Some(path) = self.undeclared(&text) {
@@ -178,13 +215,8 @@ impl Runner<'_> {
             text.push_str(&format!("\n{path} is in the workspace, but {label} does not list it, nor does any of its deps"));
         }
         let program = program.file_name().unwrap_or(program.as_os_str());
-        Err(BuildError::Failed {
-            verb: action.verb,
-            label: action.label.clone(),
-            program: program.to_string_lossy().into_owned(),
-            status: output.status,
-            output: text,
-        })
+        let program = program.to_string_lossy().into_owned();
+        Err(BuildError::Failed { verb, label, program, status: ran.ended, output: text })
     }
 
     /// The file that a compiler missed although it is in the workspace: `x.c:1:10: fatal error: lib/x.h: No such file or directory`.
@@ -194,38 +226,4 @@ impl Runner<'_> {
         let inside = !path.starts_with('/') && !path.split('/').any(|part| part == "..");
         (inside && self.root.join(path).is_file()).then_some(path)
     }
-}
-
-/// The digest of a file's content and executable bit, or of all that is in a folder.
-pub(super) fn digest_of(path: &Path) -> Result<Digest, BuildError> {
-    use std::os::unix::fs::PermissionsExt;
-    let meta = fs::metadata(path).map_err(BuildError::when("read", path))?;
-    let mut hasher = blake3::Hasher::new();
-    if meta.is_dir() {
-        hasher.update(b"folder");
-        let mut names = Vec::new();
-        for entry in fs::read_dir(path).map_err(BuildError::when("list", path))? {
-            names.push(entry.map_err(BuildError::when("list", path))?.file_name());
-        }
-        names.sort();
-        for name in names {
-            let entry = path.join(&name);
-            let bytes = name.as_encoded_bytes();
-            hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
-            match fs::read_link(&entry) {
-                Ok(target) => {
-                    let target = target.as_os_str().as_encoded_bytes();
-                    hasher.update(b"link").update(&(target.len() as u64).to_le_bytes());
-                    hasher.update(target);
-                }
-                Err(_) => _ = hasher.update(digest_of(&entry)?.as_bytes()),
-            }
-        }
-    } else {
-        let executable = meta.permissions().mode() & 0o111 != 0;
-        hasher.update(if executable { b"program" } else { b"content" });
-        let file = File::open(path).map_err(BuildError::when("open", path))?;
-        hasher.update_reader(file).map_err(BuildError::when("read", path))?;
-    }
-    Ok(hasher.finalize().into())
 }

@@ -45,6 +45,48 @@ pub enum BuildError {
         #[source]
         source: io::Error,
     },
+    /// A tool could not be confined.
+    #[error("cannot confine {} to {verb} {label}", program.display())]
+    Confine {
+        /// The tool.
+        program: PathBuf,
+        /// What was to be done.
+        verb: &'static str,
+        /// For which target.
+        label: Label,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A tool did not end in time.
+    #[error("cannot {verb} {label}: {} was ended after {} s", program.display(), deadline.as_secs())]
+    Deadline {
+        /// The tool.
+        program: PathBuf,
+        /// What was to be done.
+        verb: &'static str,
+        /// For which target.
+        label: Label,
+        /// How long it may run.
+        deadline: std::time::Duration,
+    },
+    /// An input that is not part of the workspace.
+    #[error("{} leads out of the workspace", path.display())]
+    Outside {
+        /// The link.
+        path: PathBuf,
+    },
+    /// A defect of mica's.
+    #[error("cannot {verb} {label}: a thread of the build panicked")]
+    Panicked {
+        /// What was to be done.
+        verb: &'static str,
+        /// For which target.
+        label: Label,
+    },
+    /// The out folder is not what it must be.
+    #[error(transparent)]
+    File(#[from] mica_durable::FileError),
     /// A tool says that something is wrong.
     #[error("cannot {verb} {label}: {program} ended with {status}\n{output}")]
     Failed {
@@ -55,7 +97,7 @@ pub enum BuildError {
         /// The tool.
         program: String,
         /// How it ended.
-        status: std::process::ExitStatus,
+        status: String,
         /// What it printed.
         output: String,
     },

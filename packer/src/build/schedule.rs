@@ -1,14 +1,14 @@
 //! Runs actions in parallel, each when its inputs are made.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::{self, File};
 use std::num::NonZero;
 use std::path::Path;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
+use mica_durable::{Lock, remove_tree};
 use mica_graph::actions::{Action, Place};
-use rustix::fs::{FlockOperation, flock};
 
 use super::BuildOptions;
 use super::action::{Outcome, Runner};
@@ -24,6 +24,9 @@ pub(super) struct Counts {
     pub(super) said: BTreeMap<usize, String>,
 }
 
+/// How long a build waits for another one in the same out folder.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
 /// Runs what is not current of `actions`.
 pub(super) fn run(
     root: &Path,
@@ -31,51 +34,64 @@ pub(super) fn run(
     actions: &[Action],
     options: &BuildOptions,
 ) -> Result<Counts, BuildError> {
-    fs::create_dir_all(out).map_err(BuildError::when("make the folder", out))?;
-    // What is made is nothing to commit, nor a reason to call the commit's tree changed.
-    let ignore = out.join(".gitignore");
-    if !ignore.exists() {
-        fs::write(&ignore, "*\n").map_err(BuildError::when("write", &ignore))?;
-    }
-    let _lock = lock(out)?;
-    // What is built is not part of the workspace's content: its version must stay that of the commit.
-    let ignore = out.join(".gitignore");
-    fs::write(&ignore, "*\n").map_err(BuildError::when("write", &ignore))?;
+    // One build at a time in an out folder; the lock goes with the file descriptor, however the process ends.
+    let _lock = Lock::exclusive(&out.join("lock"), PATIENCE)?;
     let tmp = sandbox::sweep(out)?;
     let runner = Runner {
         root,
         out,
         tmp: &tmp,
         toolchain: &options.toolchain,
+        executor: &*options.executor,
         hashed: Mutex::new(HashMap::new()),
     };
     let queue = Queue::new(actions);
     let jobs = options.jobs.or(thread::available_parallelism().ok().map(NonZero::get)).unwrap_or(1);
-    thread::scope(|scope| {
-        for _ in 0..jobs.clamp(1, actions.len().max(1)) {
-            scope.spawn(|| {
-                while let Some(number) = queue.next() {
-                    queue.done(number, runner.run(number, &actions[number]));
-                }
-            });
-        }
-    });
-    fs::remove_dir_all(&tmp).map_err(BuildError::when("remove", &tmp))?;
+    queue.work(jobs, &|number| runner.run(number, &actions[number]));
+    remove_tree(&tmp)?;
     let state = queue.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     // Of several failures the one of the earliest action is told, whichever came first.
     match state.failures.into_iter().next() {
-        Some((_, error)) => Err(error),
+        Some((_, Some(error))) => Err(error),
+        Some((number, None)) => {
+            let action = &actions[number];
+            Err(BuildError::Panicked { verb: action.verb, label: action.label.clone() })
+        }
         None => Ok(state.counts),
     }
 }
 
-/// One build at a time in an out folder; the lock goes with the file descriptor, however the process ends.
-fn lock(out: &Path) -> Result<File, BuildError> {
-    let path = out.join("lock");
-    let file = File::create(&path).map_err(BuildError::when("open", &path))?;
-    flock(&file, FlockOperation::LockExclusive)
-        .map_err(|errno| BuildError::io("lock", &path, errno.into()))?;
-    Ok(file)
+/// Which of `actions` have to be run, or wait for one that has. Changes nothing.
+pub(super) fn outdated(
+    root: &Path,
+    out: &Path,
+    actions: &[Action],
+    options: &BuildOptions,
+) -> Result<BTreeSet<usize>, BuildError> {
+    let runner = Runner {
+        root,
+        out,
+        tmp: out,
+        toolchain: &options.toolchain,
+        executor: &*options.executor,
+        hashed: Mutex::new(HashMap::new()),
+    };
+    let mut queue = Queue::new(actions);
+    let mut current = BTreeSet::new();
+    let state = queue.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+    while let Some(number) = state.ready.pop_first() {
+        if !runner.is_current(&actions[number])? {
+            continue;
+        }
+        for &dependent in &queue.dependents[number] {
+            state.waiting[dependent] -= 1;
+            if state.waiting[dependent] == 0 {
+                state.ready.insert(dependent);
+            }
+        }
+        current.insert(number);
+    }
+    Ok((0..actions.len()).filter(|number| !current.contains(number)).collect())
 }
 
 struct Queue {
@@ -85,13 +101,30 @@ struct Queue {
     dependents: Vec<Vec<usize>>,
 }
 
+/// An action that is being done. Dropped only if that panics.
+struct Unfinished<'q> {
+    queue: &'q Queue,
+    number: usize,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let mut state = self.queue.lock();
+        state.running -= 1;
+        state.failures.insert(self.number, None);
+        drop(state);
+        self.queue.changed.notify_all();
+    }
+}
+
 struct State {
     /// For each action, how many others it waits for.
     waiting: Vec<usize>,
     ready: BTreeSet<usize>,
     running: usize,
     counts: Counts,
-    failures: BTreeMap<usize, BuildError>,
+    /// By the number of the action; `None`: whoever did it panicked.
+    failures: BTreeMap<usize, Option<BuildError>>,
 }
 
 impl Queue {
@@ -131,6 +164,31 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Does what is to be done, on so many threads. A thread that panics ends the work as a failure does: others wait for it.
+    fn work(&self, threads: usize, act: &(dyn Fn(usize) -> Result<Outcome, BuildError> + Sync)) {
+        let work = || {
+            while let Some(number) = self.next() {
+                let unfinished = Unfinished { queue: self, number };
+                let result = act(number);
+                std::mem::forget(unfinished);
+                self.done(number, result);
+            }
+        };
+        thread::scope(|scope| {
+            let threads = threads.clamp(1, self.dependents.len().max(1));
+            let further: Vec<_> = (1..threads)
+                // Fewer threads than wanted are enough.
+                .map_while(|_| thread::Builder::new().spawn_scoped(scope, work).ok())
+                .collect();
+            let own = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            // What a panic was about has been printed; the failure is in the queue.
+            let _failed = own.is_err();
+            for thread in further {
+                let _failed = thread.join().is_err();
+            }
+        });
+    }
+
     /// The next action to run; `None` when there is none left, or one has failed.
     fn next(&self) -> Option<usize> {
         let mut state = self.lock();
@@ -153,7 +211,7 @@ impl Queue {
         let mut state = self.lock();
         state.running -= 1;
         match result {
-            Err(error) => _ = state.failures.insert(number, error),
+            Err(error) => _ = state.failures.insert(number, Some(error)),
             Ok(outcome) => {
                 match outcome {
                     Outcome::Reused => state.counts.reused += 1,
@@ -174,5 +232,37 @@ impl Queue {
         }
         drop(state);
         self.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panicking_worker_leaves_nobody_waiting() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            let action = |from: &[&str], to: &str| Action {
+                label: "//:x".parse().unwrap(),
+                verb: "generate",
+                inputs: from.iter().map(|path| Place::Built((*path).to_owned())).collect(),
+                also: Vec::new(),
+                outputs: vec![mica_graph::actions::ActionOutput {
+                    path: to.to_owned(),
+                    executable: None,
+                }],
+                run: mica_graph::actions::Run::Copy,
+            };
+            // The second waits for the first.
+            let queue = Queue::new(&[action(&[], "a"), action(&["a"], "b")]);
+            queue.work(4, &|number| match number {
+                0 => panic!("a test"),
+                _ => Ok(Outcome::Reused),
+            });
+            let state = queue.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+            sender.send(matches!(state.failures.get(&0), Some(None))).unwrap();
+        });
+        assert!(receiver.recv_timeout(Duration::from_secs(30)).unwrap());
     }
 }

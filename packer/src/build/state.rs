@@ -4,7 +4,7 @@
 //! bytes; outputs from before the last boot are therefore trusted only if their content is still the same.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -12,12 +12,12 @@ use mica_graph::Digest;
 use mica_graph::actions::Action;
 use serde::{Deserialize, Serialize};
 
-use super::action::digest_of;
 use super::error::BuildError;
+use super::place::digest_of_output;
 
 /// The folder of the outputs, in the out folder.
 pub(super) const BIN: &str = "bin";
-const STATE: &str = "state";
+pub(super) const STATE: &str = "state";
 
 #[derive(Serialize, Deserialize, PartialEq, Debug)]
 struct Record {
@@ -43,10 +43,20 @@ fn file(out: &Path, action: &Action) -> PathBuf {
     out.join(STATE).join(Digest::of(name.as_bytes()).hex())
 }
 
+/// More than any record has.
+const LONGEST: u64 = 16 << 20;
+
+fn read(path: &Path) -> Result<Vec<u8>, BuildError> {
+    let mut text = Vec::new();
+    let (file, _) = super::place::open(path)?;
+    file.take(LONGEST).read_to_end(&mut text).map_err(BuildError::when("read", path))?;
+    Ok(text)
+}
+
 /// Whether the outputs of `action` are there, made from what `key` stands for.
 pub(super) fn is_current(out: &Path, action: &Action, key: Digest) -> bool {
     // A record that cannot be read is as good as none: the action runs again.
-    let Ok(text) = fs::read(file(out, action)) else { return false };
+    let Ok(text) = read(&file(out, action)) else { return false };
     let Ok(record) = serde_json::from_slice::<Record>(&text) else { return false };
     record.key == key
         && look(out, action).is_ok_and(|seen| seen == record.outputs)
@@ -74,7 +84,10 @@ pub(super) fn remember(out: &Path, action: &Action, key: Digest) -> Result<(), B
         .map_err(|error| BuildError::io("write", &path, error.into()))?;
     let temporary = path.with_extension("new");
     fs::create_dir_all(out.join(STATE)).map_err(BuildError::when("make the folder of", &path))?;
-    fs::write(&temporary, text).map_err(BuildError::when("write", &temporary))?;
+    // What a killed build left, or a link that came with the workspace.
+    mica_durable::found(fs::remove_file(&temporary))
+        .and_then(|_| fs::File::create_new(&temporary)?.write_all(&text))
+        .map_err(BuildError::when("write", &temporary))?;
     fs::rename(&temporary, &path).map_err(BuildError::when("write", &path))
 }
 
@@ -88,7 +101,8 @@ fn boot() -> String {
 }
 
 fn contents(out: &Path, action: &Action) -> Result<Vec<Digest>, BuildError> {
-    action.outputs.iter().map(|output| digest_of(&out.join(BIN).join(&output.path))).collect()
+    let path = |path: &String| out.join(BIN).join(path);
+    action.outputs.iter().map(|output| digest_of_output(&path(&output.path))).collect()
 }
 
 fn look(out: &Path, action: &Action) -> io::Result<Vec<Seen>> {

@@ -117,7 +117,11 @@ fn look_up(program: &OsStr, path: &OsStr) -> Option<PathBuf> {
         let program = PathBuf::from(program);
         return is_program(&program).then_some(program);
     }
-    std::env::split_paths(path).map(|folder| folder.join(program)).find(|path| is_program(path))
+    // An entry that depends on where we stand may be a folder of the workspace.
+    std::env::split_paths(path)
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(program))
+        .find(|path| is_program(path))
 }
 
 fn is_program(path: &Path) -> bool {

@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
             module::since(context, &module, &new, since, args.json)?;
         }
         (None, Some(target), Some(module), Some(since)) => {
-            let new = module::Layer::of_target(&args.source.build(target)?, &module)?;
+            let new = module::Layer::of_target(&args.source.plan(target)?, &module)?;
             module::since(context, &module, &new, since, args.json)?;
         }
         (.., None, Some(_)) => bail!("{} is no module", args.what.display()),
@@ -60,7 +60,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         }
         (Some(package), _, None, None) => place::show(context, package, &args.what, args.json)?,
         (None, Some(target), module, None) => {
-            let built = args.source.build(target)?;
+            let built = args.source.plan(target)?;
             target::show(&built, &args.what, module.as_ref(), args.json)?;
         }
         (None, None, ..) => bail!("of which package?"),

@@ -15,7 +15,7 @@ use crate::output::{self, note};
 use crate::stacks::{self, Opened};
 use crate::verbs::diff;
 use crate::verbs::image::source_date_epoch;
-use crate::verbs::plan::Built;
+use crate::verbs::plan::{Built, Scanned};
 
 /// The layer of a module: what it was made of, and its image.
 pub(super) struct Layer {
@@ -50,12 +50,13 @@ impl Layer {
         let layers = built.scan_layers(&options, None)?;
         let layer = layers.iter().find(|layer| layer.module.label == *module);
         let layer = layer.with_context(|| format!("{} has no layer of {module}", built.target))?;
+        let Scanned { scan, inputs } = layer.scanned()?;
         let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
         let file = scratch.path().join("image.xar");
-        pack_scan(&layer.scan, &file, &options)
+        pack_scan(scan, &file, &options)
             .with_context(|| format!("cannot pack the layer of {module}"))?;
         let image = StackLayer::open(module.to_string(), &file)?.image;
-        Ok(Self { inputs: layer.inputs, image, _scratch: Some(scratch) })
+        Ok(Self { inputs: *inputs, image, _scratch: Some(scratch) })
     }
 }
 

@@ -8,7 +8,7 @@ use mica_graph::Label;
 use mica_packer::PackOptions;
 
 use crate::output;
-use crate::verbs::plan::Built;
+use crate::verbs::plan::{Built, PlannedLayer};
 
 pub(super) fn show(
     built: &Built,
@@ -41,8 +41,14 @@ fn modules_of(built: &Built, path: &Path) -> anyhow::Result<Vec<Label>> {
     let names = path.components().filter(|part| *part != Component::RootDir);
     let wanted: std::path::PathBuf = names.collect();
     let layers = built.scan_layers(&PackOptions::default(), None)?;
-    let has = |scan: &mica_packer::Scan| scan.tree.find(wanted.as_os_str().as_bytes()).is_some();
-    let with_it = layers.iter().filter(|layer| has(&layer.scan));
+    // Of what is not built only the outputs' names are known.
+    let has = |layer: &PlannedLayer<'_>| match &layer.scanned {
+        Some(scanned) => scanned.scan.tree.find(wanted.as_os_str().as_bytes()).is_some(),
+        None => {
+            layer.module.outputs.iter().any(|output| Path::new(&output.path).starts_with(&wanted))
+        }
+    };
+    let with_it = layers.iter().filter(|layer| has(layer));
     let modules: Vec<Label> = with_it.map(|layer| layer.module.label.clone()).collect();
     if modules.is_empty() {
         bail!("no module of {} has /{}", built.target, wanted.display());
