@@ -30,7 +30,7 @@ use crate::health::Monitor;
 use crate::images::{ImageError, Images};
 use crate::logs::Stream;
 use crate::namespace::{self, NamespaceError};
-use crate::networks::{self, Attached, NetworkError};
+use crate::networks::{Attached, NetworkError};
 use crate::output::{Output, STARTER, Sink, Sinks};
 use crate::report::{Report, Reporter};
 use crate::session::{Session, Wishes};
@@ -227,10 +227,8 @@ impl Supervisor<'_> {
     /// Puts the job on its network, for as long as what is returned lives.
     fn attach(&mut self, config: &JobConfig) -> Result<Option<Attached>, SuperviseError> {
         let Some(wanted) = &config.network else { return Ok(None) };
-        let hosts = config.spec.files.iter().find(|file| networks::is_hosts(&file.target));
-        let hosts = hosts.map_or("", |file| file.content.as_str());
         let state = StateDir::open(self.job.root())?;
-        let attached = state.networks().attach(self.job, wanted, &config.spec.ports, hosts)?;
+        let attached = state.networks().attach(self.job, wanted, &config.spec.ports)?;
         self.status.link = Some(attached.link.clone());
         Ok(Some(attached))
     }

@@ -9,6 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use crate::caps::{CapabilitySet, UnknownCapability};
 use crate::facts::{EntryKind, HostFacts};
 use crate::ids::{IdMaps, UserError};
+use crate::names;
 use crate::process::Process;
 use crate::rlimits::UnknownResource;
 use crate::seccomp::ProfileError;
@@ -37,6 +38,12 @@ pub enum PlanError {
     /// Names a cgroup, so it can't be just anything.
     #[error("{0:?} cannot name a job")]
     Id(String),
+    /// Names end up in files of lines and on terminals.
+    #[error("{0:?} cannot name a machine")]
+    HostName(String),
+    /// Files written for a job are small ones.
+    #[error("the files to write for the job hold {0} bytes, more than they may")]
+    Files(u64),
     /// A path in the job that isn't absolute, or climbs.
     #[error("{} is not an absolute path without ..", .0.display())]
     Path(PathBuf),
@@ -153,6 +160,7 @@ pub(crate) fn check(spec: &Spec) -> Result<(), PlanError> {
     if spec.id.is_empty() || spec.id.len() > 128 || !spec.id.chars().all(good) {
         return Err(PlanError::Id(spec.id.clone()));
     }
+    names::check(spec)?;
     for path in targets(spec).chain([&spec.cwd]) {
         if !path.is_absolute() || path.components().any(|c| c == Component::ParentDir) {
             return Err(PlanError::Path(path.clone()));

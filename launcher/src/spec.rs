@@ -357,7 +357,7 @@ fn tmpfs_mode() -> u32 {
     0o1777
 }
 
-/// A small file written for the job and mounted over a path of its tree.
+/// A small file written for the job and mounted over a path of its tree, read-only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GeneratedFile {
     /// In the job.

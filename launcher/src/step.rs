@@ -91,7 +91,7 @@ pub enum Step {
         /// May be written.
         writable: bool,
     },
-    /// Write a small file and mount it over a path of the job.
+    /// Write a small file and mount it over a path of the job, which can read it.
     File {
         /// In the job; made if it is missing and the root can be written.
         #[serde(with = "os")]

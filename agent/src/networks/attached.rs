@@ -2,13 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mica_launcher::bridge::{Changed, Link};
 use mica_launcher::{Mount, PortForward, Protocol, Spec};
 use rustix::net::sockopt::set_ipv6_v6only;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 
+use super::hosts::Hosts;
 use super::{Network, NetworkError};
 use crate::state::StateDir;
 
@@ -28,7 +29,7 @@ pub(crate) struct Attached {
     /// How it is to be connected.
     pub(crate) link: Link,
     /// Its `/etc/hosts`.
-    pub(super) hosts: PathBuf,
+    pub(super) hosts: Hosts,
     pub(super) changed: Changed,
     /// Sockets on its published ports, so that nobody else takes them, and so that it is known if somebody has.
     pub(super) _held: Vec<OwnedFd>,
@@ -44,9 +45,9 @@ impl Attached {
             return;
         }
         spec.mounts.push(Mount::Bind {
-            source: self.hosts.clone(),
+            source: self.hosts.path().to_owned(),
             target: HOSTS.into(),
-            read_only: false,
+            read_only: true,
             recursive: true,
             follow: false,
             ids: None,

@@ -1,6 +1,7 @@
 //! What can't be done about networks.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use mica_launcher::bridge::BridgeError;
@@ -80,6 +81,17 @@ pub enum NetworkError {
         /// Why.
         source: std::io::Error,
     },
+    /// What stands in the file of a network or of a job on it makes no sense.
+    #[error("{} is not what was written there: {what}", path.display())]
+    Document {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// Two networks drew the same number.
+    #[error("another network has the same number by chance; try again")]
+    Chance,
     /// The kernel's side.
     #[error(transparent)]
     Bridge(#[from] BridgeError),

@@ -5,7 +5,7 @@
 //! networks.lock                    held while any of this is changed
 //! networks/<name>/network.json     what was asked for
 //!                 <job>.member     a job's address and published ports, while it runs
-//! jobs/<job>/hosts                 the job's /etc/hosts: who else is on its network, kept up to date in place
+//! jobs/<job>/hosts                 the job's /etc/hosts: who else is on its network; see the module `hosts`
 //! ```
 //!
 //! A member counts while its job is owned (see [`StateDir`]); the address of one whose supervisor was killed is free
@@ -25,17 +25,23 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use mica_launcher::PortForward;
 use mica_launcher::bridge::{self, Published};
+use mica_launcher::{PortForward, is_host_name};
 
 use self::addresses::{check_subnet, free_subnet, is_host, own_subnet6};
 use self::attached::hold_ports;
 pub(crate) use self::attached::{Attached, is_hosts};
 pub use self::config::{Attachment, Member, NetworkConfig, NetworkName, NewNetwork};
 pub use self::error::NetworkError;
+use self::hosts::Hosts;
+use self::network::ID;
 pub use self::network::Network;
-use crate::files::{FileError, Lock, PATIENCE, at, create_private_dir, read_json, write_json};
+use crate::files::{FileError, Lock, PATIENCE, at, create_private_dir, write_json};
 use crate::state::{JobDir, StateDir, new_id, now_ms};
+use crate::volumes::is_name;
+
+/// So many names has a job on its network at most.
+const MOST_NAMES: usize = 100;
 
 /// The networks of a state directory.
 #[derive(Debug)]
@@ -47,18 +53,16 @@ impl Networks<'_> {
     }
 
     fn lock(&self) -> Result<Lock, FileError> {
-        Lock::exclusive(&self.0.root().join("networks.lock"), PATIENCE)
+        Lock::exclusive(&self.lock_path(), PATIENCE)
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.0.root().join("networks.lock")
     }
 
     fn network(&self, name: &NetworkName) -> Result<Network, NetworkError> {
         let folder = self.folder().join(name.as_str());
-        match read_json(&folder.join("network.json")) {
-            Ok(config) => Ok(Network { name: name.clone(), folder, config }),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                Err(NetworkError::Unknown(name.clone()))
-            }
-            Err(error) => Err(error.into()),
-        }
+        Network::read(name, folder)
     }
 
     /// Makes a network. `routed` is what the host has routes to.
@@ -115,7 +119,11 @@ impl Networks<'_> {
             }
             None => None,
         };
-        id.truncate(8);
+        id.truncate(ID);
+        if networks.iter().any(|network| network.config.id == id) {
+            // One in four thousand million, and then the next time.
+            return Err(NetworkError::Chance);
+        }
         let internal = wanted.internal;
         let config = NetworkConfig { id, subnet, gateway, subnet6, internal, created_ms: now_ms() };
         let folder = self.folder().join(name.as_str());
@@ -174,14 +182,14 @@ impl Networks<'_> {
     /// # Errors
     /// A job is, or there is no such network.
     pub fn remove(&self, name: &NetworkName) -> Result<(), NetworkError> {
-        let network = self.network(name)?;
         let _lock = self.lock()?;
+        let network = self.network(name)?;
         self.bury(&network)?;
         if let Some(member) = self.members(&network)?.into_iter().next() {
             return Err(NetworkError::InUse { name: name.clone(), job: member.job });
         }
         network.bridge().take_down()?;
-        Ok(fs::remove_dir_all(&network.folder).map_err(at("remove", &network.folder))?)
+        Ok(mica_durable::remove_tree(&network.folder).map(drop)?)
     }
 
     /// Frees what jobs had whose supervisor was killed.
@@ -190,9 +198,16 @@ impl Networks<'_> {
             // Without the lock, as nearly always there is nothing to do.
             let (live, dead) = self.sort_out(&network)?;
             if !dead.is_empty() || live.is_empty() {
-                let _lock = self.lock()?;
-                self.bury(&network)?;
-                self.bring_up_to_date(&network)?;
+                // Whoever holds the lock changes a network: that's as good, or for the next command to do.
+                let Some(_lock) = Lock::try_exclusive(&self.lock_path())? else { return Ok(()) };
+                match self.network(&network.name) {
+                    Err(NetworkError::Unknown(_)) => continue,
+                    network => {
+                        let network = network?;
+                        self.bury(&network)?;
+                        self.bring_up_to_date(&network)?;
+                    }
+                }
             }
         }
         Ok(())
@@ -206,32 +221,30 @@ impl Networks<'_> {
         Ok(())
     }
 
-    /// The members that run, and those that don't any more.
-    fn sort_out(&self, network: &Network) -> Result<(Vec<Member>, Vec<Member>), NetworkError> {
-        let folder = &network.folder;
+    /// The members that run, and the jobs that don't any more.
+    fn sort_out(&self, network: &Network) -> Result<(Vec<Member>, Vec<String>), NetworkError> {
         let (mut live, mut dead) = (Vec::new(), Vec::new());
-        for entry in fs::read_dir(folder).map_err(at("list", folder))? {
-            let path = entry.map_err(at("list", folder))?.path();
-            if path.extension().is_none_or(|extension| extension != "member") {
-                continue;
-            }
-            let member: Member = match read_json(&path) {
-                Ok(member) => member,
+        for job in network.jobs()? {
+            let folder = self.0.job(&job);
+            // Of a job whose folder is gone nobody can say that somebody owns it.
+            let owned = folder.path().is_dir() && folder.is_owned();
+            match network.read_member(&job) {
+                Ok(Some(member)) if owned => live.push(member),
+                Err(error) if owned => return Err(error),
                 // It left just now.
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(error.into()),
-            };
-            let owned = self.0.job(&member.job).is_owned();
-            if owned { live.push(member) } else { dead.push(member) }
+                Ok(None) => {}
+                // Whatever is written there, nobody has it.
+                Ok(Some(_)) | Err(_) => dead.push(job),
+            }
         }
-        live.sort_by_key(|member| member.address);
+        live.sort_by_key(|member: &Member| member.address);
         Ok((live, dead))
     }
 
     /// Forgets the dead. The caller holds the lock.
     fn bury(&self, network: &Network) -> Result<(), NetworkError> {
-        for member in self.sort_out(network)?.1 {
-            network.forget(&member.job)?;
+        for job in self.sort_out(network)?.1 {
+            network.forget(&job)?;
         }
         Ok(())
     }
@@ -256,16 +269,21 @@ impl Networks<'_> {
     /// A job that can't be told goes on with what it knows.
     fn write_hosts(&self, network: &Network, members: &[Member]) {
         let mut entries: Vec<(IpAddr, Vec<String>)> = Vec::new();
+        let mut bases = Vec::new();
         for member in members {
-            let names = names(&self.0.job(&member.job));
+            let (names, base) = told(&self.0.job(&member.job));
+            bases.push(base);
             let six = network.config.address6(member.address);
             entries.extend(six.map(|address| (address.into(), names.clone())));
             entries.push((member.address.into(), names));
         }
-        for member in members {
-            let path = hosts::file(&self.0.job(&member.job));
-            if let Err(error) = hosts::update(&path, &entries) {
-                tracing::warn!(%error, "cannot tell a job who is on its network");
+        for (member, base) in members.iter().zip(bases) {
+            let path = hosts::path(&self.0.job(&member.job));
+            if let Err(error) = hosts::update(&path, &base, &entries) {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot tell a job who is on its network"
+                );
             }
         }
     }
@@ -276,7 +294,6 @@ impl Networks<'_> {
         job: &JobDir,
         wanted: &Attachment,
         ports: &[PortForward],
-        base: &str,
     ) -> Result<Attached, NetworkError> {
         create_private_dir(&self.folder())?;
         let lock = self.lock()?;
@@ -292,25 +309,23 @@ impl Networks<'_> {
         let held = hold_ports(&network, ports)?;
         let address = network.choose(wanted.address, &self.members(&network)?)?;
         let member = Member { job: job.id().to_owned(), address, ports: ports.to_vec() };
-        hosts::create(&hosts::file(job), base)?;
+        let hosts = Hosts::create(job)?;
         write_json(&network.member(job.id()), &member)?;
         // From here on, dropping it takes back what was done.
         let mut attached = Attached {
             state: self.0.clone(),
             link: network.link(job.id(), address),
-            hosts: hosts::file(job),
+            hosts,
             network,
             job: job.id().to_owned(),
             changed: bridge::Changed::default(),
             _held: held,
         };
-        match self.bring_up_to_date(&attached.network) {
-            Ok(changed) => attached.changed = changed,
-            Err(error) => {
-                drop(lock);
-                return Err(error);
-            }
-        }
+        let result = self.bring_up_to_date(&attached.network);
+        // What takes it back needs the lock.
+        drop(lock);
+        attached.changed = result?;
+        attached.hosts.seal()?;
         Ok(attached)
     }
 
@@ -331,18 +346,23 @@ pub fn routed() -> Vec<IpNet> {
     four.chain(six).collect()
 }
 
-/// By what names others find a job: its own, that of its machine, its id, aliases.
-fn names(job: &JobDir) -> Vec<String> {
+/// By what names others find a job (its own, that of its machine, its id, aliases), and what its `/etc/hosts` begins with.
+fn told(job: &JobDir) -> (Vec<String>, String) {
     let mut names = Vec::new();
+    let mut base = String::new();
     if let Ok(config) = job.config() {
         names.extend(config.name);
         names.extend(config.spec.hostname);
         names.extend(config.network.into_iter().flat_map(|network| network.aliases));
+        let given = config.spec.files.into_iter().find(|file| is_hosts(&file.target));
+        base = given.map(|file| file.content).unwrap_or_default();
     }
     names.push(job.id().to_owned());
     let mut seen = BTreeSet::new();
-    names.retain(|name| seen.insert(name.clone()));
-    names
+    // The names of jobs may have `_`, too. Whatever else stands in a file of a job's doesn't get into those of others.
+    names.retain(|name| (is_host_name(name) || is_name(name)) && seen.insert(name.clone()));
+    names.truncate(MOST_NAMES);
+    (names, base)
 }
 
 #[cfg(test)]
@@ -377,5 +397,59 @@ mod tests {
         for bad in ["", "host", "a/b", "none", "a b"] {
             assert!(bad.parse::<NetworkName>().is_err(), "{bad}");
         }
+    }
+
+    /// Whoever wrote them: names of interfaces, paths and rules come from checked values, and nothing is read without end.
+    #[test]
+    fn documents_that_make_no_sense_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::open(root.path()).unwrap();
+        let networks = state.networks();
+        let name: NetworkName = "back".parse().unwrap();
+        let config = networks.create(&name, &NewNetwork::default(), &[]).unwrap();
+        let folder = networks.folder().join("back");
+        let (document, good) =
+            (folder.join("network.json"), serde_json::to_value(&config).unwrap());
+        let refused = || networks.find(&name).is_err() && networks.list().is_err();
+        for (key, value) in [
+            ("id", "../../../x"),
+            ("id", "0123456\""),
+            ("id", ""),
+            ("gateway", "10.91.0.1"),
+            ("gateway", "1.0.0.1"),
+            ("subnet", "10.90.0.7/24"),
+            ("subnet", "10.90.0.0/32"),
+            ("subnet6", "fd00::/127"),
+        ] {
+            let mut bad = good.clone();
+            bad[key] = value.into();
+            fs::write(&document, bad.to_string()).unwrap();
+            assert!(refused(), "{key} {value}");
+        }
+        fs::write(&document, "[".repeat(1 << 20)).unwrap();
+        assert!(refused());
+        fs::File::create(&document).unwrap().set_len(1 << 40).unwrap();
+        assert!(refused());
+        fs::remove_file(&document).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &document).unwrap();
+        assert!(refused());
+        fs::remove_file(&document).unwrap();
+        fs::write(&document, good.to_string()).unwrap();
+
+        let network = networks.find(&name).unwrap();
+        for (job, text) in [
+            ("0123456789ab", r#"{"job": "0123456789ac", "address": "10.90.0.2", "ports": []}"#),
+            ("0123456789ab", r#"{"job": "0123456789ab", "address": "1.90.0.2", "ports": []}"#),
+            ("0123456789ab", r#"{"job": "0123456789ab", "address": "10.90.0.1", "ports": []}"#),
+            ("0123456789ab", "nothing"),
+        ] {
+            fs::write(network.member(job), text).unwrap();
+            network.read_member(job).unwrap_err();
+            // Of a job that nobody owns it is rubbish, and no two jobs trip over it.
+            assert_eq!(networks.sort_out(&network).unwrap().1, [job]);
+        }
+        fs::write(folder.join("a\nb.member"), "").unwrap();
+        fs::write(folder.join(format!("{}.member", "x".repeat(20))), "").unwrap();
+        assert_eq!(network.jobs().unwrap(), ["0123456789ab"]);
     }
 }

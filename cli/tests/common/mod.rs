@@ -1,6 +1,8 @@
 //! Running the real `mica` as root and as an ordinary user, each in a world of its own.
 #![allow(dead_code)] // every test file uses its own part of this
 
+pub(crate) mod net;
+
 use std::ffi::OsStr;
 use std::os::unix::fs::{PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};

@@ -22,6 +22,7 @@ use super::program::Terminal;
 use super::targets::{Targets, is_directory};
 use super::{Trouble, hooks};
 use crate::links::Links;
+use crate::names::LONGEST_FILES;
 use crate::step::{Flags, Step};
 use crate::wire::{self, Streams};
 use crate::{bridge, sys};
@@ -200,7 +201,10 @@ impl Work {
         let trouble = |e: io::Error| Trouble::new("prepare files for the job", e);
         // Not to be seen by the host: this comes before the step that makes all mounts private.
         private_mounts().map_err(|e| Trouble::new(Step::PrivateMounts, e))?;
-        let scratch = new_filesystem("tmpfs", &[], Flags::STRICT).map_err(|e| trouble(e.into()))?;
+        // Bounded by what the files take, to the page: a job that may remount them can't make them grow.
+        let size = [("size".to_owned(), (LONGEST_FILES + (1 << 20)).to_string())];
+        let scratch =
+            new_filesystem("tmpfs", &size, Flags::STRICT).map_err(|e| trouble(e.into()))?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(&scratch, "", CWD, at, flags).map_err(|e| trouble(e.into()))?;
         for (index, step) in files {
@@ -341,5 +345,8 @@ fn write_file(scratch: &OwnedFd, name: &str, content: &str, mode: u32) -> io::Re
     let file = rustix::fs::openat(scratch, name, flags, Mode::from_raw_mode(0o600))?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(mode))?;
     io::Write::write_all(&mut std::fs::File::from(file), content.as_bytes())?;
-    Ok(clone_mount(scratch.as_fd(), Path::new(name), false)?)
+    let mount = clone_mount(scratch.as_fd(), Path::new(name), false)?;
+    // The launcher's word, not the job's to change.
+    sys::mount_setattr(mount.as_fd(), false, sys::MOUNT_ATTR_RDONLY, 0)?;
+    Ok(mount)
 }

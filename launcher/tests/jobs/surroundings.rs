@@ -236,7 +236,7 @@ fn generated_files() {
     std::os::unix::fs::symlink("/run/resolve/conf", tree.path().join("etc/resolv.conf")).unwrap();
     let mut spec = shell(
         tree.path(),
-        "cat /etc/hosts /etc/resolv.conf; echo more >> /etc/hosts; tail -1 /etc/hosts",
+        "cat /etc/hosts /etc/resolv.conf; (echo more >> /etc/hosts) 2>/dev/null || echo as it was; chmod 777 /etc/hosts 2>/dev/null; stat -c %a /etc/hosts",
     );
     for (target, content) in
         [("/etc/hosts", "127.0.0.1 localhost\n"), ("/etc/resolv.conf", "nameserver 10.0.0.1\n")]
@@ -248,8 +248,16 @@ fn generated_files() {
         });
     }
     let (_, text) = output(&spec);
-    assert_eq!(text, "127.0.0.1 localhost\nnameserver 10.0.0.1\nmore\n");
+    assert_eq!(text, "127.0.0.1 localhost\nnameserver 10.0.0.1\nas it was\n644\n");
     assert_eq!(fs::read_to_string(tree.path().join("etc/hosts")).unwrap(), "");
+    // Whoever wrote the job down: nothing but names, and files of some size.
+    for name in ["a\n10.0.0.1 bank", "-a", "a b", &"x".repeat(65)] {
+        spec.hostname = Some(name.to_owned());
+        assert!(chain(&refusal(&spec)).contains("cannot name a machine"), "{name}");
+    }
+    spec.hostname = None;
+    spec.files[0].content = "#".repeat(5 << 20);
+    assert!(chain(&refusal(&spec)).contains("more than they may"));
 }
 
 /// A vendor's device: a node, a library, a variable, and a hook that changes the root before the job sees it.

@@ -12,8 +12,8 @@ use mica_launcher::{Mount, PortForward, Rlimit};
 use super::mounts::{ImageFlag, Volume, parse_mount, parse_tmpfs, parse_volume};
 use super::values::{
     DeviceFlag, Entrypoint, Limit, as_ms, parse_count, parse_cpus, parse_device, parse_duration,
-    parse_entrypoint, parse_host, parse_init, parse_mode, parse_network, parse_pair, parse_port,
-    parse_size, parse_swap, parse_ulimit, parse_userns,
+    parse_entrypoint, parse_host, parse_host_name, parse_init, parse_mode, parse_network,
+    parse_pair, parse_port, parse_size, parse_swap, parse_ulimit, parse_userns,
 };
 use crate::registries::RegistryFlags;
 use crate::signals;
@@ -207,7 +207,7 @@ pub(super) struct Process {
     #[arg(long, value_parser = parse_entrypoint, value_name = "PROGRAM")]
     pub(super) entrypoint: Option<Entrypoint>,
     /// Name of the machine that the job sees [default: the job's id]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_parser = parse_host_name, value_name = "NAME")]
     pub(super) hostname: Option<String>,
 }
 
@@ -315,7 +315,7 @@ pub(super) struct Confinement {
     #[arg(long, visible_alias = "net", value_parser = parse_network, value_name = "MODE|NAME[:ip=IP,alias=NAME]")]
     pub(super) network: Option<NetworkMode>,
     /// A further name by which jobs on the same bridge network find this one
-    #[arg(long, value_name = "NAME", requires = "network")]
+    #[arg(long, value_parser = parse_host_name, value_name = "NAME", requires = "network")]
     pub(super) network_alias: Vec<String>,
     /// The job's address on its bridge network
     #[arg(long, value_name = "IP", requires = "network")]

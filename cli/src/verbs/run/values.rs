@@ -169,7 +169,7 @@ pub(super) fn parse_network(text: &str) -> Result<NetworkMode, String> {
                 let wrong = |_| format!("`{address}` is not an IPv4 address");
                 attachment.address = Some(address.parse().map_err(wrong)?);
             }
-            Some(("alias", name)) if !name.is_empty() => attachment.aliases.push(name.to_owned()),
+            Some(("alias", name)) => attachment.aliases.push(parse_host_name(name)?),
             _ => return Err(format!("`{option}` is not an option of a network; use ip=, alias=")),
         }
     }
@@ -191,7 +191,17 @@ pub(super) fn parse_host(text: &str) -> Result<(String, IpAddr), String> {
     let (name, address) =
         text.split_once(':').ok_or_else(|| format!("`{text}` is not of the form NAME:IP"))?;
     let address = address.parse().map_err(|_| format!("`{address}` is not an IP address"))?;
-    Ok((name.to_owned(), address))
+    Ok((parse_host_name(name)?, address))
+}
+
+/// A name by which a machine is found.
+pub(super) fn parse_host_name(text: &str) -> Result<String, String> {
+    if !mica_launcher::is_host_name(text) {
+        return Err(format!(
+            "{text:?} cannot name a machine (letters, digits and `-`, in parts of at most 63 characters with `.` between)"
+        ));
+    }
+    Ok(text.to_owned())
 }
 
 /// A program with its first arguments.
@@ -314,6 +324,17 @@ mod tests {
         assert_eq!((back.address, back.aliases), ("10.1.0.7".parse().ok(), vec!["db".to_owned()]));
         for bad in ["", "a b", "host:ip=10.1.0.7", "back:ip=x", "back:mac=1", "back:ip"] {
             assert!(parse_network(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_machines() {
+        assert_eq!(parse_host_name("db.example.org"), Ok("db.example.org".into()));
+        assert!(parse_host("db:10.1.0.7").is_ok());
+        for bad in ["", "a b", "a\n10.0.0.1 bank", "-a", "a_b"] {
+            assert!(parse_host_name(bad).is_err(), "{bad:?}");
+            assert!(parse_host(&format!("{bad}:10.1.0.7")).is_err(), "{bad:?}");
+            assert!(parse_network(&format!("back:alias={bad}")).is_err(), "{bad:?}");
         }
     }
 
