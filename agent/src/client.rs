@@ -273,7 +273,8 @@ pub enum FollowError {
 
 /// Removes an ended job's folder.
 pub fn remove(job: &JobDir) -> Result<(), RemoveError> {
-    let Some(lock) = job.try_lock()? else {
+    job.mend_lock()?;
+    let Some(lock) = job.lock_ended()? else {
         // One that was to be removed at its end has done so itself.
         return if job.path().exists() {
             Err(RemoveError::Running(job.id().to_owned()))

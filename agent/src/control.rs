@@ -1,8 +1,8 @@
 //! What commands ask of a running job's supervisor: messages through the socket `control` in the job's folder.
 //!
 //! A connection carries one request and its [`Reply`]; after an [`Request::Exec`] or [`Request::Attach`] it lives on: it
-//! then takes [`Request::Resize`] and [`Request::Signal`] for what it started, and brings [`Reply::Ended`]. The folder
-//! is its owner's alone, so whoever can reach the socket may ask.
+//! then takes [`Request::Resize`] and [`Request::Signal`] for what it started, and brings [`Reply::Ended`]. Who may ask is
+//! said in [`crate::admission`]: each request brings a proof that it comes from outside of all jobs.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,9 +17,10 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::admission::{self, Admission};
 use crate::config::Restart;
 use crate::files::FileError;
-use crate::state::JobDir;
+use crate::job::JobDir;
 use crate::status::Failure;
 
 /// A terminal's size in characters; 0 where it is not known.
@@ -110,9 +111,13 @@ fn open_folder(path: &Path) -> rustix::io::Result<OwnedFd> {
 
 /// The supervisor's end.
 #[derive(Debug)]
-pub(crate) struct Listener(OwnedFd);
+pub(crate) struct Listener {
+    socket: OwnedFd,
+    admission: Admission,
+}
 
 impl Listener {
+    /// Takes requests from whoever is in this process's namespaces, as they are now.
     pub(crate) fn bind(job: &JobDir) -> io::Result<Self> {
         let folder = open_folder(job.path())?;
         // Left by a supervisor that was killed: the lock says that it is gone.
@@ -123,17 +128,40 @@ impl Listener {
         let listener = socket()?;
         bind(&listener, &address(&folder)?)?;
         listen(&listener, 64)?;
-        Ok(Self(listener))
+        Ok(Self { socket: listener, admission: Admission::here()? })
     }
 
-    pub(crate) fn accept(&self) -> io::Result<OwnedFd> {
-        Ok(accept_with(&self.0, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?)
+    /// The next connection; `None` if there is none, or it was refused.
+    pub(crate) fn accept(&self) -> io::Result<Option<OwnedFd>> {
+        let socket = accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+        match self.admission.check_peer(&socket) {
+            Ok(()) => Ok(Some(socket)),
+            Err(failure) => {
+                // One that doesn't listen won't hear it.
+                message::send(&socket, &Reply::Failed(failure), &[]).ok();
+                Ok(None)
+            }
+        }
+    }
+
+    /// What a message asks for, and the descriptors that it needs for that.
+    pub(crate) fn understand(
+        &self,
+        mut message: message::Message,
+    ) -> Result<(Request, Vec<OwnedFd>), Failure> {
+        self.admission.check_proof(&mut message.descriptors)?;
+        let request = serde_json::from_slice(&message.bytes).map_err(|error| Failure {
+            chain: vec!["it does not know such a request".to_owned(), error.to_string()],
+            hint: Some("was the job started by another version of mica?".to_owned()),
+            exit_code: 125,
+        })?;
+        Ok((request, message.descriptors))
     }
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
@@ -153,6 +181,13 @@ pub struct Connected {
     remote: Remote,
     /// The other end of a program's new terminal.
     pub terminal: Option<OwnedFd>,
+}
+
+/// Sends a request with its descriptors, and the proof that it may be made.
+fn ask(socket: &OwnedFd, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let proof = admission::proof()?;
+    let all: Vec<_> = descriptors.iter().copied().chain(proof.iter().map(AsFd::as_fd)).collect();
+    message::send(socket, request, &all)
 }
 
 fn connect_once(job: &JobDir) -> rustix::io::Result<OwnedFd> {
@@ -276,12 +311,11 @@ impl Remote {
         request: &Request,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Option<OwnedFd>, ControlError> {
-        message::send(&self.socket, request, descriptors).map_err(|source| {
-            match source.kind() {
-                io::ErrorKind::BrokenPipe => ControlError::NotRunning(self.id.clone()),
-                _ => self.talk(source),
-            }
-        })?;
+        match ask(&self.socket, request, descriptors) {
+            // It may have said why before it hung up.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(self.talk(error)),
+            _ => {}
+        }
         let (reply, terminal) = self.receive()?;
         match reply {
             Reply::Failed(failure) => Err(ControlError::Refused { id: self.id.clone(), failure }),
@@ -340,7 +374,7 @@ impl Connected {
     }
 
     fn say(&self, request: &Request) {
-        if let Err(error) = message::send(&self.remote.socket, request, &[]) {
+        if let Err(error) = ask(&self.remote.socket, request, &[]) {
             tracing::debug!(%error, "the job is gone");
         }
     }

@@ -54,7 +54,7 @@ pub fn in_job<T>(
     work: impl FnOnce(Option<&[(PathBuf, PathBuf)]>) -> T,
 ) -> Result<T, EnterError> {
     let job = JobDir::at(PathBuf::from(path));
-    if let Some(_lock) = job.try_lock()? {
+    if let Some(_lock) = job.lock_ended()? {
         let config = job.config()?;
         namespace::enter()?;
         let _lease = config.stack.lease()?;
@@ -80,14 +80,24 @@ pub fn in_job<T>(
     else {
         return Err(EnterError::Busy(job.id().to_owned()));
     };
-    enter(pid).map_err(|source| EnterError::Namespaces { id: job.id().to_owned(), source })?;
+    let failed = |source| EnterError::Namespaces { id: job.id().to_owned(), source };
+    let namespaces = open_namespaces(pid).map_err(failed)?;
+    // Still so after they were opened: then they are those of the job, and not of a later process of that number.
+    if !job.is_owned() || job.status()?.and_then(|status| status.pid) != Some(pid) {
+        return Err(EnterError::Busy(job.id().to_owned()));
+    }
+    enter(namespaces).map_err(failed)?;
     Ok(work(None))
 }
 
-/// Joins the user and mount namespaces of a process; its root becomes ours.
-fn enter(pid: i32) -> io::Result<()> {
+/// The user and mount namespaces of a process.
+fn open_namespaces(pid: i32) -> io::Result<[File; 2]> {
     let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}"));
-    let (users, mounts) = (open("user")?, open("mnt")?);
+    Ok([open("user")?, open("mnt")?])
+}
+
+/// Joins them; the root of the process becomes ours.
+fn enter([users, mounts]: [File; 2]) -> io::Result<()> {
     match move_into_link_name_space(users.as_fd(), Some(LinkNameSpaceType::User)) {
         // It is ours already: the job shares it with the host.
         Err(rustix::io::Errno::INVAL) => {}

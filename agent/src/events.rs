@@ -1,20 +1,19 @@
 //! What happened to jobs, for `mica events`: `events.jsonl` in the state directory, appended to by whoever did it.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use mica_durable::Folder;
 use serde::{Deserialize, Serialize};
 
 use crate::config::JobConfig;
 use crate::files::Lock;
-use crate::lines::{JsonLines, current, previous};
-use crate::logs::append;
-use crate::state::JobDir;
+use crate::job::JobDir;
+use crate::lines::JsonLines;
 
 /// Size at which the file is set aside, in bytes.
-const ROTATE_AT: u64 = 4 << 20;
+const ROTATE_AT: i64 = 4 << 20;
 
 const STEM: &str = "events";
 
@@ -65,13 +64,18 @@ pub(crate) fn record(
 fn write(root: &Path, event: &Event) -> io::Result<()> {
     let mut text = serde_json::to_vec(event)?;
     text.push(b'\n');
-    let path = current(root, STEM);
-    if fs::metadata(&path).is_ok_and(|meta| meta.len() > ROTATE_AT)
+    let (folder, name) = (open(root)?, format!("{STEM}.jsonl"));
+    let size = || folder.stat(&name).ok().flatten().map_or(0, |stat| stat.st_size);
+    if size() > ROTATE_AT
         // One of those who see that it is full sets it aside.
         && let Ok(Some(_lock)) = Lock::try_exclusive(&root.join("events.lock"))
-        && fs::metadata(&path).is_ok_and(|meta| meta.len() > ROTATE_AT)
+        && size() > ROTATE_AT
     {
-        fs::rename(&path, previous(root, STEM))?;
+        rustix::fs::renameat(&folder, &name, &folder, format!("{STEM}.1.jsonl"))?;
     }
-    append(&path)?.write_all(&text)
+    folder.append_file(&name, 0o600).map_err(|error| error.source)?.write_all(&text)
+}
+
+fn open(root: &Path) -> io::Result<Folder> {
+    Folder::open(root).map_err(|error| error.source)
 }

@@ -5,14 +5,14 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use mica_durable::{FileError, Lock};
-use mica_durable::{Folder, Named};
+use mica_durable::{Folder, Named, trusted};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// How long a command waits for a lock that others hold for moments only.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The longest document that is read, in bytes.
-const LONGEST: u64 = 16 << 20;
+pub(crate) const LONGEST: u64 = 16 << 20;
 
 /// Nobody but the owner reads or writes what is kept of jobs.
 const MODE: u32 = 0o600;
@@ -43,6 +43,27 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, FileError
 fn split(path: &Path) -> Result<(&Path, &std::ffi::OsStr), FileError> {
     let parts = path.parent().zip(path.file_name());
     parts.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidFilename)).named("use", path)
+}
+
+/// Fails unless a folder of ours is the caller's alone: what is in it names processes, files and programs.
+pub(crate) fn refuse_shared(folder: &Folder) -> Result<(), FileError> {
+    let path = folder.path();
+    let refuse = |reason: String| {
+        Err(io::Error::new(io::ErrorKind::PermissionDenied, reason)).named("use", path)
+    };
+    let (stat, me) = (folder.metadata()?, rustix::process::geteuid().as_raw());
+    if stat.st_uid != me {
+        return refuse(format!("it belongs to user {}, and not to user {me}", stat.st_uid));
+    }
+    if stat.st_mode & 0o077 != 0 {
+        let mode = stat.st_mode & 0o777;
+        return refuse(format!("others may look into it: its mode is {mode:o}, and must be 700"));
+    }
+    // Whoever can write a folder above it puts another one in its place.
+    match trusted::check_above(path, me) {
+        Ok(()) => Ok(()),
+        Err(error) => refuse(error.to_string()),
+    }
 }
 
 /// Makes a folder, and the folders above it, for its owner only.

@@ -10,7 +10,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let folder = tempfile::tempdir()?;
-//! let state = StateDir::open(folder.path())?;
+//! let state = StateDir::open(&folder.path().join("state"))?;
 //! let (job, lock) = state.create::<CreateError>(|job| {
 //!     Ok(JobConfig {
 //!         name: Some("greeter".into()),
@@ -44,15 +44,18 @@
 //! # }
 //! ```
 
+mod admission;
 mod client;
 mod config;
 mod control;
 mod enter;
 pub mod events;
+mod features;
 mod files;
 mod handover;
 mod health;
 mod images;
+mod job;
 mod lines;
 pub mod logs;
 mod mounts;
@@ -84,6 +87,7 @@ pub use control::{Connected, ControlError, Remote, Size};
 pub use enter::{EnterError, in_job};
 pub use files::{FileError, Lock};
 pub use images::ImageError;
+pub use job::JobDir;
 pub use lines::JsonLines;
 pub use mica_mounter::{Stats as MountStats, Unmounted, Verify};
 pub use mounts::{
@@ -100,7 +104,7 @@ pub use reconcile::reconcile;
 pub use removal::{REMOVE_FILES, remove_files};
 pub use report::{MountReport, Report};
 pub use stack::{MountStackError, StackError, TraceFile};
-pub use state::{CreateError, FindError, JobDir, StateDir, now_ms};
+pub use state::{CreateError, FindError, StateDir, now_ms};
 pub use status::{Failure, Health, HealthState, Phase, Status, Timings};
 pub use subids::{NoSubIds, SubIds};
 pub use supervisor::{Invocation, SuperviseError, supervise};

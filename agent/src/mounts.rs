@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use mica_durable::Folder;
 use mica_mounter::{UnmountError as KernelError, Unmounted, Watch};
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
@@ -23,7 +24,9 @@ use signal_hook::iterator::Signals;
 
 use crate::client::{StartError, hand_over};
 use crate::config::StackConfig;
-use crate::files::{FileError, Lock, PATIENCE, at, create_private_dir, read_json, write_json};
+use crate::files::{
+    FileError, Lock, PATIENCE, at, create_private_dir, read_json, refuse_shared, write_json,
+};
 use crate::handover::Handover;
 use crate::report::{MountReport, Reporter};
 use crate::stack::MountStackError;
@@ -99,8 +102,9 @@ pub struct MountDir {
 impl Mounts {
     /// The mounts below `root`, which is made if need be.
     pub fn open(root: &Path) -> Result<Self, FileError> {
-        let root = root.join("mounts");
-        create_private_dir(&root)?;
+        let folder = Folder::create(root, 0o700)?;
+        refuse_shared(&folder)?;
+        let root = folder.create_folder("mounts", 0o700)?.path().to_owned();
         Ok(Self { root })
     }
 

@@ -10,23 +10,38 @@ use std::path::Path;
 use mica_launcher::Cgroup;
 use mica_launcher::cgroup::Directory;
 
+use crate::config::JobConfig;
 use crate::events;
 use crate::files::{FileError, Lock};
-use crate::state::{JobDir, StateDir, now_ms};
+use crate::job::JobDir;
+use crate::state::{StateDir, now_ms};
 use crate::status::{Failure, Phase, Status, boot_id};
 
-/// Ends the jobs whose supervisor died and returns their ids.
+/// Ends the jobs whose supervisor died and returns their ids. A job that can't be read is left as it is, and one that is
+/// seen to be in order isn't touched: a command that only reads holds nobody up.
+///
+/// # Errors
+/// The state directory can't be read or changed.
 pub fn reconcile(state: &StateDir) -> Result<Vec<String>, FileError> {
     let mut ended = Vec::new();
+    if state.writable().is_err() {
+        return Ok(ended);
+    }
     for job in state.jobs()? {
-        let Some(lock) = job.try_lock()? else { continue };
-        if end(state, &job, &lock)? {
+        if !matches!(look(&job), Some((config, status)) if is_abandoned(&config, status.as_ref())) {
+            continue;
+        }
+        // Its supervisor lives, or somebody removes it.
+        let Ok(Some(lock)) = job.try_lock() else { continue };
+        // Looked at again: it may have been started and have ended meanwhile.
+        if let Some((config, status)) = look(&job)
+            && is_abandoned(&config, status.as_ref())
+            && end(&job, &config, status, &lock)?
+        {
             ended.push(job.id().to_owned());
         }
     }
-    if let Err(error) = state.empty_trash() {
-        tracing::warn!(error = &error as &dyn std::error::Error, "cannot remove an ended job");
-    }
+    state.sweep();
     if let Err(error) = state.networks().reconcile() {
         // Jobs that have nothing to do with it go on.
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot clean up networks");
@@ -34,21 +49,26 @@ pub fn reconcile(state: &StateDir) -> Result<Vec<String>, FileError> {
     Ok(ended)
 }
 
-/// Ends one job that nobody owns; says whether there was anything to end.
-fn end(state: &StateDir, job: &JobDir, lock: &Lock) -> Result<bool, FileError> {
-    let Ok(config) = job.config() else {
-        // A command is making this folder right now, or was killed when it did: only one of them holds the names.
-        let Some(_names) = state.try_names()? else { return Ok(false) };
-        if job.config().is_err() {
-            job.remove(lock)?;
-        }
-        return Ok(false);
-    };
-    // An unreadable status (a power failure in the middle) says as little as none.
-    let status = job.status().ok().flatten();
+/// What is written about a job; `None` if it can't be understood.
+fn look(job: &JobDir) -> Option<(JobConfig, Option<Status>)> {
+    Some((job.config().ok()?, job.status().ok()?))
+}
+
+/// Whether there is something to do about a job if nobody owns it.
+fn is_abandoned(config: &JobConfig, status: Option<&Status>) -> bool {
+    status.is_none_or(|status| !status.is_final() || status.cgroup.is_some() || config.remove)
+}
+
+/// Ends one job that nobody owns; says whether it ran.
+fn end(
+    job: &JobDir,
+    config: &JobConfig,
+    status: Option<Status>,
+    lock: &Lock,
+) -> Result<bool, FileError> {
     match status {
         Some(status) if status.is_final() => {
-            let left = status.cgroup.as_ref().filter(|group| !mica_launcher::cleanup(group));
+            let left = status.cgroup.as_ref().filter(|group| !clean_up(group, job.id()));
             if left.is_none() && config.remove {
                 job.remove(lock)?;
             } else if left.is_none() && status.cgroup.is_some() {
@@ -56,13 +76,16 @@ fn end(state: &StateDir, job: &JobDir, lock: &Lock) -> Result<bool, FileError> {
             }
             Ok(false)
         }
-        None => job.remove(lock).map(|()| false),
-        Some(status) => {
+        // The command that made it died before its supervisor began.
+        None if !job.has_written() => job.remove(lock).map(|()| false),
+        status => {
+            let status =
+                status.unwrap_or_else(|| Status { boot: String::new(), ..Status::starting() });
             // Killed before it could write them down, a supervisor may have made groups all the same.
             let cgroup = status.cgroup.clone();
             let cgroup = cgroup.unwrap_or_else(|| find_cgroup(Path::new(CGROUPS), job.id()));
-            let left = Some(cgroup).filter(|group| !mica_launcher::cleanup(group));
-            events::record(job, &config, "die", &[("exitCode", (128 + 9).to_string())]);
+            let left = Some(cgroup).filter(|group| !clean_up(group, job.id()));
+            events::record(job, config, "die", &[("exitCode", (128 + 9).to_string())]);
             let removable = config.remove && left.is_none();
             job.write_status(&orphaned(status, left, &boot_id()))?;
             if removable {
@@ -71,6 +94,25 @@ fn end(state: &StateDir, job: &JobDir, lock: &Lock) -> Result<bool, FileError> {
             Ok(true)
         }
     }
+}
+
+/// Ends what is in a job's group and removes it. What a record says is believed of control groups that bear the job's name
+/// only; true for anything else, about which there is nothing to do.
+fn clean_up(group: &Cgroup, id: &str) -> bool {
+    let name = format!("mica-{id}");
+    let mut ours = group.clone();
+    ours.v1.retain(|directory| is_group(&directory.path, &name));
+    ours.v2 = ours.v2.filter(|directory| is_group(&directory.path, &name));
+    mica_launcher::cleanup(&ours)
+}
+
+/// Whether this is a control group of that name: the kernel says which file system a folder is on.
+fn is_group(path: &Path, name: &str) -> bool {
+    const CGROUP: i64 = 0x0027_e0eb;
+    const CGROUP2: i64 = 0x6367_7270;
+    path.file_name().is_some_and(|last| last == name)
+        && rustix::fs::statfs(path)
+            .is_ok_and(|stat| [CGROUP, CGROUP2].contains(&(stat.f_type as i64)))
 }
 
 /// Where cgroup hierarchies are mounted (cgroups(7)).
@@ -118,6 +160,22 @@ fn orphaned(status: Status, left: Option<Cgroup>, boot: &str) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_record_names_no_processes_of_others() {
+        let root = tempfile::tempdir().unwrap();
+        let group = root.path().join("mica-0123");
+        fs::create_dir(&group).unwrap();
+        let mut victim = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        fs::write(group.join("cgroup.procs"), victim.id().to_string()).unwrap();
+        let directory = Directory { path: group.clone(), controllers: Vec::new() };
+        let record = Cgroup { v1: vec![directory.clone()], v2: Some(directory) };
+        assert!(clean_up(&record, "0123"), "there is nothing to do about a folder");
+        assert!(victim.try_wait().unwrap().is_none(), "a process of somebody else was killed");
+        assert!(group.exists());
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+    }
 
     #[test]
     fn groups_are_found_by_the_jobs_name() {

@@ -18,7 +18,7 @@ use crate::events;
 use crate::health::Monitor;
 use crate::output::{Input, STARTER, Sink, Sinks};
 use crate::state::JobDir;
-use crate::status::{Failure, Phase, Status};
+use crate::status::{Failure, Phase, Status, not_running, refusal};
 use crate::sys;
 
 /// Whether the job is to be started again when it ends.
@@ -31,6 +31,9 @@ pub(crate) struct Wishes {
 
 /// When nothing has happened for so long, nothing will for a while.
 const SETTLED: Duration = Duration::from_secs(1);
+
+/// Connections that have not asked for anything yet, at most.
+const MOST_SILENT: usize = 32;
 
 /// Everything but the job itself, which may be started anew.
 pub(crate) struct Session {
@@ -61,6 +64,8 @@ struct Peer {
     program: Option<Program>,
     /// It wants to know of the job's end.
     attached: bool,
+    /// It has asked for something.
+    heard: bool,
     gone: bool,
 }
 
@@ -255,8 +260,23 @@ impl Session {
 
     fn accept(&mut self) {
         // A command that has gone meanwhile, or no more descriptors: the next try is another one's.
-        let Ok(socket) = self.listener.accept() else { return };
-        let peer = Peer { id: self.next_id, socket, program: None, attached: false, gone: false };
+        let Ok(Some(socket)) = self.listener.accept() else { return };
+        // Those that say nothing keep nobody out: the one that did so for longest makes room.
+        if self.peers.iter().filter(|peer| !peer.heard).count() >= MOST_SILENT {
+            self.peers
+                .iter_mut()
+                .filter(|peer| !peer.heard)
+                .take(1)
+                .for_each(|peer| peer.gone = true);
+        }
+        let peer = Peer {
+            id: self.next_id,
+            socket,
+            program: None,
+            attached: false,
+            heard: false,
+            gone: false,
+        };
         self.peers.push(peer);
         self.next_id += 1;
     }
@@ -272,17 +292,20 @@ impl Session {
                 return;
             }
         };
-        let request: Request = match serde_json::from_slice(&message.bytes) {
+        let (request, descriptors) = match self.listener.understand(message) {
             Ok(request) => request,
-            // The other side is this same program.
-            Err(error) => return tracing::error!(%error, "not a request"),
+            Err(failure) => {
+                self.peers[index].gone = true;
+                return self.peers[index].say(&Reply::Failed(failure), None);
+            }
         };
+        self.peers[index].heard = true;
         let mut terminal = None;
         let done = match request {
             Request::Exec { terminal: size } => {
-                self.exec(index, running, size, message.descriptors).map(|fd| terminal = fd)
+                self.exec(index, running, size, descriptors).map(|fd| terminal = fd)
             }
-            Request::Attach { input } => self.attach(index, input, message.descriptors),
+            Request::Attach { input } => self.attach(index, input, descriptors),
             Request::Wait => {
                 self.peers[index].attached = true;
                 Ok(())
@@ -488,12 +511,4 @@ impl Peer {
 
 fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     a.into_iter().chain(b).min()
-}
-
-fn not_running() -> Failure {
-    refusal("it is not running at the moment", None)
-}
-
-fn refusal(text: &str, hint: Option<&str>) -> Failure {
-    Failure { chain: vec![text.to_owned()], hint: hint.map(Into::into), exit_code: 125 }
 }

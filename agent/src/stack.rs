@@ -179,8 +179,9 @@ impl StackConfig {
     ) -> Result<Mount, MountStackError> {
         let mut options = self.options_in_job(&config.spec.ids);
         if let Some(upper) = &mut options.upper {
-            upper.volatile = true;
+            // What is kept must be on the disk when the job says that it is (fsync).
             upper.thrown_away = config.remove && upper.upper.starts_with(job.path());
+            upper.volatile = upper.thrown_away;
         }
         if let Some(trace) = &self.trace {
             trace.apply(&mut options);

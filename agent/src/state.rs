@@ -1,7 +1,9 @@
 //! The state directory: one folder a job, plain files that every command reads, no daemon.
 //!
 //! ```text
-//! jobs/<id>/config.json    what was asked for; written once, before the supervisor starts
+//! jobs/.<id>/              a job's folder while it is made; then it is renamed, so that a job has a configuration at all times
+//! jobs/<id>/config.json    what was asked for; there before the supervisor starts
+//!           remove         an empty file, if the job goes when it ends
 //!           control        socket on which a running job's supervisor takes requests (see [`crate::Remote`])
 //!           lock           held (flock) from before `config.json` exists until the supervisor ends
 //!           status.json    what became of it; replaced as a whole by the supervisor
@@ -14,40 +16,38 @@
 //! volumes/<name>/data      named volumes
 //! networks/<name>/         bridge networks (see [`crate::Networks`])
 //! events.jsonl             what happened to jobs (see [`crate::events`])
+//! state.json               which version and features the folder has (see [`crate::features`])
+//! tmp/                     folders for a time (see [`mica_durable::Scratch`])
 //! ```
 //!
 //! A job is *owned* while its lock is held. A job that is not owned and has not ended lost its supervisor:
 //! [`crate::reconcile()`] ends it. The lock is an open file's, not a process id's, so a process id that
-//! comes round again deceives nobody, and nothing survives a reboot.
+//! comes round again deceives nobody, and nothing survives a reboot. Commands that only read take no lock.
+//!
+//! What can't be read is never removed but by `mica rm -f`: it may be damaged by a crash, or be a newer version's.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use mica_durable::{Folder, Named, Scratch};
+use rustix::fs::FileType;
 
-use crate::config::{JobConfig, UpperDirs};
+use crate::config::JobConfig;
 use crate::events::{self, Event};
-use crate::files::{FileError, Lock, PATIENCE, at, create_private_dir, read_json, write_json};
+use crate::features::{self, Access};
+use crate::files::{FileError, Lock, PATIENCE, at, refuse_shared, write_json};
+pub(crate) use crate::job::JobDir;
+use crate::job::{REMOVED_AT_END, Retired, TRASH};
 use crate::lines::JsonLines;
 use crate::networks::Networks;
 use crate::removal;
-use crate::status::Status;
 use crate::volumes::{Volumes, is_name};
 
 /// All jobs of one user.
 #[derive(Clone, Debug)]
 pub struct StateDir {
     root: PathBuf,
-}
-
-/// One job's folder.
-#[derive(Clone, Debug)]
-pub struct JobDir {
-    id: String,
-    path: PathBuf,
+    access: Access,
 }
 
 /// A job that cannot be found.
@@ -90,9 +90,23 @@ pub enum CreateError {
 
 impl StateDir {
     /// The jobs below `root`, which is made if need be.
+    ///
+    /// # Errors
+    /// The folder is not the caller's alone, a newer version has made it such that this one can't read it, or it can't be
+    /// made or opened.
     pub fn open(root: &Path) -> Result<Self, FileError> {
-        create_private_dir(&root.join("jobs"))?;
-        Ok(Self { root: root.to_owned() })
+        let folder = Folder::create(root, 0o700)?;
+        refuse_shared(&folder)?;
+        let access = features::check(&folder)?;
+        if access.writable().is_ok() {
+            folder.create_folder("jobs", 0o700)?;
+        }
+        Ok(Self { root: root.to_owned(), access })
+    }
+
+    /// Fails if this version must not change what is here.
+    pub(crate) fn writable(&self) -> Result<(), FileError> {
+        self.access.writable().named("change", &self.root)
     }
 
     fn jobs_dir(&self) -> PathBuf {
@@ -115,18 +129,40 @@ impl StateDir {
         make: impl FnOnce(&JobDir) -> Result<JobConfig, E>,
     ) -> Result<(JobDir, Lock), E> {
         let file = |error: FileError| E::from(error.into());
+        self.writable().map_err(file)?;
         let id = new_id();
-        let job = JobDir { path: self.jobs_dir().join(&id), id };
+        let job = JobDir::new(id, &self.jobs_dir());
         let config = make(&job)?;
         // Two commands that give one name at one time meet here.
         let _names = Lock::exclusive(&self.names_lock(), PATIENCE).map_err(file)?;
         self.check_name(&config)?;
-        create_private_dir(&job.path).map_err(file)?;
-        let lock = Lock::exclusive(&job.path.join("lock"), PATIENCE).map_err(file)?;
-        create_private_dir(&job.tree()).map_err(file)?;
-        write_json(&job.path.join("config.json"), &config).map_err(file)?;
+        let lock = self.furnish(&job, &config).map_err(file)?;
         events::record(&job, &config, "create", &[]);
         Ok((job, lock))
+    }
+
+    /// Makes the job's folder: under another name at first, so that whoever sees it sees all of it.
+    fn furnish(&self, job: &JobDir, config: &JobConfig) -> Result<Lock, FileError> {
+        let jobs = Folder::open(&self.jobs_dir())?;
+        let making = jobs.create_folder(format!(".{}", job.id()), 0o700)?;
+        let lock = Lock::exclusive(&making.path().join("lock"), PATIENCE)?;
+        making.create_folder("tree", 0o700)?;
+        if config.remove {
+            making.append_file(REMOVED_AT_END, 0o600)?;
+        }
+        let path = making.path().join("config.json");
+        let text = serde_json::to_vec_pretty(config).map_err(at("encode", &path))?;
+        // What is thrown away has no use for a disk.
+        match config.remove {
+            true => making.replace_unsynced("config.json", &text, 0o600)?,
+            false => making.replace("config.json", &text, 0o600)?,
+        }
+        rustix::fs::renameat(&jobs, format!(".{}", job.id()), &jobs, job.id())
+            .named("rename to", job.path())?;
+        if !config.remove {
+            jobs.sync()?;
+        }
+        Ok(lock)
     }
 
     /// Changes the configuration of a job, where `change` allows it.
@@ -136,6 +172,7 @@ impl StateDir {
         change: impl FnOnce(&mut JobConfig) -> Result<(), E>,
     ) -> Result<JobConfig, E> {
         let file = |error: FileError| E::from(error.into());
+        self.writable().map_err(file)?;
         let _names = Lock::exclusive(&self.names_lock(), PATIENCE).map_err(file)?;
         let mut config = job.config().map_err(file)?;
         let before = config.name.clone();
@@ -143,19 +180,56 @@ impl StateDir {
         if config.name != before {
             self.check_name(&config)?;
         }
-        write_json(&job.path.join("config.json"), &config).map_err(file)?;
+        write_json(&job.path().join("config.json"), &config).map_err(file)?;
         Ok(config)
     }
 
-    /// Removes what supervisors have left that were killed when they removed their jobs.
+    /// Removes what commands and supervisors have left that were killed when they made or removed jobs.
     pub(crate) fn empty_trash(&self) -> Result<(), FileError> {
-        for entry in fs::read_dir(trash_dir(&self.root)).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if let Some(held) = Retired::hold(&path)? {
-                Retired { path, _held: Some(held) }.remove()?;
+        let root = Folder::open(&self.root)?;
+        if let Some(trash) = root.folder(TRASH)? {
+            for name in trash.names()? {
+                if let Some(retired) = Retired::hold(trash.path().join(name))? {
+                    retired.remove()?;
+                }
+            }
+        }
+        Scratch::sweep(&self.tmp())
+    }
+
+    /// Removes a folder of the state directory, in one step for whoever looks: it is renamed away first.
+    pub(crate) fn throw_away(&self, folder: &Path, name: &str) -> Result<(), FileError> {
+        let trash = Folder::create(&self.root.join(TRASH), 0o700)?;
+        let Some(held) = Retired::hold(folder.to_owned())? else { return Ok(()) };
+        held.move_to(trash.path().join(format!("{name}-{}", new_id())))?.remove()
+    }
+
+    /// Removes folders of jobs that were not made to their end.
+    fn remove_unmade(&self) -> Result<(), FileError> {
+        let jobs = Folder::open(&self.jobs_dir())?;
+        let unmade = |name: &OsString| name.as_encoded_bytes().starts_with(b".");
+        let names: Vec<_> = jobs.names()?.into_iter().filter(unmade).collect();
+        // Whoever makes one holds the names.
+        if !names.is_empty()
+            && let Some(_names) = self.try_names()?
+        {
+            for name in names {
+                removal::remove_dir(&jobs.path().join(name))?;
             }
         }
         Ok(())
+    }
+
+    /// What nobody needs any more is removed, as far as nobody is at it.
+    pub(crate) fn sweep(&self) {
+        if let Err(error) = self.remove_unmade().and_then(|()| self.empty_trash()) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot remove an ended job");
+        }
+    }
+
+    /// Where folders for a time are, on the same file system: see [`Scratch`].
+    pub fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
     }
 
     /// Gives a job another name.
@@ -173,9 +247,13 @@ impl StateDir {
         Ok(())
     }
 
-    /// Takes the lock of a job that has ended, to start it again.
+    /// Takes the lock of a job that has ended, to start it again; `None` if it runs.
+    ///
+    /// # Errors
+    /// Somebody is at it for too long, or it is gone.
     pub fn take(&self, job: &JobDir) -> Result<Option<Lock>, FileError> {
-        job.try_lock()
+        self.writable()?;
+        job.lock_ended()
     }
 
     /// What happened to jobs.
@@ -195,7 +273,7 @@ impl StateDir {
 
     /// The folder of the job with this id.
     pub(crate) fn job(&self, id: &str) -> JobDir {
-        JobDir { id: id.to_owned(), path: self.jobs_dir().join(id) }
+        JobDir::new(id.to_owned(), &self.jobs_dir())
     }
 
     /// The state directory.
@@ -209,185 +287,50 @@ impl StateDir {
             return Err(CreateError::Name(name.clone()));
         }
         match self.jobs()?.into_iter().find(|job| job.has_name(name)) {
-            Some(other) => Err(CreateError::NameInUse { name: name.clone(), id: other.id }),
+            Some(other) => {
+                Err(CreateError::NameInUse { name: name.clone(), id: other.id().to_owned() })
+            }
             None => Ok(()),
         }
     }
 
     /// All jobs, oldest first.
+    ///
+    /// # Errors
+    /// The state directory can't be read.
     pub fn jobs(&self) -> Result<Vec<JobDir>, FileError> {
-        let dir = self.jobs_dir();
+        let root = Folder::open(&self.root)?;
+        let Some(folder) = root.folder("jobs")? else { return Ok(Vec::new()) };
         let mut jobs = Vec::new();
-        for entry in fs::read_dir(&dir).map_err(at("list", &dir))? {
-            let entry = entry.map_err(at("list", &dir))?;
-            if let Ok(id) = entry.file_name().into_string() {
-                let created =
-                    entry.metadata().and_then(|meta| meta.created().or(meta.modified())).ok();
-                jobs.push((created, JobDir { id, path: entry.path() }));
+        for name in folder.names()? {
+            // With a point first: one that is being made.
+            let Some(id) = name.to_str().filter(|name| !name.starts_with('.')) else { continue };
+            let Some(stat) = folder.stat(&name)? else { continue };
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                let job = JobDir::new(id.to_owned(), folder.path());
+                jobs.push((job.created(), job));
             }
         }
-        jobs.sort_by(|a, b| (a.0, &a.1.id).cmp(&(b.0, &b.1.id)));
+        jobs.sort_by(|a, b| (a.0, a.1.id()).cmp(&(b.0, b.1.id())));
         Ok(jobs.into_iter().map(|(_, job)| job).collect())
     }
 
     /// The job with this name, or whose id starts so.
     pub fn find(&self, word: &str) -> Result<JobDir, FindError> {
         let jobs = self.jobs()?;
-        if let Some(job) = jobs.iter().find(|job| job.id == word || job.has_name(word)) {
+        if let Some(job) = jobs.iter().find(|job| job.id() == word || job.has_name(word)) {
             return Ok(job.clone());
         }
         let mut found: Vec<JobDir> =
-            jobs.into_iter().filter(|job| !word.is_empty() && job.id.starts_with(word)).collect();
+            jobs.into_iter().filter(|job| !word.is_empty() && job.id().starts_with(word)).collect();
         match found.len() {
             1 => Ok(found.remove(0)),
             0 => Err(FindError::Unknown(word.to_owned())),
             _ => Err(FindError::Ambiguous {
                 prefix: word.to_owned(),
-                ids: found.into_iter().map(|job| job.id).collect(),
+                ids: found.into_iter().map(|job| job.id().to_owned()).collect(),
             }),
         }
-    }
-}
-
-/// Where folders of jobs are that nobody needs any more.
-fn trash_dir(root: &Path) -> PathBuf {
-    root.join("trash")
-}
-
-/// The folder of a job that nobody needs any more.
-#[derive(Debug)]
-pub(crate) struct Retired {
-    path: PathBuf,
-    /// Locked by whoever removes it: the folder itself, as a lock file in it would be removed before the rest is.
-    _held: Option<fs::File>,
-}
-
-impl Retired {
-    /// Locks a folder, unless somebody else does, or has removed it.
-    fn hold(path: &Path) -> Result<Option<fs::File>, FileError> {
-        let folder = match fs::File::open(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            result => result.map_err(at("open", path))?,
-        };
-        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(folder)),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(at("lock", path)(error)),
-        }
-    }
-
-    pub(crate) fn remove(self) -> Result<(), FileError> {
-        removal::remove_dir(&self.path)
-    }
-}
-
-impl JobDir {
-    /// Opens the folder a supervisor was told.
-    pub(crate) fn at(path: PathBuf) -> Self {
-        let id =
-            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Self { id, path }
-    }
-
-    /// Twelve hex digits.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// The job's folder.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The state directory.
-    pub(crate) fn root(&self) -> &Path {
-        self.path.ancestors().nth(2).unwrap_or(&self.path)
-    }
-
-    /// Where the stack is mounted.
-    pub fn tree(&self) -> PathBuf {
-        self.path.join("tree")
-    }
-
-    /// Where the n-th of [`JobConfig::images`] is mounted.
-    pub fn image_tree(&self, index: usize) -> PathBuf {
-        self.path.join("images").join(index.to_string()).join("tree")
-    }
-
-    /// The writable layer of that one.
-    pub fn image_upper(&self, index: usize) -> UpperDirs {
-        let tree = self.image_tree(index);
-        UpperDirs { upper: tree.with_file_name("upper"), work: tree.with_file_name("work") }
-    }
-
-    /// The private writable layer.
-    pub fn private_upper(&self) -> UpperDirs {
-        UpperDirs { upper: self.path.join("upper"), work: self.path.join("work") }
-    }
-
-    /// What was asked for.
-    pub fn config(&self) -> Result<JobConfig, FileError> {
-        read_json(&self.path.join("config.json"))
-    }
-
-    /// What became of it; `None` before the supervisor has said anything.
-    pub fn status(&self) -> Result<Option<Status>, FileError> {
-        match read_json(&self.path.join("status.json")) {
-            Ok(status) => Ok(Some(status)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    pub(crate) fn write_status(&self, status: &Status) -> Result<(), FileError> {
-        write_json(&self.path.join("status.json"), status)
-    }
-
-    fn has_name(&self, name: &str) -> bool {
-        self.config().is_ok_and(|config| config.name.as_deref() == Some(name))
-    }
-
-    /// Takes the job's lock if no supervisor has it.
-    pub(crate) fn try_lock(&self) -> Result<Option<Lock>, FileError> {
-        match Lock::try_exclusive(&self.path.join("lock")) {
-            // The folder was removed between the listing and now.
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            other => other,
-        }
-    }
-
-    /// Whether a supervisor (or the command that is starting one) owns the job.
-    pub fn is_owned(&self) -> bool {
-        matches!(self.try_lock(), Ok(None))
-    }
-
-    /// Waits until no supervisor owns the job any more, at most `patience`.
-    ///
-    /// # Errors
-    /// `TimedOut` if it still does; the lock can't be opened.
-    pub fn wait_until_released(&self, patience: Duration) -> Result<(), FileError> {
-        match Lock::shared(&self.path.join("lock"), patience) {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Takes the folder away from the jobs, at once; the caller holds the lock, removes what is returned, and need not hurry
-    /// about that. After a kill the next command does it.
-    pub(crate) fn retire(&self, _lock: &Lock) -> Result<Retired, FileError> {
-        let trash = trash_dir(self.root());
-        create_private_dir(&trash)?;
-        let path = trash.join(&self.id);
-        // Before it is there: then whoever comes by leaves it to us.
-        let held = Retired::hold(&self.path)?;
-        fs::rename(&self.path, &path).map_err(at("rename", &self.path))?;
-        Ok(Retired { path, _held: held })
-    }
-
-    /// Removes the folder; the caller holds the lock.
-    pub(crate) fn remove(&self, _lock: &Lock) -> Result<(), FileError> {
-        removal::remove_dir(&self.path)
     }
 }
 
@@ -404,27 +347,4 @@ pub(crate) fn new_id() -> String {
 /// Milliseconds since 1970.
 pub fn now_ms() -> i64 {
     jiff::Timestamp::now().as_millisecond()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_trash_is_emptied_by_whoever_holds_it() {
-        let root = tempfile::tempdir().unwrap();
-        let state = StateDir::open(root.path()).unwrap();
-        let job = state.job("0123");
-        create_private_dir(&job.tree()).unwrap();
-        let lock = job.try_lock().unwrap().unwrap();
-        let retired = job.retire(&lock).unwrap();
-        assert!(state.jobs().unwrap().is_empty());
-        let left = || fs::read_dir(trash_dir(root.path())).unwrap().count();
-        state.empty_trash().unwrap();
-        assert_eq!(left(), 1, "somebody is at it");
-        // As if that one had been killed.
-        drop(retired);
-        state.empty_trash().unwrap();
-        assert_eq!(left(), 0);
-    }
 }

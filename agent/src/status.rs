@@ -128,6 +128,16 @@ impl Failure {
     }
 }
 
+/// The answer to a request that a job can't be asked now.
+pub(crate) fn not_running() -> Failure {
+    refusal("it is not running at the moment", None)
+}
+
+/// The answer to a request that can't be met.
+pub(crate) fn refusal(text: &str, hint: Option<&str>) -> Failure {
+    Failure { chain: vec![text.to_owned()], hint: hint.map(Into::into), exit_code: 125 }
+}
+
 /// Where the kernel says which boot this is (random(4)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 

@@ -1,15 +1,15 @@
 //! Named volumes: folders in the state directory that outlive jobs.
 
 use std::fmt;
-use std::fs;
-use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use mica_durable::Folder;
 use mica_launcher::Mount;
+use serde_json::Value;
 
-use crate::files::{FileError, at, create_private_dir};
-use crate::removal;
+use crate::files::FileError;
+use crate::job::JobDir;
 use crate::state::StateDir;
 
 /// What a volume may be called, as with docker.
@@ -68,6 +68,9 @@ pub enum VolumeError {
         /// Who has it.
         job: String,
     },
+    /// A job may have it: what that one has can't be read.
+    #[error("job {0} cannot be read, and may have the volume")]
+    Unreadable(String),
     /// Files.
     #[error(transparent)]
     File(#[from] FileError),
@@ -83,19 +86,10 @@ impl Volumes<'_> {
     /// # Errors
     /// The state directory can't be written.
     pub fn create(&self, name: &VolumeName) -> Result<PathBuf, FileError> {
-        let data = self.folder(name).join("data");
-        create_private_dir(&self.folder(name))?;
-        match fs::create_dir(&data) {
-            // A job may run as any user of its image.
-            Ok(()) => {
-                use std::os::unix::fs::PermissionsExt;
-                fs::set_permissions(&data, fs::Permissions::from_mode(0o755))
-                    .map_err(at("change", &data))?;
-            }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(at("create", &data)(error)),
-        }
-        Ok(data)
+        self.0.writable()?;
+        let folder = Folder::create(&self.folder(name), 0o700)?;
+        // A job may run as any user of its image.
+        Ok(folder.create_folder("data", 0o755)?.path().to_owned())
     }
 
     /// All of them, by name, with their folders.
@@ -103,20 +97,15 @@ impl Volumes<'_> {
     /// # Errors
     /// The state directory can't be read.
     pub fn list(&self) -> Result<Vec<(VolumeName, PathBuf)>, FileError> {
-        let dir = self.0.root().join("volumes");
-        let entries = match fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(at("list", &dir)(error)),
+        let Some(folder) = Folder::open(self.0.root())?.folder("volumes")? else {
+            return Ok(Vec::new());
         };
-        let mut found = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(at("list", &dir))?;
-            let name = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            found.extend(name.map(|name: VolumeName| (name, entry.path().join("data"))));
-        }
-        found.sort();
-        Ok(found)
+        let names = folder.names()?.into_iter();
+        let volume = |name: std::ffi::OsString| {
+            let path = folder.path().join(&name).join("data");
+            Some((name.to_str()?.parse::<VolumeName>().ok()?, path))
+        };
+        Ok(names.filter_map(volume).collect())
     }
 
     /// Removes a volume that no job has.
@@ -124,22 +113,42 @@ impl Volumes<'_> {
     /// # Errors
     /// A job has it, or there is none.
     pub fn remove(&self, name: &VolumeName) -> Result<(), VolumeError> {
+        self.0.writable()?;
         let folder = self.folder(name);
         let data = folder.join("data");
         if !data.exists() {
             return Err(VolumeError::Unknown(name.clone()));
         }
         for job in self.0.jobs()? {
-            let Ok(config) = job.config() else { continue };
-            let uses =
-                |mount: &Mount| matches!(mount, Mount::Bind { source, .. } if *source == data);
-            if config.spec.mounts.iter().any(uses) {
-                let job = job.id().to_owned();
-                return Err(VolumeError::InUse { name: name.clone(), job });
-            }
+            let job = match uses(&job, &data) {
+                Some(false) => continue,
+                Some(true) => job.id().to_owned(),
+                None if !job.path().exists() => continue,
+                None => return Err(VolumeError::Unreadable(job.id().to_owned())),
+            };
+            return Err(VolumeError::InUse { name: name.clone(), job });
         }
-        Ok(removal::remove_dir(&folder)?)
+        Ok(self.0.throw_away(&folder, &format!("volume-{name}"))?)
     }
+}
+
+/// Whether a job has the volume with this folder. Of a job that a newer version has made that is so if the folder is named
+/// anywhere; `None` where nothing can be told.
+fn uses(job: &JobDir, data: &Path) -> Option<bool> {
+    if let Ok(config) = job.config() {
+        let uses = |mount: &Mount| matches!(mount, Mount::Bind { source, .. } if source == data);
+        return Some(config.spec.mounts.iter().any(uses));
+    }
+    let mut parts = vec![job.raw_config()?];
+    while let Some(part) = parts.pop() {
+        match part {
+            Value::String(text) if Path::new(&text) == data => return Some(true),
+            Value::Array(list) => parts.extend(list),
+            Value::Object(map) => parts.extend(map.into_iter().map(|(_, value)| value)),
+            _ => {}
+        }
+    }
+    Some(false)
 }
 
 #[cfg(test)]
@@ -149,7 +158,7 @@ mod tests {
     #[test]
     fn volumes_come_and_go() {
         let root = tempfile::tempdir().unwrap();
-        let state = StateDir::open(root.path()).unwrap();
+        let state = StateDir::open(&root.path().join("state")).unwrap();
         let name: VolumeName = "data".parse().unwrap();
         let volumes = state.volumes();
         assert!(matches!(volumes.remove(&name), Err(VolumeError::Unknown(_))));

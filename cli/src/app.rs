@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::OnceLock;
@@ -71,7 +72,11 @@ pub(crate) fn log_to_file(path: PathBuf) {
 
 fn log_writer() -> Box<dyn Write> {
     let Some(path) = LOG_PATH.get() else { return Box::new(std::io::stderr()) };
-    let open = || OpenOptions::new().append(true).create(true).open(path).ok();
+    let nofollow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    let open = || {
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o600).custom_flags(nofollow).open(path).ok()
+    };
     match LOG_FILE.get_or_init(open) {
         Some(file) => Box::new(file),
         None => Box::new(std::io::sink()),

@@ -213,23 +213,52 @@ impl Folder {
         bytes: &[u8],
         mode: u32,
     ) -> Result<(), FileError> {
+        self.replace_with(name.as_ref(), bytes, mode, true)?;
+        self.sync()
+    }
+
+    /// The same for what is worth nothing after a power failure: then it may be empty or gone.
+    ///
+    /// # Errors
+    /// As of [`Folder::replace`].
+    pub fn replace_unsynced(
+        &self,
+        name: impl AsRef<OsStr>,
+        bytes: &[u8],
+        mode: u32,
+    ) -> Result<(), FileError> {
+        self.replace_with(name.as_ref(), bytes, mode, false)
+    }
+
+    fn replace_with(
+        &self,
+        name: &OsStr,
+        bytes: &[u8],
+        mode: u32,
+        sync: bool,
+    ) -> Result<(), FileError> {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
-        let (name, path) = (name.as_ref(), self.entry(name.as_ref())?);
+        let path = self.entry(name)?;
         let (process, serial) = (std::process::id(), SERIAL.fetch_add(1, Ordering::Relaxed));
         let mut temporary = OsString::from(".");
         temporary.push(name);
         temporary.push(format!(".{process}-{serial}.tmp"));
-        self.write_new(&temporary, bytes, mode)
+        self.write_new(&temporary, bytes, mode, sync)
             .and_then(|()| {
                 rustix::fs::renameat(&self.fd, &temporary, &self.fd, name).named("rename to", &path)
             })
             .inspect_err(|_| {
                 rustix::fs::unlinkat(&self.fd, &temporary, AtFlags::empty()).ok();
-            })?;
-        self.sync()
+            })
     }
 
-    fn write_new(&self, name: &OsStr, bytes: &[u8], mode: u32) -> Result<(), FileError> {
+    fn write_new(
+        &self,
+        name: &OsStr,
+        bytes: &[u8],
+        mode: u32,
+        sync: bool,
+    ) -> Result<(), FileError> {
         let path = self.entry(name)?;
         // Of a dead process that had our number.
         found(rustix::fs::unlinkat(&self.fd, name, AtFlags::empty())).named("remove", &path)?;
@@ -239,7 +268,7 @@ impl Folder {
         let mut file = File::from(fd.named("create", &path)?);
         file.write_all(bytes).named("write", &path)?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).named("set the mode of", &path)?;
-        file.sync_all().named("sync", &path)
+        if sync { file.sync_all().named("sync", &path) } else { Ok(()) }
     }
 
     /// Waits until the names in the folder are on the disk.

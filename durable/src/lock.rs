@@ -80,6 +80,22 @@ impl Lock {
         Ok(Self(file))
     }
 
+    /// Whether somebody holds the lock for himself alone. Makes no file; where there is none, nobody does. The question is a
+    /// shared lock for an instant, so whoever wants it exclusively waits at least that long.
+    ///
+    /// # Errors
+    /// What has the name is no regular file, or can't be opened.
+    pub fn is_held(path: &Path) -> Result<bool, FileError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = crate::found(rustix::fs::openat(CWD, path, flags, Mode::empty()));
+        let Some(fd) = open.named("open", path)? else { return Ok(false) };
+        let file = File::from(fd);
+        if !file.metadata().named("stat", path)?.is_file() {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput)).named("lock", path);
+        }
+        try_lock(&file, FlockOperation::NonBlockingLockShared).map(|free| !free).named("lock", path)
+    }
+
     /// A lock that another process took and passed on.
     pub fn adopted(file: File) -> Self {
         Self(file)
@@ -221,7 +237,12 @@ mod tests {
         assert_eq!(error.source.kind(), io::ErrorKind::TimedOut);
         let said = error.source.to_string();
         assert!(said.contains(&format!("process {}", std::process::id())), "{said}");
+        assert!(Lock::is_held(&path).unwrap());
         drop(held);
+        assert!(
+            !Lock::is_held(&path).unwrap() && !Lock::is_held(&folder.path().join("x")).unwrap()
+        );
+        assert!(!folder.path().join("x").exists());
         let one = Lock::shared(&path, NOW).unwrap();
         let two = Lock::shared(&path, NOW).unwrap();
         assert!(Lock::try_exclusive(&path).unwrap().is_none());

@@ -29,7 +29,16 @@ pub fn remove_tree(path: &Path) -> Result<bool, FileError> {
         Err(Errno::ISDIR | Errno::PERM) => {}
         Err(error) => return Err(failed(error.into())),
     }
-    let Some(top) = found(open(here(), path)).named("open", path)? else { return Ok(false) };
+    let top = match open(here(), path) {
+        Err(Errno::ACCESS) => {
+            // Its owner may make it readable.
+            rustix::fs::chmodat(here(), path, Mode::RWXU, AtFlags::empty())
+                .map_err(|error| failed(error.into()))?;
+            open(here(), path)
+        }
+        top => top,
+    };
+    let Some(top) = found(top).named("open", path)? else { return Ok(false) };
     empty(top).map_err(failed)?;
     Ok(found(rustix::fs::unlinkat(here(), path, AtFlags::REMOVEDIR)).map_err(failed)?.is_some())
 }
@@ -126,6 +135,7 @@ mod tests {
         std::fs::create_dir(&kept).unwrap();
         std::fs::write(kept.join("file"), "").unwrap();
         symlink(&kept, tree.join("a/link")).unwrap();
+        std::fs::set_permissions(&tree, PermissionsExt::from_mode(0o000)).unwrap();
         remove_tree(&tree).unwrap();
         assert!(!tree.exists());
         assert!(kept.join("file").exists());

@@ -39,12 +39,24 @@ pub enum Distrust {
 /// # Errors
 /// Somebody else can, or it can't be told.
 pub fn check(path: &Path, uid: u32) -> Result<(), Distrust> {
+    check_from(path, uid, 0)
+}
+
+/// The same of the folders above only, where the last one has been looked at when it was opened.
+///
+/// # Errors
+/// As of [`check`].
+pub fn check_above(path: &Path, uid: u32) -> Result<(), Distrust> {
+    check_from(path, uid, 1)
+}
+
+fn check_from(path: &Path, uid: u32, first: usize) -> Result<(), Distrust> {
     let unknown = |path: &Path| {
         let path = path.to_owned();
         move |source: io::Error| Distrust::Unknown { path, source }
     };
     let real = std::fs::canonicalize(path).map_err(unknown(path))?;
-    for (index, part) in real.ancestors().enumerate() {
+    for (index, part) in real.ancestors().enumerate().skip(first) {
         let stat = rustix::fs::lstat(part).map_err(|error| unknown(part)(error.into()))?;
         if let Some(reason) = distrust(&stat, uid, index > 0) {
             return Err(Distrust::Foreign { path: part.to_owned(), reason });
@@ -56,7 +68,8 @@ pub fn check(path: &Path, uid: u32) -> Result<(), Distrust> {
 /// Why a file or folder can be changed by others than `uid` and root, or `None`. On the way to something, a folder that
 /// all may write is fine if it is sticky.
 pub fn distrust(stat: &Stat, uid: u32, on_the_way: bool) -> Option<String> {
-    if stat.st_uid != uid && stat.st_uid != 0 {
+    let foreign = stat.st_uid != uid && stat.st_uid != 0;
+    if foreign && !(on_the_way && is_unmapped(stat.st_uid)) {
         return Some(format!("belongs to user {}", stat.st_uid));
     }
     let folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
@@ -70,6 +83,19 @@ pub fn distrust(stat: &Stat, uid: u32, on_the_way: bool) -> Option<String> {
         return Some(format!("can be written by group {}", stat.st_gid));
     }
     None
+}
+
+/// Whether the owner is one that our user namespace has no number for. In a sandbox of an ordinary user that is root too,
+/// to whom the folders on the way belong; a file itself must have an owner that can be told.
+fn is_unmapped(owner: u32) -> bool {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let overflow = read("/proc/sys/kernel/overflowuid").trim().parse();
+    owner == overflow.unwrap_or(65534) && !maps_all(&read("/proc/self/uid_map"))
+}
+
+/// Whether a uid_map (user_namespaces(7)) is that of the host: every id is itself.
+fn maps_all(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Whether the group has no member but this user: root's own, or one that is the user's alone, as distributions make it
@@ -146,6 +172,13 @@ mod tests {
         } else {
             assert!(check(&file, me() + 1).is_err());
         }
+    }
+
+    #[test]
+    fn a_namespace_without_all_ids_is_noticed() {
+        assert!(maps_all("         0          0 4294967295\n"));
+        assert!(!maps_all("         0       1000          1\n"));
+        assert!(!maps_all(""));
     }
 
     #[test]

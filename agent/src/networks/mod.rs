@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn networks_come_and_go() {
         let root = tempfile::tempdir().unwrap();
-        let state = StateDir::open(root.path()).unwrap();
+        let state = StateDir::open(&root.path().join("state")).unwrap();
         let networks = state.networks();
         let name: NetworkName = "back".parse().unwrap();
         assert!(matches!(networks.find(&name), Err(NetworkError::Unknown(_))));

@@ -44,6 +44,31 @@ struct Row {
     local: Option<[u64; 2]>,
 }
 
+/// A job of which this version can't read what it is.
+#[derive(Serialize)]
+struct Unreadable {
+    id: String,
+    name: Option<String>,
+    unreadable: String,
+}
+
+/// A line of the list.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Line {
+    Job(Box<Row>),
+    Unreadable(Unreadable),
+}
+
+impl Line {
+    fn id(&self) -> &str {
+        match self {
+            Self::Job(row) => &row.id,
+            Self::Unreadable(row) => &row.id,
+        }
+    }
+}
+
 const FILTERS: [&str; 7] = ["name", "id", "status", "label", "ancestor", "exited", "health"];
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
@@ -57,15 +82,28 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let all = args.all || args.last.is_some() || args.filters.iter().any(ended);
     let mut rows = Vec::new();
     for job in context.jobs()?.jobs()? {
-        // Removed between the listing and now: no job any more.
-        let Ok(config) = job.config() else { continue };
-        let status = job.status()?;
-        let alive = status.as_ref().is_none_or(|status| !status.is_final());
-        let local = if alive { local(context, &config)? } else { None };
-        let row = Row { id: job.id().to_owned(), config, status, local };
-        if (all || alive) && args.shows(&row) {
-            rows.push(row);
-        }
+        let row = match job.config().and_then(|config| Ok((config, job.status()?))) {
+            Ok((config, status)) => {
+                let alive = status.as_ref().is_none_or(|status| !status.is_final());
+                let local = if alive { local(context, &config)? } else { None };
+                let row = Row { id: job.id().to_owned(), config, status, local };
+                if !(all || alive) || !args.shows(|key, value| row.fits(key, value)) {
+                    continue;
+                }
+                Line::Job(Box::new(row))
+            }
+            // Removed between the listing and now: no job any more.
+            Err(_) if !job.path().exists() => continue,
+            Err(error) => {
+                let unreadable = format!("{:#}", anyhow::Error::from(error));
+                let row = Unreadable { id: job.id().to_owned(), name: job.name(), unreadable };
+                if !args.shows(|key, value| row.fits(key, value)) {
+                    continue;
+                }
+                Line::Unreadable(row)
+            }
+        };
+        rows.push(row);
     }
     rows.drain(..rows.len() - args.last.unwrap_or(rows.len()).min(rows.len()));
     if args.json {
@@ -73,20 +111,31 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if args.quiet {
-        output::lines(rows.iter().map(|row| row.id.as_str()))?;
+        output::lines(rows.iter().map(Line::id))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let cells: Vec<[String; 6]> = rows.iter().map(|row| cells(row, args.no_trunc)).collect();
+    let cells: Vec<[String; 6]> = rows.iter().map(|line| line.cells(args.no_trunc)).collect();
     output::table(["ID", "NAME", "PACKAGE", "COMMAND", "CREATED", "STATUS"], &cells)?;
     Ok(ExitCode::SUCCESS)
 }
 
 impl Args {
     /// Of the values of one key any, of several keys all, as with docker.
-    fn shows(&self, row: &Row) -> bool {
+    fn shows(&self, fits: impl Fn(&str, &str) -> bool) -> bool {
         self.filters.iter().all(|(key, _)| {
-            self.filters.iter().any(|(other, value)| other == key && row.fits(key, value))
+            self.filters.iter().any(|(other, value)| other == key && fits(key, value))
         })
+    }
+}
+
+impl Unreadable {
+    fn fits(&self, key: &str, value: &str) -> bool {
+        match key {
+            "name" => self.name.as_ref().is_some_and(|name| name.contains(value)),
+            "id" => self.id.starts_with(value),
+            "status" => value == "unreadable",
+            _ => false,
+        }
     }
 }
 
@@ -136,6 +185,19 @@ fn health(status: Option<&Status>) -> &'static str {
         Some(HealthState::Starting) => "starting",
         Some(HealthState::Healthy) => "healthy",
         Some(HealthState::Unhealthy) => "unhealthy",
+    }
+}
+
+impl Line {
+    fn cells(&self, whole: bool) -> [String; 6] {
+        match self {
+            Self::Job(row) => cells(row, whole),
+            Self::Unreadable(Unreadable { id, name, unreadable }) => {
+                let name = name.clone().unwrap_or_else(|| "-".into());
+                let none = || "-".to_owned();
+                [id.clone(), name, none(), none(), none(), format!("unreadable: {unreadable}")]
+            }
+        }
     }
 }
 

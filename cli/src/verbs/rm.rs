@@ -8,6 +8,7 @@ use anyhow::bail;
 use mica_agent::ControlError;
 
 use crate::context::Context;
+use crate::error::Advise;
 use crate::{app, error, output};
 
 /// Remove ended jobs
@@ -23,7 +24,16 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     context.each_job(&args.jobs, |job| {
-        if job.status()?.is_none_or(|status| !status.is_final()) {
+        let status = match job.config().and_then(|_| job.status()) {
+            Ok(status) => status,
+            // Nothing of it is known, so it may be running.
+            Err(_) if args.force => None,
+            Err(error) => {
+                return Err(error)
+                    .hint("`mica rm --force` removes the job with what it has written");
+            }
+        };
+        if status.is_none_or(|status| !status.is_final()) {
             if !args.force {
                 bail!("job {} is running; stop it first, or use --force", job.id());
             }

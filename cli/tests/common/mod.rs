@@ -72,6 +72,11 @@ impl World {
         self.binary.dir.path().join("mica")
     }
 
+    /// Whether mica runs without privilege.
+    pub(crate) fn is_ordinary(&self) -> bool {
+        self.is_dropped() || !is_root()
+    }
+
     fn is_dropped(&self) -> bool {
         self.user == User::Ordinary && is_root()
     }
