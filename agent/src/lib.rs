@@ -62,6 +62,7 @@ mod mounts;
 mod namespace;
 mod networks;
 mod output;
+mod peer;
 mod processes;
 mod reconcile;
 mod removal;

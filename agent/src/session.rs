@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use crate::control::{Listener, Reply, Request, Size};
 use crate::events;
 use crate::health::Monitor;
 use crate::output::{Input, STARTER, Sink, Sinks};
+use crate::peer::Peer;
 use crate::state::JobDir;
 use crate::status::{Failure, Phase, Status, not_running, refusal};
 use crate::sys;
@@ -54,19 +55,6 @@ pub(crate) struct Session {
     wishes: Wishes,
     /// When the job, asked to end, has had its time.
     kill_at: Option<Instant>,
-}
-
-/// A command that is connected.
-struct Peer {
-    id: u64,
-    socket: OwnedFd,
-    /// What it runs in the job.
-    program: Option<Program>,
-    /// It wants to know of the job's end.
-    attached: bool,
-    /// It has asked for something.
-    heard: bool,
-    gone: bool,
 }
 
 /// What can wake the supervisor.
@@ -269,15 +257,7 @@ impl Session {
                 .take(1)
                 .for_each(|peer| peer.gone = true);
         }
-        let peer = Peer {
-            id: self.next_id,
-            socket,
-            program: None,
-            attached: false,
-            heard: false,
-            gone: false,
-        };
-        self.peers.push(peer);
+        self.peers.push(Peer::new(self.next_id, socket));
         self.next_id += 1;
     }
 
@@ -496,15 +476,6 @@ impl Session {
     fn write(&self, status: &Status) {
         if let Err(error) = self.job.write_status(status) {
             tracing::error!(%error, "cannot record the job's state");
-        }
-    }
-}
-
-impl Peer {
-    /// A command that is gone is no longer interested.
-    fn say(&self, reply: &Reply, descriptor: Option<BorrowedFd<'_>>) {
-        if let Err(error) = message::send(&self.socket, reply, descriptor.as_slice()) {
-            tracing::debug!(%error, "a command has gone");
         }
     }
 }
