@@ -20,7 +20,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use crate::status::Failure;
 
 /// The file system of namespaces (`NSFS_MAGIC`).
-const NSFS: i64 = 0x6e73_6673;
+const NSFS: rustix::fs::FsWord = 0x6e73_6673;
 
 /// A namespace, by device and inode.
 type Namespace = (u64, u64);
@@ -104,7 +104,7 @@ fn refusal(who: &str) -> Failure {
 
 /// The identity of the namespace that a descriptor is of, if it is one of a namespace.
 fn namespace(descriptor: impl AsFd) -> Option<Namespace> {
-    if rustix::fs::fstatfs(&descriptor).ok()?.f_type as i64 != NSFS {
+    if rustix::fs::fstatfs(&descriptor).ok()?.f_type != NSFS {
         return None;
     }
     let stat = rustix::fs::fstat(&descriptor).ok()?;

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use mica_launcher::Cgroup;
 use mica_launcher::cgroup::Directory;
+use rustix::fs::FsWord;
 
 use crate::config::JobConfig;
 use crate::events;
@@ -108,11 +109,10 @@ fn clean_up(group: &Cgroup, id: &str) -> bool {
 
 /// Whether this is a control group of that name: the kernel says which file system a folder is on.
 fn is_group(path: &Path, name: &str) -> bool {
-    const CGROUP: i64 = 0x0027_e0eb;
-    const CGROUP2: i64 = 0x6367_7270;
+    const CGROUP: FsWord = 0x0027_e0eb;
+    const CGROUP2: FsWord = 0x6367_7270;
     path.file_name().is_some_and(|last| last == name)
-        && rustix::fs::statfs(path)
-            .is_ok_and(|stat| [CGROUP, CGROUP2].contains(&(stat.f_type as i64)))
+        && rustix::fs::statfs(path).is_ok_and(|stat| [CGROUP, CGROUP2].contains(&stat.f_type))
 }
 
 /// Where cgroup hierarchies are mounted (cgroups(7)).
