@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)] // helpers of tests, outside of test functions
 
 mod common;
+#[path = "../../squashfs/tests/common/crafted.rs"]
+mod crafted;
 
 use std::process::Command;
 
@@ -131,4 +133,39 @@ fn a_shell_refuses_our_image_politely() {
     let ran = Command::new("sh").arg(world.path("app.xar")).output().unwrap();
     assert_eq!(ran.status.code(), Some(1));
     assert_eq!(ran.stdout, b"This XAR file should not be executed by sh\n");
+}
+
+#[test]
+fn commands_end_at_images_whose_directories_lead_back_into_themselves() {
+    let world = World::new(User::Ordinary);
+    world.write("plain/file", "x");
+    world.ok(&["image", "pack", "plain", "-o", "plain.sqfs"]);
+    let parents = crafted::Parents::Unknown;
+    for (name, image) in [
+        ("cycle", crafted::cycle(parents)),
+        ("levels", crafted::levels(parents)),
+        ("wide", crafted::wide(parents)),
+        ("shared", crafted::shared_listing(2000, 2000)),
+    ] {
+        let file = format!("{name}.sqfs");
+        std::fs::write(world.path(&file), image).unwrap();
+        for args in [
+            vec!["image", "ls", &file],
+            vec!["image", "ls", "-l", &file, "/"],
+            vec!["image", "verify", &file],
+            vec!["image", "unpack", &file, "out"],
+            vec!["image", "to-tar", &file, "-o", "out.tar"],
+            vec!["image", "delta", "plain.sqfs", &file],
+        ] {
+            let begun = std::time::Instant::now();
+            // `timeout` would end a command that doesn't end, with 124.
+            let mut command = world.command("timeout");
+            let mica = env!("CARGO_BIN_EXE_mica");
+            let done = command.args(["20", mica]).args(&args).output().unwrap();
+            let said = String::from_utf8_lossy(&done.stderr);
+            assert_ne!(done.status.code(), Some(124), "{args:?} did not end");
+            assert_eq!(done.status.code(), Some(1), "{args:?} after {:?}: {said}", begun.elapsed());
+            let _ = std::fs::remove_dir_all(world.path("out"));
+        }
+    }
 }

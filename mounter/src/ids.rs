@@ -99,30 +99,6 @@ impl Ids {
     }
 }
 
-/// Inode numbers: a pure function of where the inode is.
-///
-/// ```text
-/// 1                       the root
-/// (layer + 1) << 32 | n   inode n of a layer, also after it was copied up
-/// 1 << 63 | n             inode n of the upper's file system
-/// ```
-pub(crate) const ROOT: u64 = 1;
-const UPPER: u64 = 1 << 63;
-
-pub(crate) fn lower_ino(layer: usize, number: u32) -> u64 {
-    ((layer as u64 + 1) << 32) | u64::from(number)
-}
-
-/// Layer and number, if it is one of a layer.
-pub(crate) fn lower_place(ino: u64) -> Option<(usize, u32)> {
-    let (layer, number) = (ino >> 32, ino as u32);
-    (ino & UPPER == 0).then(|| layer.checked_sub(1)).flatten().map(|layer| (layer as usize, number))
-}
-
-pub(crate) fn upper_ino(ino: u64) -> u64 {
-    UPPER | ino
-}
-
 /// Attributes as the mount shows them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Attr {
@@ -167,15 +143,5 @@ mod tests {
         let ids = Ids::of(Some(&Owners { uids, gids: vec![[0, 5, 1]] }));
         assert_eq!([0, 33, 1001, 5000].map(|id| ids.uid(id)), [100_000, 100_033, 300_001, 100_000]);
         assert_eq!((ids.gid(0), ids.gid(7)), (5, 5));
-    }
-
-    #[test]
-    fn numbers_of_layers_and_upper_never_meet() {
-        assert_ne!(lower_ino(0, u32::MAX), lower_ino(1, 0));
-        assert!(lower_ino(0, 0) > ROOT);
-        assert!(upper_ino(7) > lower_ino(1 << 20, u32::MAX));
-        assert_eq!(lower_place(lower_ino(7, 9)), Some((7, 9)));
-        assert_eq!(lower_place(lower_ino(0, u32::MAX)), Some((0, u32::MAX)));
-        assert_eq!([ROOT, upper_ino(7), upper_ino(7 << 32)].map(lower_place), [None; 3]);
     }
 }

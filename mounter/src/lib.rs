@@ -46,7 +46,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod asker;
 mod blocks;
+mod bounded;
 mod decode;
 mod error;
 mod gate;
@@ -55,6 +57,7 @@ mod ids;
 mod kind;
 mod lower;
 mod mount;
+mod numbers;
 mod options;
 mod overlay;
 mod push;

@@ -14,7 +14,6 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use fuser::{INodeNo, Notifier};
 
 use crate::gate::Gate;
-use crate::ids::{lower_ino, lower_place};
 use crate::kind::Kind;
 use crate::lower::{Store, Wish};
 use crate::tree::{Node, Tree};
@@ -62,8 +61,7 @@ impl Pusher {
 
     /// A directory was listed to its end, and this is its first file that only the layers have. Hands over its files if
     /// directories are being read after they were listed.
-    pub(crate) fn after_listing(&self, tree: &Tree, first: u64) {
-        let Some((layer, number)) = lower_place(first) else { return };
+    pub(crate) fn after_listing(&self, tree: &Tree, (layer, number): (usize, u32)) {
         if self.notifier.get().is_none() || !self.runs().listings.note(layer, number) {
             return;
         }
@@ -74,7 +72,7 @@ impl Pusher {
 
     /// `own` hands over of the file itself; `first` says that its beginning is wanted.
     fn hand_over(&self, tree: &Tree, node: &Node, first: bool, own: impl FnOnce(Store<'_>)) {
-        let Some((layer, number)) = lower_place(node.ino) else { return };
+        let Some((layer, number)) = tree.lower.numbers.place(node.ino) else { return };
         if self.notifier.get().is_none() {
             return;
         }
@@ -109,7 +107,7 @@ impl Pusher {
     fn hand_over_from(&self, tree: &Tree, layer: usize, mut number: u32, mut wish: Wish) -> u32 {
         let (mut left, mut unknown) = (MOST, 0);
         while left > 0 && unknown < NEAR {
-            let ino = lower_ino(layer, number);
+            let ino = tree.lower.numbers.lower(layer, number);
             match tree.node(ino) {
                 // The kernel doesn't know of it yet, or another layer hides it.
                 Err(_) => unknown += 1,

@@ -32,7 +32,7 @@ impl StackLayer {
         name: impl Into<String>,
         source: impl Source + 'static,
     ) -> Result<StackLayer, OpenError> {
-        let image = Image::from_source(Box::new(source), &OpenOptions::default())?;
+        let image = Image::from_source(Box::new(source), &options())?;
         Ok(StackLayer { name: name.into(), image: Arc::new(image) })
     }
 
@@ -71,6 +71,11 @@ impl StackLayer {
     }
 }
 
+/// What takes long ends when nobody waits for it.
+fn options() -> OpenOptions {
+    OpenOptions { interrupted: Some(crate::asker::gave_up), ..OpenOptions::default() }
+}
+
 fn named(image: &Path, fault: OpenFault) -> OpenError {
     OpenError { name: image.display().to_string(), fault }
 }
@@ -82,7 +87,7 @@ fn open_file(image: &Path) -> Result<ReadAhead<File>, OpenError> {
 }
 
 fn open_source(image: &Path, source: Box<dyn Source>) -> Result<Image, OpenError> {
-    let opened = Image::from_source(source, &OpenOptions::default());
+    let opened = Image::from_source(source, &options());
     opened.map_err(|error| named(image, error.fault))
 }
 

@@ -28,7 +28,12 @@ enum Fault {
     Lower(#[from] LowerError),
     #[error("cannot read layer {layer}")]
     Inode { layer: usize, source: ReadError },
+    #[error("a directory is more than {} KiB deep", PATH_MAX >> 10)]
+    Deep,
 }
+
+/// Longest path of a directory that is walked.
+const PATH_MAX: usize = 64 << 10;
 
 impl From<LowerError> for ViewError {
     fn from(error: LowerError) -> Self {
@@ -52,7 +57,8 @@ impl View {
     /// Looks at these layers.
     pub fn new(stack: Stack) -> Self {
         let images = stack.layers.iter().map(|layer| layer.image.clone()).collect();
-        Self { lower: Lower::new(stack, Ids::new("", "", 0, 0), 0, false), images }
+        let lower = Lower::new(stack, Ids::new("", "", 0, 0), 0, false);
+        Self { lower, images }
     }
 
     /// Which layers show something at this path, topmost first: several only of a directory.
@@ -78,11 +84,15 @@ impl View {
     /// Hands each entry that the stack shows to `each`, a directory before what it holds.
     ///
     /// # Errors
-    /// An image is damaged.
+    /// An image is damaged; a directory at a second place in its tree is damage.
     pub fn walk<'a>(&'a self, mut each: impl FnMut(Seen<'a>)) -> Result<(), ViewError> {
         let mut folders = vec![(PathBuf::new(), overlay::root(&self.lower)?)];
+        let walked = self.lower.walked();
         while let Some((path, parts)) = folders.pop() {
-            let merged = Merged::new(&self.lower, &parts)?;
+            if path.as_os_str().len() > PATH_MAX {
+                return Err(Fault::Deep.into());
+            }
+            let merged = Merged::new(&walked, &parts)?;
             for item in merged.items() {
                 let path = path.join(OsStr::from_bytes(&item.name));
                 each(self.seen(path.clone(), item.top)?);

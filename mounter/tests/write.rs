@@ -235,3 +235,19 @@ fn set_id_bits_go_when_somebody_else_writes_also_to_a_new_file() {
     assert!(written.unwrap().success(), "this test needs setpriv from util-linux, and root");
     assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777);
 }
+
+#[test]
+fn inode_numbers_survive_programs_that_cut_them_to_32_bits() {
+    let above = Layer::new().file("d/above", "x").file("only", "x");
+    let scratch = Scratch::new(stack([above.image(), base().image()]), true);
+    fs::write(scratch.path("new"), "new").unwrap();
+    fs::write(scratch.path("f"), "changed").unwrap();
+    let mut numbers = std::collections::HashMap::new();
+    for name in
+        ["", "f", "new", "d", "d/a", "d/above", "d/s", "d/s/b", "d/l", "only", "big", "linked"]
+    {
+        let ino = fs::symlink_metadata(scratch.path(name)).unwrap().ino();
+        assert!(ino < 1 << 32, "{name}: {ino}");
+        assert_eq!(numbers.insert(ino, name), None, "{name}");
+    }
+}

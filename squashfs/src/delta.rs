@@ -87,8 +87,8 @@ fn each_block(image: &Image, visit: Visit<'_>) -> Result<(), DeltaError> {
         let inode = entry?.inode;
         if let InodeKind::File { .. } = inode.kind {
             let blocks = image.blocks(&inode)?;
-            for index in 0..blocks.count() {
-                match blocks.block(index)? {
+            for (_, block) in blocks.stored(0..blocks.count()) {
+                match block? {
                     Block::Hole { .. } => {}
                     Block::Data { block, .. } | Block::Fragment { block, .. } => {
                         data(block, visit)?

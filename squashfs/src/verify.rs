@@ -91,9 +91,9 @@ pub fn verify(image: &Image, threads: Option<NonZero<usize>>) -> Verified {
         jobs::count(threads),
         |job: Job| {
             let mut buffer = Vec::new();
-            for index in job.first..job.end {
-                match check_block(&job.blocks, index, &mut buffer) {
-                    Ok(count) => drop(bytes.fetch_add(count, Ordering::Relaxed)),
+            for (index, block) in job.blocks.stored(job.first..job.end) {
+                match block.and_then(|_| job.blocks.read(index, &mut buffer)) {
+                    Ok(()) => drop(bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed)),
                     Err(error) => report(&job.path, Some(index), error.into()),
                 }
             }
@@ -116,7 +116,7 @@ type Report<'a> = &'a dyn Fn(&[u8], Option<u64>, Fault);
 
 fn walk_all(image: &Image, report: Report<'_>, submit: &dyn Fn(Job)) -> u64 {
     let mut files = 0;
-    let mut inodes = HashSet::new();
+    let (mut inodes, mut sets) = (HashSet::new(), HashSet::new());
     let mut whole = true;
     for entry in walk(image) {
         match entry {
@@ -124,7 +124,7 @@ fn walk_all(image: &Image, report: Report<'_>, submit: &dyn Fn(Job)) -> u64 {
                 files += 1;
                 // Hard links are read once.
                 if inodes.insert(entry.inode.reference)
-                    && let Err(fault) = check_entry(image, &entry, report, submit)
+                    && let Err(fault) = check_entry(image, &entry, &mut sets, report, submit)
                 {
                     report(&entry.path, None, fault);
                 }
@@ -145,11 +145,17 @@ fn walk_all(image: &Image, report: Report<'_>, submit: &dyn Fn(Job)) -> u64 {
 fn check_entry(
     image: &Image,
     entry: &WalkEntry,
+    sets: &mut HashSet<u32>,
     report: Report<'_>,
     submit: &dyn Fn(Job),
 ) -> Result<(), Fault> {
     let inode = &entry.inode;
-    image.xattrs(inode)?;
+    // What files share is checked once.
+    if inode.xattr_set().is_some_and(|set| sets.insert(set)) {
+        for key in image.xattr_keys(inode)? {
+            image.xattr_value(&key)?;
+        }
+    }
     if image.inode_of_number(inode.number)?.is_some_and(|found| found != inode.reference) {
         return Err(Fault::Export { number: inode.number });
     }
@@ -160,8 +166,10 @@ fn check_entry(
             let blocks = Arc::new(image.blocks(inode)?);
             let path: Arc<[u8]> = entry.path.as_slice().into();
             let count = blocks.count();
-            for first in (0..count).step_by(BATCH as usize) {
-                let end = count.min(first + BATCH);
+            // Of a file of more than a few thousand pieces there may be more blocks than anybody can count.
+            let batch = BATCH.max(count / 4096);
+            for first in (0..count).step_by(batch as usize) {
+                let end = count.min(first + batch);
                 submit(Job { path: Arc::clone(&path), blocks: Arc::clone(&blocks), first, end });
             }
         }
@@ -195,12 +203,4 @@ fn check_directory(
         last = Some(entry.name);
     }
     Ok(())
-}
-
-fn check_block(blocks: &FileBlocks, index: u64, buffer: &mut Vec<u8>) -> Result<u64, ReadError> {
-    if let crate::read::Block::Hole { .. } = blocks.block(index)? {
-        return Ok(0);
-    }
-    blocks.read(index, buffer)?;
-    Ok(buffer.len() as u64)
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::crafted::{self, Crafted, Parents};
 use common::mksquashfs;
 use common::torture::noise;
 use mica_squashfs::delta::delta;
@@ -291,7 +292,7 @@ fn a_directory_inside_itself_is_walked_once() {
     let errors: Vec<_> = walk(&image).filter_map(Result::err).collect();
     assert_eq!(errors.len(), 1);
     assert_eq!(errors[0].path, b"outer/inner-dir");
-    assert!(matches!(errors[0].fault, WalkFault::Repeated));
+    assert!(matches!(errors[0].fault, WalkFault::Repeated(_)));
 }
 
 #[test]
@@ -306,4 +307,129 @@ fn zeros_and_noise_and_nothing_are_no_images() {
         std::error::Error::source(&error).unwrap().to_string(),
         "the file has 8192 bytes, the image needs 1048672"
     );
+}
+
+/// A walk of what only looks like a tree: how many entries it gave, and how many errors.
+fn walked(bytes: Vec<u8>) -> (usize, usize) {
+    let image = open(bytes).unwrap();
+    let begun = Instant::now();
+    let (mut entries, mut errors) = (0, 0);
+    for entry in walk(&image) {
+        match entry {
+            Ok(_) => entries += 1,
+            Err(error) => {
+                assert!(matches!(error.fault, WalkFault::Repeated(_)), "{error:?}");
+                errors += 1;
+            }
+        }
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    (entries, errors)
+}
+
+#[test]
+fn loops_and_directories_under_many_names_end_a_walk() {
+    for parents in [Parents::Right, Parents::Unknown] {
+        assert_eq!(walked(crafted::cycle(parents)), (4, 2));
+        assert_eq!(walked(crafted::levels(parents)), (63, 60));
+        assert_eq!(walked(crafted::wide(parents)), (4, 1000));
+    }
+}
+
+#[test]
+fn a_listing_that_many_directories_share_is_read_once() {
+    // 10^8 entries, if each were read.
+    let (entries, errors) = walked(crafted::shared_listing(10_000, 10_000));
+    assert!(entries <= 20_004 && errors >= 9_999, "{entries} entries, {errors} errors");
+}
+
+#[test]
+fn a_name_in_a_large_directory_without_an_index_is_found_by_signposts() {
+    let mut image = Crafted::new(Parents::Right);
+    let file = image.file(b"x", 2);
+    let count = 300_000;
+    for name in 0..count {
+        image.add(0, &format!("{name:07}"), file);
+    }
+    let bytes = Arc::new(image.bytes());
+    let image = open(Arc::clone(&bytes)).unwrap();
+    let root = image.inode(image.root()).unwrap();
+    for name in (0..count).step_by(1009).chain([0, count - 1]) {
+        let found = image.lookup(&root, format!("{name:07}").as_bytes()).unwrap();
+        assert!(found.is_some(), "{name}");
+        assert_eq!(image.lookup(&root, format!("{name:07}x").as_bytes()).unwrap(), None);
+    }
+    assert_eq!(image.lookup(&root, b"0").unwrap(), None);
+    assert_eq!(image.lookup(&root, b"zzz").unwrap(), None);
+}
+
+#[test]
+fn a_hundred_million_blocks_in_a_few_bytes_cost_no_memory() {
+    let mut image = Crafted::new(Parents::Right);
+    let file = image.holes(40_000_000);
+    image.add(0, "holes", file);
+    let bytes = image.bytes();
+    assert!(bytes.len() < 4 << 20, "{}", bytes.len());
+    let image = open(bytes).unwrap();
+    let before = peak_kib();
+    let inode = image.resolve(b"holes").unwrap().unwrap();
+    let blocks = image.blocks(&inode).unwrap();
+    let begun = Instant::now();
+    for index in [39_999_999, 0, 20_000_000, 39_000_000] {
+        assert!(matches!(blocks.block(index).unwrap(), mica_squashfs::Block::Hole { .. }));
+    }
+    assert_eq!(blocks.next_kind(0, true).unwrap(), Ok(0));
+    // It gives up after a million.
+    assert_eq!(blocks.next_kind(5, false).unwrap(), Err(5 + (1 << 20)));
+    assert_eq!(blocks.next_kind(39_999_999, false).unwrap(), Ok(40_000_000));
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(blocks.weight() < 512 << 10);
+    // Nor time to whoever reads all of it.
+    assert!(verify(&image, None).damage.is_empty());
+    assert!(delta(&image, &image).is_ok());
+    let scratch = tempfile::tempdir().unwrap();
+    let sizes: Vec<u64> = (0..100).map(|index| blocks.block(index).unwrap().len().into()).collect();
+    assert_eq!(sizes, [128 << 10; 100]);
+    mica_squashfs::unpack::unpack(&image, scratch.path(), &Default::default()).unwrap();
+    let unpacked = fs::metadata(scratch.path().join("holes")).unwrap();
+    assert_eq!(unpacked.len(), inode.size());
+    assert!(peak_kib() - before < 32 << 10, "{} KiB", peak_kib() - before);
+}
+
+#[test]
+fn whoever_is_not_waited_for_ends() {
+    let mut image = Crafted::new(Parents::Right);
+    let file = image.file(b"x", 2);
+    for name in 0..100_000 {
+        image.add(0, &format!("{name:07}"), file);
+    }
+    let options = OpenOptions { interrupted: Some(|| true), ..OpenOptions::default() };
+    let image = Image::from_source(Box::new(image.bytes()), &options).unwrap();
+    assert!(matches!(image.inode(image.root()), Err(ReadError::Interrupted)));
+}
+
+#[test]
+fn names_of_attributes_are_read_without_their_values() {
+    let mut image = Crafted::new(Parents::Right);
+    let value = vec![7; 64 << 10];
+    let names: Vec<String> = (0..300).map(|n| format!("n{n}")).collect();
+    let pairs: Vec<_> = names.iter().map(|name| (&name[..], &value[..])).collect();
+    let many = image.xattrs(&pairs);
+    let long: Vec<String> = (0..300).map(|n| format!("{n:0>240}")).collect();
+    let long: Vec<_> = long.iter().map(|name| (&name[..], &b""[..])).collect();
+    let long = image.xattrs(&long);
+    for (name, set) in [("many", many), ("long", long)] {
+        let file = image.file(b"x", 1);
+        image.set_xattrs(file, set);
+        image.add(0, name, file);
+    }
+    let image = open(image.bytes()).unwrap();
+    let many = image.resolve(b"many").unwrap().unwrap();
+    let keys = image.xattr_keys(&many).unwrap();
+    assert_eq!((keys.len(), &keys[299].name[..]), (300, &b"user.n299"[..]));
+    assert_eq!(image.xattr_value(&keys[299]).unwrap(), value);
+    // All values together are more than one file may have; and so are 64 KiB of names.
+    assert!(image.xattrs(&many).is_err());
+    let long = image.resolve(b"long").unwrap().unwrap();
+    assert!(matches!(image.xattr_keys(&long), Err(ReadError::Range { .. })));
 }

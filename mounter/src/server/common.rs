@@ -1,5 +1,6 @@
 //! What the requests have in common: finding nodes, sending entries, going through directories.
 
+use std::borrow::Borrow;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -72,11 +73,12 @@ impl Server {
         self.tree().make(&self.node(parent)?, name.as_bytes(), caller(request), new)
     }
 
-    pub(super) fn xattr_reply(reply: ReplyXattr, size: u32, value: Res<Vec<u8>>) {
-        reply!(reply, value, value => match size {
+    pub(super) fn xattr_reply<T: Borrow<Vec<u8>>>(reply: ReplyXattr, size: u32, value: Res<T>) {
+        let value = value.as_ref().map(Borrow::borrow);
+        reply!(reply, value.map_err(|&errno| errno), value => match size {
             0 => reply.size(value.len() as u32),
             size if value.len() > size as usize => reply.error(Errno::ERANGE),
-            _ => reply.data(&value),
+            _ => reply.data(value),
         });
     }
 

@@ -17,9 +17,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use fuser::Request;
 use rustix::io::Errno;
 
 use self::open::Backings;
+use crate::asker;
 use crate::push::Pusher;
 use crate::stats::{Counters, Op, Stats};
 use crate::tree::{Listing, Node, Tree};
@@ -78,9 +80,9 @@ impl Server {
     }
 
     /// Runs a request; a panic costs this request and no other.
-    fn run<R>(&self, op: Op, reply: R, body: impl FnOnce(R)) {
+    fn run<R>(&self, request: &Request, op: Op, reply: R, body: impl FnOnce(R)) {
         self.shared.counters.count(op);
-        caught(op, || body(reply));
+        asker::From::pid(request.pid()).run(|| caught(op, || body(reply)));
     }
 
     /// The rest of a request that opens or truncates a file: runs now, or when the file has been handed to the kernel.
@@ -95,7 +97,8 @@ impl Server {
     ) {
         let shared = Arc::clone(&self.shared);
         let passing = Arc::clone(&node);
-        let answer = move || caught(op, || body(&shared, &passing, reply));
+        let asker = asker::From::current();
+        let answer = move || asker.run(|| caught(op, || body(&shared, &passing, reply)));
         self.shared.pusher.gate.pass(&node, changed, answer);
     }
 

@@ -28,8 +28,8 @@ impl Filesystem for Server {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.run(Op::Lookup, reply, |reply| {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.run(request, Op::Lookup, reply, |reply| {
             let found = self.node(parent).and_then(|dir| self.tree().lookup(&dir, name.as_bytes()));
             match found {
                 Ok(Some(seen)) => self.send_entry(reply, Ok(seen)),
@@ -40,12 +40,12 @@ impl Filesystem for Server {
         });
     }
 
-    fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
-        self.run(Op::Forget, (), |()| self.tree().forget(ino.0, nlookup));
+    fn forget(&self, request: &Request, ino: INodeNo, nlookup: u64) {
+        self.run(request, Op::Forget, (), |()| self.tree().forget(ino.0, nlookup));
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.run(Op::Getattr, reply, |reply| {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.run(request, Op::Getattr, reply, |reply| {
             let attr = self.node(ino).and_then(|node| self.tree().attr(&node));
             reply!(reply, attr, attr => reply.attr(self.shared.keep(ino.0), &file_attr(&attr)));
         });
@@ -69,7 +69,7 @@ impl Filesystem for Server {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.run(Op::Setattr, reply, |reply| {
+        self.run(request, Op::Setattr, reply, |reply| {
             let change = Change {
                 mode,
                 uid,
@@ -89,8 +89,8 @@ impl Filesystem for Server {
         });
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.run(Op::Readlink, reply, |reply| {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.run(request, Op::Readlink, reply, |reply| {
             let target = self.node(ino).and_then(|node| self.tree().read_link(&node));
             reply!(reply, target, target => reply.data(&target));
         });
@@ -106,7 +106,7 @@ impl Filesystem for Server {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        self.run(Op::Mknod, reply, |reply| {
+        self.run(request, Op::Mknod, reply, |reply| {
             let made = match Kind::from_mode(mode) {
                 Some(Kind::Directory | Kind::Symlink) | None => Err(rustix::io::Errno::INVAL),
                 Some(kind) => {
@@ -127,20 +127,20 @@ impl Filesystem for Server {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        self.run(Op::Mkdir, reply, |reply| {
+        self.run(request, Op::Mkdir, reply, |reply| {
             self.send_entry(reply, self.make(request, parent, name, New::Directory { mode }));
         });
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.run(Op::Unlink, reply, |reply| {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.run(request, Op::Unlink, reply, |reply| {
             let done = self.node(parent).and_then(|dir| self.tree().unlink(&dir, name.as_bytes()));
             reply!(reply, done, () => reply.ok());
         });
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.run(Op::Rmdir, reply, |reply| {
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.run(request, Op::Rmdir, reply, |reply| {
             let done = self.node(parent).and_then(|dir| self.tree().rmdir(&dir, name.as_bytes()));
             reply!(reply, done, () => reply.ok());
         });
@@ -154,7 +154,7 @@ impl Filesystem for Server {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        self.run(Op::Symlink, reply, |reply| {
+        self.run(request, Op::Symlink, reply, |reply| {
             let new = New::Symlink { target: target.as_os_str().as_bytes() };
             self.send_entry(reply, self.make(request, parent, name, new));
         });
@@ -162,7 +162,7 @@ impl Filesystem for Server {
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -170,7 +170,7 @@ impl Filesystem for Server {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        self.run(Op::Rename, reply, |reply| {
+        self.run(request, Op::Rename, reply, |reply| {
             let rename = || {
                 let (from, to) = (self.node(parent)?, self.node(newparent)?);
                 let from = End { dir: &from, name: name.as_bytes() };
@@ -184,13 +184,13 @@ impl Filesystem for Server {
 
     fn link(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         newparent: INodeNo,
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        self.run(Op::Link, reply, |reply| {
+        self.run(request, Op::Link, reply, |reply| {
             let link = || {
                 let (node, dir) = (self.node(ino)?, self.node(newparent)?);
                 self.tree().link(&node, &dir, newname.as_bytes())
@@ -200,12 +200,12 @@ impl Filesystem for Server {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.run(Op::Open, reply, |reply| self.open_file(request, ino, flags, reply));
+        self.run(request, Op::Open, reply, |reply| self.open_file(request, ino, flags, reply));
     }
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -214,7 +214,7 @@ impl Filesystem for Server {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.run(Op::Read, reply, |reply| {
+        self.run(request, Op::Read, reply, |reply| {
             // The reply is sent from inside, straight from the block cache; what is left then is for errors.
             let mut reply = Some(reply);
             let read = self.node(ino).and_then(|node| {
@@ -235,7 +235,7 @@ impl Filesystem for Server {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -245,7 +245,7 @@ impl Filesystem for Server {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.run(Op::Write, reply, |reply| {
+        self.run(request, Op::Write, reply, |reply| {
             let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
             let written =
                 self.node(ino).and_then(|node| self.tree().write(&node, offset, data, kill));
@@ -259,7 +259,7 @@ impl Filesystem for Server {
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         _: OpenFlags,
@@ -267,7 +267,7 @@ impl Filesystem for Server {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.run(Op::Release, reply, |reply| {
+        self.run(request, Op::Release, reply, |reply| {
             self.shared.backings.close(ino.0);
             if let Ok(node) = self.node(ino) {
                 self.tree().release(&node);
@@ -276,49 +276,56 @@ impl Filesystem for Server {
         });
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, data: bool, reply: ReplyEmpty) {
-        self.run(Op::Fsync, reply, |reply| {
+    fn fsync(&self, request: &Request, ino: INodeNo, _: FileHandle, data: bool, reply: ReplyEmpty) {
+        self.run(request, Op::Fsync, reply, |reply| {
             let synced = self.node(ino).and_then(|node| self.tree().sync(&node, data));
             reply!(reply, synced, () => reply.ok());
         });
     }
 
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         // Asked once, then the kernel opens directories by itself, and keeps their names until they are changed.
-        self.run(Op::Opendir, reply, |reply| reply.error(Errno::ENOSYS));
+        self.run(request, Op::Opendir, reply, |reply| reply.error(Errno::ENOSYS));
     }
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.run(Op::Readdir, reply, |reply| self.list(reply, ino, offset));
+        self.run(request, Op::Readdir, reply, |reply| self.list(reply, ino, offset));
     }
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.run(Op::Readdirplus, reply, |reply| self.list_plus(reply, ino, offset));
+        self.run(request, Op::Readdirplus, reply, |reply| self.list_plus(reply, ino, offset));
     }
 
-    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, data: bool, reply: ReplyEmpty) {
-        self.run(Op::Fsyncdir, reply, |reply| {
+    fn fsyncdir(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        data: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.run(request, Op::Fsyncdir, reply, |reply| {
             let synced = self.node(ino).and_then(|node| self.tree().sync(&node, data));
             reply!(reply, synced, () => reply.ok());
         });
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.run(Op::Statfs, reply, |reply| {
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.run(request, Op::Statfs, reply, |reply| {
             reply!(reply, self.tree().space(), s => reply.statfs(
                 s.blocks, s.free, s.available, s.files, s.free_files, s.block_size, 255, s.block_size,
             ));
@@ -327,7 +334,7 @@ impl Filesystem for Server {
 
     fn setxattr(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -335,7 +342,7 @@ impl Filesystem for Server {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        self.run(Op::Setxattr, reply, |reply| {
+        self.run(request, Op::Setxattr, reply, |reply| {
             let flags = rustix::fs::XattrFlags::from_bits_retain(flags as _);
             let set = self
                 .node(ino)
@@ -344,8 +351,15 @@ impl Filesystem for Server {
         });
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.run(Op::Getxattr, reply, |reply| {
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        self.run(request, Op::Getxattr, reply, |reply| {
             if !self.tree().has_xattrs() {
                 return reply.error(Errno::ENOSYS);
             }
@@ -355,8 +369,8 @@ impl Filesystem for Server {
         });
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.run(Op::Listxattr, reply, |reply| {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.run(request, Op::Listxattr, reply, |reply| {
             if !self.tree().has_xattrs() {
                 return reply.error(Errno::ENOSYS);
             }
@@ -365,8 +379,8 @@ impl Filesystem for Server {
         });
     }
 
-    fn removexattr(&self, _: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.run(Op::Removexattr, reply, |reply| {
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.run(request, Op::Removexattr, reply, |reply| {
             let removed =
                 self.node(ino).and_then(|node| self.tree().remove_xattr(&node, name.as_bytes()));
             reply!(reply, removed, () => reply.ok());
@@ -383,12 +397,14 @@ impl Filesystem for Server {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        self.run(Op::Create, reply, |reply| self.create_file(request, parent, name, mode, reply));
+        self.run(request, Op::Create, reply, |reply| {
+            self.create_file(request, parent, name, mode, reply)
+        });
     }
 
     fn ioctl(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         _: FileHandle,
         _: IoctlFlags,
@@ -397,7 +413,7 @@ impl Filesystem for Server {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        self.run(Op::Ioctl, reply, |reply| match cmd {
+        self.run(request, Op::Ioctl, reply, |reply| match cmd {
             STATS => reply.ioctl(0, self.shared.stats().text().as_bytes()),
             _ => reply.error(Errno::ENOTTY),
         });
@@ -405,7 +421,7 @@ impl Filesystem for Server {
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -413,7 +429,7 @@ impl Filesystem for Server {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.run(Op::Fallocate, reply, |reply| {
+        self.run(request, Op::Fallocate, reply, |reply| {
             let mode = rustix::fs::FallocateFlags::from_bits_retain(mode as _);
             let done =
                 self.node(ino).and_then(|node| self.tree().allocate(&node, mode, offset, length));
@@ -423,14 +439,14 @@ impl Filesystem for Server {
 
     fn lseek(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
-        self.run(Op::Lseek, reply, |reply| {
+        self.run(request, Op::Lseek, reply, |reply| {
             let seek = || {
                 let offset = u64::try_from(offset).map_err(|_| rustix::io::Errno::NXIO)?;
                 let hole = match whence {
@@ -446,7 +462,7 @@ impl Filesystem for Server {
 
     fn copy_file_range(
         &self,
-        _: &Request,
+        request: &Request,
         ino_in: INodeNo,
         _: FileHandle,
         offset_in: u64,
@@ -457,7 +473,7 @@ impl Filesystem for Server {
         _: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        self.run(Op::CopyFileRange, reply, |reply| {
+        self.run(request, Op::CopyFileRange, reply, |reply| {
             let copy = || {
                 let (from, to) = (self.node(ino_in)?, self.node(ino_out)?);
                 let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);

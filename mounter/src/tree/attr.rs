@@ -77,7 +77,9 @@ impl Tree {
             (InUpper::Yes, Some(Place { parent, name })) => {
                 Ok(At::Name(self.dir_fd(&parent)?, name))
             }
-            (InUpper::Yes, None) if node.ino == crate::ids::ROOT => Ok(At::Fd(self.dir_fd(node)?)),
+            (InUpper::Yes, None) if node.ino == crate::numbers::ROOT => {
+                Ok(At::Fd(self.dir_fd(node)?))
+            }
             _ => Err(Errno::NOENT),
         }
     }

@@ -18,6 +18,7 @@ use super::lookup::is_gone;
 use super::node::{InUpper, LowerPart, Node, Place, Rest};
 use super::partial::{LARGE, Partial};
 use super::{Res, Tree};
+use crate::asker;
 use crate::ids::Attr;
 use crate::kind::Kind;
 use crate::upper::{Incomplete, Owner, UpperDir, is_private, proc_path, statx_fd};
@@ -53,7 +54,9 @@ impl Tree {
         }
         let mut copying = self.copying();
         while !copying.insert(node.ino) {
-            copying = self.copied.wait(copying).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.copied.wait_timeout(copying, asker::OFTEN);
+            copying = waited.unwrap_or_else(PoisonError::into_inner).0;
+            asker::check()?;
         }
         drop(copying);
         let _copying = Copying { tree: self, ino: node.ino };
@@ -88,27 +91,6 @@ impl Tree {
             node.state().rest = Rest::Unknown;
         }
         placed
-    }
-
-    /// Learns all places of a file that its layer has hard links of and that are seen in the tree.
-    fn find_links(&self, node: &Arc<Node>, part: LowerPart) -> Res<()> {
-        let paths = self.lower.paths_of(part.layer, part.node.number);
-        let paths = paths.map_err(|error| self.damaged(node, &error))?;
-        let _looking = self.shared();
-        for path in paths {
-            let mut at = Arc::clone(self.root());
-            for name in &path {
-                match self.child(&at, name) {
-                    Ok(Some(seen)) => at = seen.node,
-                    // Hidden by another layer; a damaged neighbour was logged.
-                    _ => break,
-                }
-                if at.kind != Kind::Directory {
-                    break; // finding it was what adds the place
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Makes the copy under a temporary name; says what of its content is still in the layer.
@@ -187,7 +169,10 @@ impl Tree {
         file: &OwnedFd,
     ) -> Res<()> {
         rustix::fs::ftruncate(file, size)?;
-        let written = self.lower.copy(part, |offset, bytes| write_all(file, bytes, offset));
+        let written = self.lower.copy(part, |offset, bytes| {
+            asker::check()?;
+            write_all(file, bytes, offset)
+        });
         written.map_err(|error| self.damaged(node, &error))??;
         if !self.upper()?.volatile {
             rustix::fs::fdatasync(file)?;
@@ -196,12 +181,15 @@ impl Tree {
     }
 
     fn copy_metadata(&self, node: &Node, part: LowerPart, attr: &Attr, fd: &OwnedFd) -> Res<()> {
-        let xattrs = self.lower.xattrs(part).map_err(|error| self.damaged(node, &error))?;
+        let failed = |error| self.damaged(node, &error);
         let owner = Owner { uid: attr.uid, gid: attr.gid, mode: attr.mode };
         let upper = self.upper()?;
         upper.set_owner(fd, owner, node.kind == Kind::Symlink)?;
-        for (name, value) in xattrs.iter().filter(|(name, _)| !is_private(name)) {
-            copy_xattr(node, fd, name, value)?;
+        let keys = self.lower.xattr_keys(part).map_err(failed)?;
+        for key in keys.iter().filter(|key| !is_private(&key.name)) {
+            asker::check()?;
+            let value = self.lower.xattr_value(part.layer, key).map_err(failed)?;
+            copy_xattr(node, fd, &key.name, &value)?;
         }
         let (atime, mtime) = (to_timespec(attr.atime), to_timespec(attr.mtime));
         set_times(fd, &Timestamps { last_access: atime, last_modification: mtime })
@@ -239,7 +227,7 @@ impl Tree {
             node.state().upper = InUpper::Removed(fd);
             return Ok(());
         }
-        self.table().set_alias(number, node.ino);
+        self.table().uppers.keep(number, node.ino);
         node.state().upper = InUpper::Yes;
         Ok(())
     }

@@ -9,8 +9,9 @@ use rustix::io::Errno;
 use super::lookup::{Seen, is_gone};
 use super::node::{LowerPart, Lowers, Node};
 use super::{Res, Tree};
-use crate::ids::{Attr, lower_ino};
+use crate::ids::Attr;
 use crate::kind::Kind;
+use crate::numbers::Numbers;
 use crate::overlay::{self, Class, Layers, Part, is_reserved};
 
 /// A directory's names at one moment, in the order of their positions.
@@ -25,10 +26,10 @@ const UPPER: u64 = 1 << 30;
 
 impl Listing {
     /// The first file that is a layer's.
-    pub(crate) fn first_file(&self) -> Option<u64> {
+    pub(crate) fn first_file(&self) -> Option<(usize, u32)> {
         self.entries.iter().find_map(|entry| match entry.source {
             Source::Lower(part) if part.node.kind == Kind::File => {
-                Some(lower_ino(part.layer, part.node.number))
+                Some((part.layer, part.node.number))
             }
             _ => None,
         })
@@ -161,7 +162,7 @@ impl Tree {
         match seen.and_then(|node| Ok((self.attr_locked(&node)?, node))) {
             Ok((attr, node)) => Ok(Entry::Seen(node, attr)),
             Err(Errno::IO) => Ok(Entry::Damaged {
-                ino: lower_ino(part.layer, part.node.number),
+                ino: Numbers::damaged(part.layer, part.node.number),
                 kind: part.node.kind,
             }),
             Err(errno) => Err(errno),

@@ -8,9 +8,10 @@ use rustix::io::Errno;
 
 use super::node::{Dir, InUpper, LowerPart, Lowers, Node, Place, State};
 use super::{Res, Tree};
-use crate::ids::{ROOT, lower_ino, upper_ino};
+
 use crate::kind::Kind;
 use crate::lower::LowerError;
+use crate::numbers::ROOT;
 use crate::overlay::{self, Found, Merged, is_reserved};
 use crate::upper::{self, Under};
 
@@ -154,7 +155,7 @@ impl Tree {
     }
 
     pub(super) fn intern_lower(&self, dir: &Arc<Node>, name: &[u8], part: LowerPart) -> Arc<Node> {
-        let ino = lower_ino(part.layer, part.node.number);
+        let ino = self.lower.ino(part);
         let node = self.table().intern(ino, || {
             let state = State { lower: Some(part), ..State::default() };
             Node::new(ino, part.node.kind, state)
@@ -175,7 +176,7 @@ impl Tree {
         lowers: Lowers,
     ) -> Res<Arc<Node>> {
         let top = lowers.parts.first().ok_or(Errno::IO)?;
-        let ino = lower_ino(top.layer, top.node.number);
+        let ino = self.lower.ino(*top);
         let node = self.table().intern(ino, || dir_node(ino, dir, name, lowers, InUpper::No));
         // Only a damaged image has a directory twice; the kernel allows one place for each.
         if is_at(&node, dir, name) { Ok(node) } else { Err(Errno::IO) }
@@ -188,12 +189,12 @@ impl Tree {
         lowers: Lowers,
         stat: &Statx,
     ) -> Arc<Node> {
-        let own = upper_ino(stat.stx_ino);
-        let Some(top) = lowers.parts.first() else {
-            return self.table().intern(own, || dir_node(own, dir, name, lowers, InUpper::Yes));
-        };
-        let ino = lower_ino(top.layer, top.node.number);
         let mut table = self.table();
+        let own = table.uppers.of(&self.lower.numbers, stat.stx_ino);
+        let Some(top) = lowers.parts.first() else {
+            return table.intern(own, || dir_node(own, dir, name, lowers, InUpper::Yes));
+        };
+        let ino = self.lower.ino(*top);
         match table.get(ino) {
             // Two directories of the upper claim one of a layer: somebody copied a redirect.
             Some(node) if !is_at(&node, dir, name) => {
@@ -205,7 +206,7 @@ impl Tree {
 
     pub(super) fn intern_upper(&self, dir: &Arc<Node>, name: &[u8], stat: &Statx) -> Arc<Node> {
         let mut table = self.table();
-        let ino = table.alias(stat.stx_ino).unwrap_or(upper_ino(stat.stx_ino));
+        let ino = table.uppers.of(&self.lower.numbers, stat.stx_ino);
         let kind = upper::kind(stat);
         let node = table.intern(ino, || Node::new(ino, kind, State::default()));
         drop(table);

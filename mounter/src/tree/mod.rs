@@ -7,6 +7,7 @@ mod attr;
 mod complete;
 mod copyup;
 mod file;
+mod links;
 mod list;
 mod lookup;
 mod make;
@@ -33,9 +34,9 @@ pub(crate) use make::{Caller, New};
 pub(crate) use node::Node;
 pub(crate) use rename::End;
 
-use crate::ids::ROOT;
 use crate::kind::Kind;
 use crate::lower::{Lower, LowerError};
+use crate::numbers::ROOT;
 use crate::overlay;
 use crate::upper::{Res, UpperDir};
 use complete::Incompletes;
@@ -55,6 +56,8 @@ pub(crate) struct Tree {
     /// Nodes that are being copied up, so that each is copied once.
     copying: Mutex<HashSet<u64>>,
     copied: Condvar,
+    /// Directories that were renamed, once that was needed.
+    moved: Mutex<Option<links::Moved>>,
     incompletes: Mutex<Incompletes>,
     /// A file was added to them, or they are not to be completed in the background any more.
     incomplete: Condvar,
@@ -81,6 +84,7 @@ impl Tree {
             dir_fds: Mutex::default(),
             copying: Mutex::default(),
             copied: Condvar::new(),
+            moved: Mutex::default(),
             incompletes: Mutex::default(),
             incomplete: Condvar::new(),
         })
@@ -136,6 +140,9 @@ impl Tree {
     }
 
     fn damaged_at(&self, path: &str, error: &LowerError) -> Errno {
+        if matches!(error.source, mica_squashfs::ReadError::Interrupted) {
+            return Errno::INTR;
+        }
         let mut cause = error.source.to_string();
         let mut next = error.source.source();
         while let Some(source) = next {

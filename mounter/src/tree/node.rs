@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use super::partial::Partial;
 use crate::kind::Kind;
 use crate::lower::LowerNode;
+use crate::numbers::UpperNumbers;
 use crate::overlay::{Merged, Part};
 
 pub(crate) type LowerPart = Part<LowerNode>;
@@ -145,7 +146,7 @@ impl Node {
             names.push(here.name);
         }
         if names.is_empty() {
-            return if self.ino == crate::ids::ROOT { "/".into() } else { "(removed)".into() };
+            return if self.ino == crate::numbers::ROOT { "/".into() } else { "(removed)".into() };
         }
         let mut path = String::new();
         for name in names.iter().rev() {
@@ -162,9 +163,7 @@ impl Node {
 #[derive(Default)]
 pub(crate) struct Table {
     slots: HashMap<u64, Slot>,
-    /// Numbers of nodes of layers that were copied up, by their number in the upper's file system: they
-    /// keep the old one for the life of the mount.
-    aliases: HashMap<u64, u64>,
+    pub(crate) uppers: UpperNumbers,
 }
 
 struct Slot {
@@ -210,25 +209,13 @@ impl Table {
                 .slots
                 .get(&ino)
                 .is_some_and(|s| s.lookups == 0 && Arc::strong_count(&s.node) == 1);
-            if ino == crate::ids::ROOT || !unused {
+            if ino == crate::numbers::ROOT || !unused {
                 continue;
             }
             if let Some(slot) = self.slots.remove(&ino) {
                 next.extend(slot.node.state().places.iter().map(|place| place.parent.ino));
             }
         }
-    }
-
-    pub(crate) fn alias(&self, upper: u64) -> Option<u64> {
-        self.aliases.get(&upper).copied()
-    }
-
-    pub(crate) fn set_alias(&mut self, upper: u64, ino: u64) {
-        self.aliases.insert(upper, ino);
-    }
-
-    pub(crate) fn drop_alias(&mut self, upper: u64) {
-        self.aliases.remove(&upper);
     }
 
     /// Takes all files of the upper that are kept open; the caller closes them.

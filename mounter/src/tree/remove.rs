@@ -88,7 +88,7 @@ impl Kept {
         drop(state);
         if let Some(number) = gone {
             tree.drop_incomplete(&self.node);
-            tree.table().drop_alias(number);
+            tree.table().uppers.forget(number);
         }
     }
 }

@@ -81,8 +81,8 @@ impl Tree {
         self.mark_moving(&source.node, self.is_below(to.dir, to.name)?)?;
         self.mark_moving(&target.node, self.is_below(from.dir, from.name)?)?;
         rustix::fs::renameat_with(&from_fd, from.name, &to_fd, to.name, RenameFlags::EXCHANGE)?;
-        moved(&source.node, from, to);
-        moved(&target.node, to, from);
+        self.moved(&source.node, from, to);
+        self.moved(&target.node, to, from);
         Ok(())
     }
 
@@ -124,7 +124,7 @@ impl Tree {
         if let Some(kept) = kept {
             kept.done(self);
         }
-        moved(&source.node, from, to);
+        self.moved(&source.node, from, to);
         Ok(())
     }
 
@@ -164,10 +164,12 @@ impl Tree {
             result => result,
         }
     }
-}
 
-fn moved(node: &Arc<Node>, from: End<'_>, to: End<'_>) {
-    let mut state = node.state();
-    drop_place(&mut state, from.dir, from.name);
-    add_place(&mut state, to.dir, to.name);
+    fn moved(&self, node: &Arc<Node>, from: End<'_>, to: End<'_>) {
+        let mut state = node.state();
+        drop_place(&mut state, from.dir, from.name);
+        add_place(&mut state, to.dir, to.name);
+        drop(state);
+        self.note_moved(node);
+    }
 }

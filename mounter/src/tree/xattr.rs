@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
-use super::node::Node;
+use super::node::{LowerPart, Node};
 use super::{Res, Tree};
 use crate::upper::{is_private, proc_path};
 
@@ -14,13 +14,22 @@ fn is_system(name: &[u8]) -> bool {
     name.starts_with(b"system.")
 }
 
+/// Largest value of an attribute (`XATTR_SIZE_MAX`), and largest list of names.
+const VALUE_MAX: usize = 64 << 10;
+
+/// Where a node that is not in the upper is.
+fn lower_part(node: &Node) -> Res<LowerPart> {
+    let part = node.state().lower;
+    part.or_else(|| node.lowers().parts.first().copied()).ok_or(Errno::IO)
+}
+
 impl Tree {
     /// Whether any file can have attributes.
     pub(crate) fn has_xattrs(&self) -> bool {
         self.upper.is_some() || self.lower.has_xattrs
     }
 
-    pub(crate) fn get_xattr(&self, node: &Arc<Node>, name: &[u8]) -> Res<Vec<u8>> {
+    pub(crate) fn get_xattr(&self, node: &Arc<Node>, name: &[u8]) -> Res<Arc<Vec<u8>>> {
         if is_system(name) {
             return Err(Errno::OPNOTSUPP);
         }
@@ -29,27 +38,22 @@ impl Tree {
         }
         let _looking = self.shared();
         if !node.in_upper() {
-            let all = self.lower_xattrs(node)?;
-            let found = all.into_iter().find(|(n, _)| n == name);
-            return found.map(|(_, value)| value).ok_or(Errno::NODATA);
+            let found = self.lower.xattr(lower_part(node)?, name);
+            return found.map_err(|error| self.damaged(node, &error))?.ok_or(Errno::NODATA);
         }
         let fd = self.path_fd(node)?;
         let path = proc_path(&fd);
+        // Most are short; a value has at most 64 KiB.
         let mut value = vec![0; 256];
-        loop {
-            match rustix::fs::getxattr(&*path, name, &mut value) {
-                Ok(len) => {
-                    value.truncate(len);
-                    return Ok(value);
-                }
-                Err(Errno::RANGE) => {
-                    let mut none: [u8; 0] = [];
-                    let len = rustix::fs::getxattr(&*path, name, &mut none[..])?;
-                    value.resize(len, 0);
-                }
-                Err(errno) => return Err(errno),
+        let len = match rustix::fs::getxattr(&*path, name, &mut value) {
+            Err(Errno::RANGE) => {
+                value.resize(VALUE_MAX, 0);
+                rustix::fs::getxattr(&*path, name, &mut value)?
             }
-        }
+            len => len?,
+        };
+        value.truncate(len);
+        Ok(Arc::new(value))
     }
 
     /// All names, each ended by a zero byte.
@@ -63,24 +67,20 @@ impl Tree {
             }
         };
         if !node.in_upper() {
-            self.lower_xattrs(node)?.iter().for_each(|(name, _)| add(name));
+            let keys = self.lower.xattr_keys(lower_part(node)?);
+            let keys = keys.map_err(|error| self.damaged(node, &error))?;
+            keys.iter().for_each(|key| add(&key.name));
             return Ok(names);
         }
         let fd = self.path_fd(node)?;
         let path = proc_path(&fd);
-        let mut list = vec![0; 64 << 10]; // XATTR_LIST_MAX
+        let mut list = vec![0; VALUE_MAX];
         let len = match rustix::fs::listxattr(&*path, &mut list) {
             Err(Errno::OPNOTSUPP) => 0,
             result => result?,
         };
         list[..len].split(|&byte| byte == 0).for_each(add);
         Ok(names)
-    }
-
-    fn lower_xattrs(&self, node: &Arc<Node>) -> Res<Vec<(Vec<u8>, Vec<u8>)>> {
-        let lowers = node.lowers();
-        let part = node.state().lower.or_else(|| lowers.parts.first().copied());
-        self.lower.xattrs(part.ok_or(Errno::IO)?).map_err(|error| self.damaged(node, &error))
     }
 
     pub(crate) fn set_xattr(

@@ -2,9 +2,10 @@
 //!
 //! An inode lists the stored size of each block; a block's position is the sum of all sizes before it. For random
 //! access the sums are kept: for usual files next to the sizes themselves, one for every 64 blocks; for huge files (more
-//! than 256 Ki blocks: 32 GiB at 128 KiB) only one for every 2048 blocks with the place in the inode table to go on
-//! from, found as far as somebody asked. So an image that claims a file of a petabyte costs nobody memory.
+//! than 256 Ki blocks: 32 GiB at 128 KiB) at most 4096, one for every 2048 blocks or more, with the place in the inode
+//! table to go on from, found as far as somebody asked. So an image that claims a file of a petabyte costs nobody memory.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::core::Core;
@@ -17,8 +18,13 @@ use crate::format::{BlockSize, METADATA_SIZE};
 const STRIDE: usize = 64;
 /// Files of up to so many blocks have their list in memory (1 MiB).
 const IN_MEMORY: u64 = 1 << 18;
-/// Blocks between two marks of a huge file: as many sizes as fill a metadata block.
+/// Blocks between two marks of a huge file, at least: as many sizes as fill a metadata block.
 const MARK_STRIDE: u64 = (METADATA_SIZE / 4) as u64;
+/// Marks that are kept of a huge file; of larger ones they are further apart.
+const MARKS: u64 = 4096;
+
+/// How far [`FileBlocks::next_kind`] looks at once.
+const SCAN: u64 = 1 << 20;
 
 /// A stored block. Its position identifies it in the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,8 +99,13 @@ enum List {
         /// Position of every [`STRIDE`]th block.
         sums: Vec<u64>,
     },
-    /// Marks found so far, one for every [`MARK_STRIDE`] blocks; there is always the first.
-    Marks(Mutex<Vec<Mark>>),
+    /// Marks found so far, one for every `stride` blocks; there is always the first.
+    Marks {
+        stride: u64,
+        found: Mutex<Vec<Mark>>,
+        /// Where the block after the one found last is: who reads in sequence goes on there.
+        next: Mutex<(u64, Mark)>,
+    },
 }
 
 /// Where the list goes on, and where the data.
@@ -135,7 +146,8 @@ impl FileBlocks {
         let list = if listed <= IN_MEMORY {
             read_list(&core, first, listed)?
         } else {
-            List::Marks(Mutex::new(vec![first]))
+            let stride = listed.div_ceil(MARKS).next_multiple_of(MARK_STRIDE);
+            List::Marks { stride, found: Mutex::new(vec![first]), next: Mutex::new((0, first)) }
         };
         Ok(Self { core, size, listed, tail, list })
     }
@@ -229,6 +241,70 @@ impl FileBlocks {
         Ok(end.saturating_sub(offset) as usize)
     }
 
+    /// The first block from `index` on that is stored, or with `hole` is not; `Err` of the block at which it was given up
+    /// after as many as [`SCAN`]. The count of blocks where there is none.
+    pub fn next_kind(&self, index: u64, hole: bool) -> Result<Result<u64, u64>, ReadError> {
+        let until = self.listed.min(index.saturating_add(SCAN));
+        let mut at = index;
+        match &self.list {
+            List::Memory { sizes, .. } => {
+                while at < until && sizes[at as usize].is_hole() != hole {
+                    at += 1;
+                }
+            }
+            List::Marks { .. } if at < until => {
+                let mut cursor = self.cursor(self.place_of(at)?)?;
+                while at < until && BlockSize(u32::from_le_bytes(cursor.array()?)).is_hole() != hole
+                {
+                    at += 1;
+                }
+            }
+            List::Marks { .. } => {}
+        }
+        Ok(match at == until && until < self.listed {
+            true => Err(at),
+            // The tail is data.
+            false if at == self.listed && hole => Ok(self.count()),
+            false => Ok(at),
+        })
+    }
+
+    /// The blocks that are stored among those of a range, in order, with their indices: holes cost next to nothing.
+    pub fn stored(
+        &self,
+        range: Range<u64>,
+    ) -> impl Iterator<Item = (u64, Result<Block, ReadError>)> + '_ {
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            while at < range.end {
+                match self.next_kind(at, false) {
+                    Ok(Ok(index)) if index < range.end => {
+                        at = index + 1;
+                        return Some((index, self.block(index)));
+                    }
+                    Ok(Err(so_far)) => at = so_far,
+                    Ok(Ok(_)) => at = range.end,
+                    Err(error) => {
+                        let index = std::mem::replace(&mut at, range.end);
+                        return Some((index, Err(error)));
+                    }
+                }
+            }
+            None
+        })
+    }
+
+    /// Where the size of a block is in the list of a huge file.
+    fn place_of(&self, index: u64) -> Result<Place, ReadError> {
+        let List::Marks { stride, found, .. } = &self.list else {
+            return Err(ReadError::Range { what: "block index", value: index });
+        };
+        let mark = self.mark(*stride, found, index / stride)?;
+        let mut cursor = self.cursor(mark.list)?;
+        cursor.skip(index % stride * 4)?;
+        Ok(cursor.place())
+    }
+
     fn find(&self, index: u64) -> Result<(u64, BlockSize), ReadError> {
         match &self.list {
             List::Memory { sizes, sums } => {
@@ -238,20 +314,33 @@ impl FileBlocks {
                 let position = sums[stride].saturating_add(stored(before));
                 Ok((position, sizes[index]))
             }
-            List::Marks(marks) => {
-                let mark = self.mark(marks, index / MARK_STRIDE)?;
-                let want = index % MARK_STRIDE;
-                let sizes = read_sizes(&mut self.cursor(mark.list)?, want + 1)?;
+            List::Marks { stride, found, next } => {
+                let lock = || next.lock().unwrap_or_else(PoisonError::into_inner);
+                let (mut at, mut mark) = *lock();
+                if at > index || index - at > index % stride {
+                    (at, mark) =
+                        (index - index % stride, self.mark(*stride, found, index / stride)?);
+                }
+                let (mut cursor, mut position) = (self.cursor(mark.list)?, mark.position);
+                while index - at >= MARK_STRIDE {
+                    position =
+                        position.saturating_add(stored(&read_sizes(&mut cursor, MARK_STRIDE)?));
+                    at += MARK_STRIDE;
+                }
+                let sizes = read_sizes(&mut cursor, index - at + 1)?;
                 let (last, before) = sizes
                     .split_last()
                     .ok_or(ReadError::Range { what: "block index", value: index })?;
-                Ok((mark.position.saturating_add(stored(before)), *last))
+                let position = position.saturating_add(stored(before));
+                let behind = position.saturating_add(last.stored().into());
+                *lock() = (index + 1, Mark { list: cursor.place(), position: behind });
+                Ok((position, *last))
             }
         }
     }
 
     /// Mark number `target`; marks up to it are found and kept. No lock is held while reading.
-    fn mark(&self, marks: &Mutex<Vec<Mark>>, target: u64) -> Result<Mark, ReadError> {
+    fn mark(&self, stride: u64, marks: &Mutex<Vec<Mark>>, target: u64) -> Result<Mark, ReadError> {
         let lock = || marks.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let (known, mark) = {
@@ -263,11 +352,12 @@ impl FileBlocks {
                 return Ok(mark);
             }
             let mut cursor = self.cursor(mark.list)?;
-            let sizes = read_sizes(&mut cursor, MARK_STRIDE)?;
-            let next = Mark {
-                list: cursor.place(),
-                position: mark.position.saturating_add(stored(&sizes)),
-            };
+            let mut position = mark.position;
+            for _ in 0..stride / MARK_STRIDE {
+                let sizes = read_sizes(&mut cursor, MARK_STRIDE)?;
+                position = position.saturating_add(stored(&sizes));
+            }
+            let next = Mark { list: cursor.place(), position };
             let mut marks = lock();
             if marks.len() == known {
                 marks.push(next);
@@ -279,13 +369,13 @@ impl FileBlocks {
         Cursor::new(&self.core, place, self.core.superblock.directory_table)
     }
 
-    /// Bytes this list takes in memory.
-    pub(crate) fn weight(&self) -> usize {
+    /// Bytes this list takes in memory, at most.
+    pub fn weight(&self) -> usize {
         let list = match &self.list {
             List::Memory { sizes, sums } => sizes.len() * 4 + sums.len() * 8,
-            List::Marks(_) => 1 << 20,
+            List::Marks { .. } => MARKS as usize * 2 * size_of::<Mark>(),
         };
-        list + std::mem::size_of::<Self>()
+        list + size_of::<Self>()
     }
 }
 

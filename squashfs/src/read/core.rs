@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::sync::{Arc, OnceLock};
 
 use super::cache::Cache;
+use super::dir::Signposts;
 use super::error::ReadError;
 use crate::codec::{Compression, with_decompressor};
 use crate::format::xattr::XattrTable;
@@ -23,6 +24,10 @@ pub(crate) struct Core {
     pub(crate) data: Cache<Vec<u8>>,
     /// The id table: 256 KiB at most, read on first use.
     pub(crate) ids: OnceLock<Vec<u32>>,
+    /// What [`super::OpenOptions::interrupted`] says.
+    pub(crate) interrupted: Option<fn() -> bool>,
+    /// Places in the large directories that were searched last.
+    pub(crate) signposts: Cache<Signposts>,
 }
 
 /// A decoded metadata block.
@@ -61,6 +66,10 @@ impl Core {
         let block = match self.metadata.get(position) {
             Some(block) => block,
             None => {
+                // Whatever takes long decodes metadata all the time.
+                if self.interrupted.is_some_and(|interrupted| interrupted()) {
+                    return Err(ReadError::Interrupted);
+                }
                 let block = Arc::new(self.decode_meta(position, limit)?);
                 let cost = block.bytes.capacity() + 96;
                 self.metadata.put(position, Arc::clone(&block), cost);

@@ -1,5 +1,7 @@
 //! Directories: iteration and lookup.
 
+use std::sync::Arc;
+
 use super::core::Core;
 use super::cursor::{Cursor, Place};
 use super::error::ReadError;
@@ -23,6 +25,15 @@ pub struct DirEntry {
 /// Nothing follows after an error.
 pub struct ReadDir<'a> {
     entries: Entries<'a>,
+}
+
+impl ReadDir<'_> {
+    /// Bytes of entries read since the last call, and the metadata block in which the last one ended.
+    pub(crate) fn progress(&mut self) -> (u64, u64) {
+        let read = self.entries.told - self.entries.left;
+        self.entries.told = self.entries.left;
+        (read, self.entries.cursor.as_ref().map_or(0, |cursor| cursor.place().block))
+    }
 }
 
 impl Iterator for ReadDir<'_> {
@@ -54,19 +65,52 @@ struct Entries<'a> {
     cursor: Option<Cursor<'a>>,
     /// Bytes of the listing not read yet.
     left: u64,
+    /// The same, when [`ReadDir::progress`] was last asked.
+    told: u64,
     header: DirHeader,
     /// Entries under the current header not read yet.
     under_header: u32,
 }
 
+/// Where to go on in a listing.
+#[derive(Clone, Copy)]
+struct Resume {
+    place: Place,
+    left: u64,
+    header: DirHeader,
+    under_header: u32,
+}
+
+/// Places in a large listing, about evenly spread, with the name that comes next at each.
+pub(crate) struct Signposts {
+    posts: Vec<(Box<[u8]>, Resume)>,
+}
+
+/// Listings up to this size are searched from end to end, and so are the parts to which an index leads.
+const SHORT: u64 = 64 << 10;
+/// How many places are kept of a large one.
+const POSTS: u64 = 512;
+
 impl<'a> Entries<'a> {
+    fn resume(&self) -> Option<Resume> {
+        let place = self.cursor.as_ref()?.place();
+        let (left, header, under_header) = (self.left, self.header, self.under_header);
+        Some(Resume { place, left, header, under_header })
+    }
+
+    fn go_on(core: &'a Core, from: Resume) -> Result<Self, ReadError> {
+        let Resume { place, left, header, under_header } = from;
+        let cursor = Some(Cursor::new(core, place, core.superblock.bytes_used)?);
+        Ok(Self { cursor, left, told: left, header, under_header })
+    }
+
     fn new(core: &'a Core, place: Place, size: u64) -> Result<Self, ReadError> {
         let cursor = match size {
             0 => None,
             _ => Some(Cursor::new(core, place, core.superblock.bytes_used)?),
         };
         let header = DirHeader { count: 0, start: 0, number: 0 };
-        Ok(Self { cursor, left: size, header, under_header: 0 })
+        Ok(Self { cursor, left: size, told: size, header, under_header: 0 })
     }
 
     /// The next entry; its name replaces `name`'s content.
@@ -111,6 +155,17 @@ fn check_name(name: &[u8]) -> Result<(), ReadError> {
     Ok(())
 }
 
+/// Goes along entries to the one with this name.
+fn find(mut entries: Entries<'_>, name: &[u8]) -> Result<Option<InodeRef>, ReadError> {
+    let mut found = Vec::new();
+    while let Some(entry) = entries.next(&mut found)? {
+        if found == name {
+            return Ok(Some(entry.inode));
+        }
+    }
+    Ok(None)
+}
+
 fn listing_of(inode: &Inode) -> Result<Listing, ReadError> {
     match inode.kind {
         InodeKind::Directory { listing, .. } => Ok(listing),
@@ -129,14 +184,64 @@ impl Core {
     pub(crate) fn lookup(&self, inode: &Inode, name: &[u8]) -> Result<Option<InodeRef>, ReadError> {
         let listing = listing_of(inode)?;
         let (place, size) = self.index_search(&listing, name)?;
-        let mut entries = Entries::new(self, place, size)?;
-        let mut found = Vec::new();
-        while let Some(entry) = entries.next(&mut found)? {
-            if found == name {
-                return Ok(Some(entry.inode));
-            }
+        if size > SHORT {
+            return self.signpost_search(&listing, name);
         }
-        Ok(None)
+        find(Entries::new(self, place, size)?, name)
+    }
+
+    /// Finds a name in a large listing to which no index, or a useless one, leads: the first search goes through all of
+    /// it and puts up signposts for the others.
+    fn signpost_search(
+        &self,
+        listing: &Listing,
+        name: &[u8],
+    ) -> Result<Option<InodeRef>, ReadError> {
+        // Only a damaged image has two listings with one start.
+        let key = listing.start.0.rotate_left(24) ^ u64::from(listing.size);
+        let posts = match self.signposts.get(key) {
+            Some(posts) => posts,
+            None => {
+                let posts = Arc::new(self.put_up_signposts(listing)?);
+                let bytes =
+                    posts.posts.iter().map(|(name, post)| name.len() + size_of_val(post)).sum();
+                self.signposts.put(key, Arc::clone(&posts), bytes);
+                posts
+            }
+        };
+        let behind = posts.posts.partition_point(|(first, _)| first.as_ref() <= name);
+        let Some((_, from)) = behind.checked_sub(1).and_then(|at| posts.posts.get(at)) else {
+            return Ok(None);
+        };
+        let mut entries = Entries::go_on(self, *from)?;
+        if let Some((_, to)) = posts.posts.get(behind) {
+            entries.left = entries.left.saturating_sub(to.left);
+        }
+        find(entries, name)
+    }
+
+    fn put_up_signposts(&self, listing: &Listing) -> Result<Signposts, ReadError> {
+        let place = Place::in_table(self.superblock.directory_table, listing.start);
+        let size = u64::from(listing.size);
+        let mut entries = Entries::new(self, place, size)?;
+        let mut posts: Vec<(Box<[u8]>, Resume)> = Vec::new();
+        let mut before = Vec::new();
+        let (mut next, mut name) = (size, Vec::new());
+        loop {
+            let here = entries.resume();
+            if entries.next(&mut name)?.is_none() {
+                break;
+            }
+            if name < before {
+                return Err(ReadError::Order { name: String::from_utf8_lossy(&name).into_owned() });
+            }
+            if let Some(here) = here.filter(|here| here.left <= next) {
+                next = here.left.saturating_sub((size / POSTS).max(1));
+                posts.push((name.as_slice().into(), here));
+            }
+            before.clone_from(&name);
+        }
+        Ok(Signposts { posts })
     }
 
     /// The part of a listing that can hold `name`: all of it where there is no index.

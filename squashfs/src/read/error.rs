@@ -110,6 +110,12 @@ pub enum ReadError {
         /// The name, bytes that are not UTF-8 replaced.
         name: String,
     },
+    /// A large directory is not sorted: no name can be found in it.
+    #[error("a directory holds the name {name:?} out of order")]
+    Order {
+        /// The name, bytes that are not UTF-8 replaced.
+        name: String,
+    },
     /// An extended attribute has a name that none can have.
     #[error("an xattr has the name {name:?}, which none can have")]
     XattrName {
@@ -124,6 +130,12 @@ pub enum ReadError {
         /// The kind needed.
         wanted: &'static str,
     },
+    /// A directory is at a second place in the tree.
+    #[error(transparent)]
+    Repeated(#[from] super::Repeated),
+    /// Whoever asked doesn't wait for the answer any more: see [`super::OpenOptions::interrupted`].
+    #[error("interrupted")]
+    Interrupted,
 }
 
 impl ReadError {

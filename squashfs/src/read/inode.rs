@@ -218,6 +218,19 @@ impl Inode {
         self.xattr.is_some()
     }
 
+    /// Which set of extended attributes the inode has: those with the same number have the same.
+    pub fn xattr_set(&self) -> Option<u32> {
+        self.xattr
+    }
+
+    /// Number of the directory above a directory, as the image records it.
+    pub fn parent(&self) -> Option<u32> {
+        match self.kind {
+            InodeKind::Directory { parent, .. } => Some(parent),
+            _ => None,
+        }
+    }
+
     pub(crate) fn wrong_kind(&self, wanted: &'static str) -> ReadError {
         ReadError::Kind { number: self.number, wanted }
     }

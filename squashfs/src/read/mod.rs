@@ -12,7 +12,7 @@
 //! Images are not trusted. Every position, count and size is checked where it is used, and all runs of metadata go
 //! forward, so any operation ends within time and memory linear in the size of the image; what an image *claims*
 //! never sizes an allocation. Names that would leave a directory are refused. What cannot be seen from one directory,
-//! a directory inside itself, is for the walker to refuse: [`walk`].
+//! a directory inside itself, is for whoever walks to refuse: [`walk`], [`Visited`].
 
 mod blocks;
 mod cache;
@@ -22,6 +22,7 @@ mod dir;
 mod error;
 mod inode;
 mod tables;
+mod visited;
 mod walk;
 mod xattr;
 
@@ -33,8 +34,9 @@ pub use blocks::{Block, BlockRef, FileBlocks};
 pub use dir::{DirEntry, ReadDir};
 pub use error::{OpenError, OpenFault, ReadError};
 pub use inode::{Content, FileKind, Inode, InodeKind, InodeRef, Listing, Target};
-pub use walk::{DEPTH_MAX, Walk, WalkEntry, WalkError, WalkFault, walk};
-pub use xattr::Xattr;
+pub use visited::{Repeated, Visited};
+pub use walk::{DEPTH_MAX, Walk, WalkEntry, WalkError, WalkFault, walk, walk_from};
+pub use xattr::{Xattr, XattrKey};
 
 use self::cache::Cache;
 use self::core::Core;
@@ -54,11 +56,18 @@ pub struct OpenOptions {
     pub metadata_cache_bytes: usize,
     /// Bytes of decoded data kept by [`Image::read_at`].
     pub data_cache_bytes: usize,
+    /// Asked now and then by whatever takes long, on its own thread; `true` ends it with [`ReadError::Interrupted`].
+    pub interrupted: Option<fn() -> bool>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { offset: None, metadata_cache_bytes: 8 << 20, data_cache_bytes: 8 << 20 }
+        Self {
+            offset: None,
+            metadata_cache_bytes: 8 << 20,
+            data_cache_bytes: 8 << 20,
+            interrupted: None,
+        }
     }
 }
 
@@ -114,6 +123,8 @@ impl Image {
             metadata: Cache::new(options.metadata_cache_bytes),
             data: Cache::new(options.data_cache_bytes),
             ids: OnceLock::new(),
+            interrupted: options.interrupted,
+            signposts: Cache::new(1 << 20),
         };
         core.xattrs = check_tables(&core).map_err(OpenFault::Table)?;
         Ok(Self { core: Arc::new(core), xar, lists: Cache::new(4 << 20) })
@@ -197,6 +208,16 @@ impl Image {
     /// The extended attributes of an inode, in the image's order.
     pub fn xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, ReadError> {
         self.core.xattrs(inode)
+    }
+
+    /// The names of an inode's attributes, without their values.
+    pub fn xattr_keys(&self, inode: &Inode) -> Result<Vec<XattrKey>, ReadError> {
+        self.core.xattr_keys(inode)
+    }
+
+    /// The value of an attribute of this image.
+    pub fn xattr_value(&self, key: &XattrKey) -> Result<Vec<u8>, ReadError> {
+        self.core.xattr_value(key)
     }
 
     /// Where a file's blocks are. Made once per open file, it gives any block without a further search.

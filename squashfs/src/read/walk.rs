@@ -1,11 +1,11 @@
 //! Walking the tree of an image.
 
-use std::collections::HashSet;
-
-use super::{Image, Inode, InodeRef, ReadDir, ReadError};
+use super::{Image, Inode, InodeRef, ReadDir, ReadError, Repeated, Visited};
 
 /// Deepest directory that is walked. Twice as deep as a path that a system call takes can be.
 pub const DEPTH_MAX: usize = 2048;
+/// Longest path that is walked.
+const PATH_MAX: usize = 64 << 10;
 
 /// A file found by [`walk`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,11 +33,11 @@ pub enum WalkFault {
     /// The image cannot be read there.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The directory appears at a second place: inside itself, or as a hard link.
-    #[error("the directory is at a second place in the tree")]
-    Repeated,
-    /// Deeper than [`DEPTH_MAX`].
-    #[error("more than {DEPTH_MAX} directories deep")]
+    /// The directory appears at a second place: inside itself, as a hard link, or by its entries.
+    #[error(transparent)]
+    Repeated(#[from] Repeated),
+    /// Deeper than [`DEPTH_MAX`], or a path of more than 64 KiB.
+    #[error("more than {DEPTH_MAX} directories or 64 KiB deep")]
     Depth,
 }
 
@@ -50,12 +50,17 @@ fn show(path: &[u8]) -> String {
 /// An error is about one file or directory; the walk goes on behind it. Every directory is visited once, so the
 /// walk ends whatever the image holds.
 pub fn walk(image: &Image) -> Walk<'_> {
+    walk_from(image, image.root())
+}
+
+/// The same of what is below an inode; paths begin there.
+pub fn walk_from(image: &Image, start: InodeRef) -> Walk<'_> {
     Walk {
         image,
-        start: Some(image.root()),
+        start: Some(start),
         path: Vec::new(),
         stack: Vec::new(),
-        seen: HashSet::new(),
+        seen: Visited::default(),
     }
 }
 
@@ -69,7 +74,7 @@ pub struct Walk<'a> {
     /// Open directories, outermost first, with the length of their path.
     stack: Vec<(ReadDir<'a>, usize)>,
     /// Directories visited.
-    seen: HashSet<InodeRef>,
+    seen: Visited,
 }
 
 impl Walk<'_> {
@@ -87,12 +92,10 @@ impl Walk<'_> {
     fn enter(&mut self, reference: InodeRef) -> Result<WalkEntry, WalkFault> {
         let inode = self.image.inode(reference)?;
         if inode.is_dir() {
-            if self.stack.len() >= DEPTH_MAX {
+            if self.stack.len() >= DEPTH_MAX || self.path.len() > PATH_MAX {
                 return Err(WalkFault::Depth);
             }
-            if !self.seen.insert(reference) {
-                return Err(WalkFault::Repeated);
-            }
+            self.seen.enter(&inode)?;
             let entries = self.image.read_dir(&inode)?;
             self.stack.push((entries, self.path.len()));
         }
@@ -115,6 +118,13 @@ impl Iterator for Walk<'_> {
                     self.stack.pop();
                 }
                 Some(Ok(entry)) => {
+                    if let Err(repeated) = self.seen.read(entries) {
+                        self.stack.clear();
+                        return Some(Err(WalkError {
+                            path: self.path.clone(),
+                            fault: repeated.into(),
+                        }));
+                    }
                     if !self.path.is_empty() {
                         self.path.push(b'/');
                     }

@@ -16,13 +16,45 @@ pub struct Xattr {
     pub value: Vec<u8>,
 }
 
-/// What one inode's attributes may take in memory; Linux lists at most 64 KiB of names, with 64 KiB of value each.
+/// An attribute's name, and where its value is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct XattrKey {
+    /// Full name, its prefix included.
+    pub name: Vec<u8>,
+    /// Position of the value in the image: equal ones are the same value.
+    place: Place,
+}
+
+/// What one inode's attributes may take in memory.
 const TOTAL_MAX: usize = 16 << 20;
 /// What an attribute takes besides its name and value, about.
 const OVERHEAD: usize = 96;
+/// What the names of one inode take, each with a zero byte: Linux lists no more (`XATTR_LIST_MAX`).
+const LIST_MAX: usize = 64 << 10;
+
+impl XattrKey {
+    /// Where the value is: that of two keys with equal places is the same.
+    pub fn place(&self) -> u64 {
+        // Cannot lose bits: an offset has 13, and no image is as large as the rest.
+        self.place.block << 16 | u64::from(self.place.offset)
+    }
+}
 
 impl Core {
     pub(crate) fn xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, ReadError> {
+        let (mut found, mut total) = (Vec::new(), 0);
+        for key in self.xattr_keys(inode)? {
+            let value = self.xattr_value(&key)?;
+            total += key.name.len() + value.len() + OVERHEAD;
+            if total > TOTAL_MAX {
+                return Err(ReadError::Range { what: "size of xattrs", value: total as u64 });
+            }
+            found.push(Xattr { name: key.name, value });
+        }
+        Ok(found)
+    }
+
+    pub(crate) fn xattr_keys(&self, inode: &Inode) -> Result<Vec<XattrKey>, ReadError> {
         let Some(index) = inode.xattr else { return Ok(Vec::new()) };
         let out_of_range = ReadError::Range { what: "xattr index", value: index.into() };
         let table = self.xattrs.ok_or(out_of_range)?;
@@ -34,14 +66,23 @@ impl Core {
         let mut total = 0;
         let mut cursor = self.xattr_cursor(&table, id.first)?;
         for _ in 0..id.count {
-            let xattr = self.xattr(&table, &mut cursor)?;
-            total += xattr.name.len() + xattr.value.len() + OVERHEAD;
-            if total > TOTAL_MAX {
-                return Err(ReadError::Range { what: "size of xattrs", value: total as u64 });
+            let key = self.xattr_key(&table, &mut cursor)?;
+            total += key.name.len() + 1;
+            if total > LIST_MAX {
+                return Err(ReadError::Range { what: "size of xattr names", value: total as u64 });
             }
-            found.push(xattr);
+            found.push(key);
         }
         Ok(found)
+    }
+
+    /// The value of an attribute.
+    pub(crate) fn xattr_value(&self, key: &XattrKey) -> Result<Vec<u8>, ReadError> {
+        let mut cursor = Cursor::new(self, key.place, self.superblock.bytes_used)?;
+        let len = xattr_len(&mut cursor)?;
+        let mut value = Vec::new();
+        cursor.append(len as usize, &mut value)?;
+        Ok(value)
     }
 
     fn xattr_id(&self, table: &XattrTable, index: u32) -> Result<XattrId, ReadError> {
@@ -59,8 +100,12 @@ impl Core {
         Cursor::new(self, place, self.superblock.bytes_used)
     }
 
-    /// Reads the pair at the cursor.
-    fn xattr(&self, table: &XattrTable, cursor: &mut Cursor<'_>) -> Result<Xattr, ReadError> {
+    /// Reads the key at the cursor, and goes on behind its value.
+    fn xattr_key(
+        &self,
+        table: &XattrTable,
+        cursor: &mut Cursor<'_>,
+    ) -> Result<XattrKey, ReadError> {
         let bytes = cursor.array::<{ KeyHeader::SIZE }>()?;
         let key = cursor.check(KeyHeader::decode(&bytes))?;
         let mut name = key.prefix.as_bytes().to_vec();
@@ -69,28 +114,26 @@ impl Core {
             let name = String::from_utf8_lossy(&name).into_owned();
             return Err(ReadError::XattrName { name });
         }
-        let len = u32::from_le_bytes(cursor.array()?);
-        let value = if key.out_of_line {
+        let mut place = cursor.place();
+        let len = xattr_len(cursor)?;
+        if key.out_of_line {
             if len != 8 {
                 let what = "size of an xattr value reference";
                 return Err(ReadError::Range { what, value: len.into() });
             }
             let at = MetaRef(u64::from_le_bytes(cursor.array()?));
-            let mut cursor = self.xattr_cursor(table, at)?;
-            let len = u32::from_le_bytes(cursor.array()?);
-            xattr_value(&mut cursor, len)?
+            place = self.xattr_cursor(table, at)?.place();
         } else {
-            xattr_value(cursor, len)?
-        };
-        Ok(Xattr { name, value })
+            cursor.skip(len.into())?;
+        }
+        Ok(XattrKey { name, place })
     }
 }
 
-fn xattr_value(cursor: &mut Cursor<'_>, len: u32) -> Result<Vec<u8>, ReadError> {
-    if len > VALUE_MAX {
-        return Err(ReadError::Range { what: "size of an xattr value", value: len.into() });
+fn xattr_len(cursor: &mut Cursor<'_>) -> Result<u32, ReadError> {
+    let len = u32::from_le_bytes(cursor.array()?);
+    match len > VALUE_MAX {
+        true => Err(ReadError::Range { what: "size of an xattr value", value: len.into() }),
+        false => Ok(len),
     }
-    let mut value = Vec::new();
-    cursor.append(len as usize, &mut value)?;
-    Ok(value)
 }

@@ -56,8 +56,8 @@ fn data(image: &Image, found: &mut Vec<Found>) -> Result<(), ReadError> {
             continue;
         }
         let Some(blocks) = usable(image.blocks(&inode))? else { continue };
-        for index in 0..blocks.count() {
-            match usable(blocks.block(index))? {
+        for (_, block) in blocks.stored(0..blocks.count()) {
+            match usable(block)? {
                 Some(Block::Data { block, len }) if block.compressed => found.push(Found {
                     position: start.saturating_add(block.offset),
                     stored: block.stored,

@@ -78,15 +78,17 @@ impl Batch {
         let task = Task { entry, directory, blocks };
         if count > PIECE {
             self.flush(submit);
-            let left = AtomicU64::new(count.div_ceil(PIECE));
+            // A file of holes may have more blocks than anybody can count.
+            let piece = PIECE.max(count / 4096);
+            let left = AtomicU64::new(count.div_ceil(piece));
             let file = Arc::new(Large {
                 task,
                 file: Default::default(),
                 making: Default::default(),
                 left,
             });
-            for first in (0..count).step_by(PIECE as usize) {
-                let end = count.min(first + PIECE);
+            for first in (0..count).step_by(piece as usize) {
+                let end = count.min(first + piece);
                 submit(Job::Piece { file: Arc::clone(&file), first, end });
             }
             return;
@@ -171,12 +173,8 @@ impl Run<'_> {
         buffer: &mut Vec<u8>,
     ) -> Result<(), UnpackError> {
         let path = &task.entry.path;
-        for index in first..end {
-            let block = task.blocks.block(index).map_err(|e| read_error(path, e))?;
-            if matches!(block, Block::Hole { .. }) {
-                continue;
-            }
-            task.blocks.read(index, buffer).map_err(|e| read_error(path, e))?;
+        for (index, block) in task.blocks.stored(first..end) {
+            block.and_then(|_| task.blocks.read(index, buffer)).map_err(|e| read_error(path, e))?;
             let offset = index * u64::from(task.blocks.block_size());
             file.write_all_at(buffer, offset)
                 .map_err(|e| self.target.io_error("write", path, e))?;

@@ -14,6 +14,7 @@ use mica_squashfs::read::walk;
 use mica_squashfs::{Image, InodeKind};
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, makedev, mknodat};
 
+pub mod crafted;
 pub mod picture;
 pub mod second;
 pub mod torture;

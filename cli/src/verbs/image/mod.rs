@@ -115,25 +115,20 @@ pub(crate) fn lookup(image: &Image, path: &Path) -> anyhow::Result<Option<Inode>
     Ok(Some(inode))
 }
 
-/// Hands an inode and all that is below it to `each`, depth first, a directory before what it holds.
+/// Hands an inode and all that is below it to `each`, depth first, a directory before what it holds. A directory that
+/// is met at a second place is an error.
 pub(crate) fn walk(
     image: &Image,
     start: (PathBuf, Inode),
     mut each: impl FnMut(&Path, &Inode) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     use std::os::unix::ffi::OsStrExt;
-    // With a stack of our own: images may be 500 folders deep, or claim to be.
-    let mut stack = vec![start];
-    while let Some((path, inode)) = stack.pop() {
-        each(&path, &inode)?;
-        if let InodeKind::Directory { .. } = inode.kind {
-            let below = stack.len();
-            for entry in image.read_dir(&inode)? {
-                let entry = entry?;
-                let name = std::ffi::OsStr::from_bytes(&entry.name);
-                stack.push((path.join(name), image.inode(entry.inode)?));
-            }
-            stack[below..].reverse();
+    let (base, inode) = start;
+    for entry in mica_squashfs::read::walk_from(image, inode.reference) {
+        let entry = entry?;
+        match entry.path.is_empty() {
+            true => each(&base, &entry.inode)?,
+            false => each(&base.join(std::ffi::OsStr::from_bytes(&entry.path)), &entry.inode)?,
         }
     }
     Ok(())
