@@ -9,14 +9,14 @@
 //!
 //! `LABEL` is the start of the label's BLAKE3. All of it may be removed at any time.
 
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use mica_durable::{FileError, Folder, Lock};
 use mica_graph::{Digest, Label};
 use mica_packer::{PackOptions, Scan, ScanCache, index_path};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::FileType;
 
 use crate::places::find_workspace;
 
@@ -24,17 +24,15 @@ use crate::places::find_workspace;
 /// has a folder of its own that is empty at first and gone at the end.
 pub(crate) struct Kept {
     dir: PathBuf,
-    _lock: Option<File>,
+    _lock: Option<Lock>,
     _scratch: Option<tempfile::TempDir>,
 }
 
 impl Kept {
     pub(crate) fn open(workspace: &Path) -> anyhow::Result<Self> {
-        let out = workspace.join(".mica/out");
         let is_workspace = || find_workspace(workspace).as_deref() == Some(workspace);
-        let dir = out.join("pack");
-        if (out.is_dir() || is_workspace())
-            && let Some(lock) = lock(&dir)
+        if (workspace.join(".mica/out").is_dir() || is_workspace())
+            && let Some((dir, lock)) = lock(workspace)
         {
             return Ok(Self { dir, _lock: Some(lock), _scratch: None });
         }
@@ -42,19 +40,32 @@ impl Kept {
         Ok(Self { dir: scratch.path().to_owned(), _lock: None, _scratch: Some(scratch) })
     }
 
-    fn layer(&self, label: &Label) -> PathBuf {
-        self.dir.join(&Digest::of(label.to_string().as_bytes()).hex()[..16])
+    /// The folder of a layer, made if need be. It may have come with the workspace: what is no file of ours is removed.
+    fn layer(&self, label: &Label) -> Result<PathBuf, FileError> {
+        let name = &Digest::of(label.to_string().as_bytes()).hex()[..16];
+        let folder = Folder::open(&self.dir)?.create_folder(name, 0o755)?;
+        for name in folder.names()? {
+            let kind = folder.stat(&name)?.map(|stat| FileType::from_raw_mode(stat.st_mode));
+            if kind.is_some_and(|kind| kind != FileType::RegularFile) {
+                folder.remove(&name)?;
+            }
+        }
+        Ok(folder.path().to_owned())
     }
 
     /// What is known of the files of a layer.
     pub(crate) fn scan_cache(&self, label: &Label) -> Arc<ScanCache> {
-        Arc::new(ScanCache::load(&self.layer(label).join("scan")))
+        // Without it everything is read anew.
+        let known = self.layer(label).map(|dir| ScanCache::load(&dir.join("scan")));
+        Arc::new(known.unwrap_or_default())
     }
 
     /// Remembers what is known now. That is a matter of time only, so it may fail.
     pub(crate) fn remember(&self, label: &Label, scan: &Scan, known: &ScanCache) {
-        let (dir, now) = (self.layer(label), ScanCache::of(scan));
-        if !now.is_same(known) && fs::create_dir_all(&dir).is_ok() {
+        let now = ScanCache::of(scan);
+        if !now.is_same(known)
+            && let Ok(dir) = self.layer(label)
+        {
             let saved = now.save(&dir.join("scan"));
             saved.unwrap_or_else(|error| tracing::info!(%label, %error, "the scan is not kept"));
         }
@@ -66,8 +77,7 @@ impl Kept {
         label: &Label,
         options: &PackOptions,
     ) -> anyhow::Result<(PathBuf, PackOptions)> {
-        let dir = self.layer(label);
-        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let dir = self.layer(label)?;
         let image = dir.join("image.xar");
         let previous = index_path(&image).is_file().then(|| image.clone());
         // The registry has its own, durable copy.
@@ -75,14 +85,17 @@ impl Kept {
     }
 }
 
-/// Makes the folder and locks it; not if it may not be written to, or another process has it.
-fn lock(dir: &Path) -> Option<File> {
-    fs::create_dir_all(dir).ok()?;
-    let ignore = dir.join("../.gitignore");
-    if !ignore.exists() {
-        fs::write(ignore, "*\n").ok()?;
+/// Makes the folder and locks it; not if it may not be written to, another process has it, or a part of its path is a link,
+/// which may have come with the workspace.
+fn lock(workspace: &Path) -> Option<(PathBuf, Lock)> {
+    let out = Folder::open(workspace)
+        .and_then(|root| root.create_folder(".mica", 0o755))
+        .and_then(|mica| mica.create_folder("out", 0o755))
+        .ok()?;
+    if out.stat(".gitignore").ok()?.is_none() {
+        out.replace(".gitignore", b"*\n", 0o644).ok()?;
     }
-    let lock = File::create(dir.join("lock")).ok()?;
-    flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
-    Some(lock)
+    let dir = out.create_folder("pack", 0o755).ok()?;
+    let lock = Lock::try_exclusive(&dir.path().join("lock")).ok()??;
+    Some((dir.path().to_owned(), lock))
 }

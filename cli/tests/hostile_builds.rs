@@ -381,3 +381,54 @@ fn a_repository_of_somebody_else_is_an_error_that_says_what_to_do() {
     let ran = trusting.env("GIT_CONFIG_VALUE_0", path).output().unwrap();
     assert!(ran.status.success(), "{ran:?}");
 }
+
+#[test]
+fn what_is_packed_of_this_machine_is_said() {
+    let world = World::new(User::Ordinary);
+    world.write("real.sh", "#!/bin/sh\n");
+    std::fs::create_dir(world.path("out")).unwrap();
+    symlink(world.path("real.sh"), world.path("out/sh")).unwrap();
+    world.write(
+        "g.json",
+        r#"{"modules":[{"label":"//a:sh","outputs":[{"path":"a/sh","source":"out/sh"}]}]}"#,
+    );
+    world.hand_over();
+    let said = world.ok(&["pack", "--graph", "g.json", "--target", "//a:sh", "--version", "1"]);
+    assert!(said.stderr.contains("//a:sh: /a/sh is a link to /"), "{said:?}");
+    let world = workspace(User::Ordinary, "");
+    world.write("tree/f", "1");
+    let tree = world.path("tree").display().to_string();
+    world.write("w/BUILD", &format!("mica_tree(name = 'x', dir = '{tree}')\n"));
+    world.hand_over();
+    let said = pack(&world, &[]);
+    assert!(said.stderr.contains(&format!("//:x: packs {tree} of this machine")), "{said:?}");
+}
+
+#[test]
+fn what_is_kept_of_earlier_packings_is_not_followed_elsewhere() {
+    let world = workspace(User::Me, "filegroup(name = 'x', srcs = ['f'])\n");
+    world.write("w/f", "1");
+    world.write("victim/kept", "theirs");
+    let victim = || std::fs::read_dir(world.path("victim")).unwrap().count();
+    std::fs::create_dir_all(world.path("w/.mica/out")).unwrap();
+    symlink(world.path("victim"), world.path("w/.mica/out/pack")).unwrap();
+    assert_eq!(pack(&world, &[]).code, Some(0));
+    assert_eq!(victim(), 1);
+    // The same one step deeper, and a FIFO instead of what is kept.
+    std::fs::remove_file(world.path("w/.mica/out/pack")).unwrap();
+    assert_eq!(pack(&world, &[]).code, Some(0));
+    let names = std::fs::read_dir(world.path("w/.mica/out/pack")).unwrap();
+    let layer = names.map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
+    std::fs::remove_dir_all(&layer).unwrap();
+    symlink(world.path("victim"), &layer).unwrap();
+    world.write("w/f", "2");
+    assert_ne!(pack(&world, &[]).code, Some(0));
+    assert_eq!(victim(), 1);
+    std::fs::remove_file(&layer).unwrap();
+    std::fs::create_dir(&layer).unwrap();
+    for name in ["scan", "image.xar", "image.xar.index"] {
+        let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+        rustix::fs::mknodat(rustix::fs::CWD, layer.join(name), kind, mode, 0).unwrap();
+    }
+    assert_eq!(pack(&world, &[]).code, Some(0));
+}

@@ -152,6 +152,12 @@ fn globs_and_inputs_do_not_lead_out_of_the_workspace() {
     for error in world.errors() {
         assert!(error.contains("far"), "{error}");
     }
+    let world = World::new(&[("BUILD", "mica_tree(name = 'x', dir = 'far/deeper')\n")]);
+    fs::create_dir(world.path("out/deeper")).unwrap();
+    world.link("out", "far");
+    for error in world.errors() {
+        assert!(error.contains("far leads out of the workspace"), "{error}");
+    }
     // Nor an input of an action.
     let text = "genrule(name = 'x', srcs = ['in'], outs = ['o'], cmd = 'cat in > $@')\n";
     let world = World::new(&[("BUILD", text)]);

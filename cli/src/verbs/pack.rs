@@ -111,6 +111,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let file = |digest: &Digest| blobs.files.get(digest).cloned();
     args.patches.add(&*registry, &context.cache()?, &package.manifest, &file, args.quiet)?;
     if !args.quiet {
+        built.of_this_machine()?.iter().for_each(note);
         package.layers.iter().for_each(|layer| note(layer.line()));
     }
     output::lines([format!("{}@{}", package.manifest.name, package.manifest.version).as_str()])?;

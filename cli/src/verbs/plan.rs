@@ -226,6 +226,37 @@ impl Built {
         Ok(layers)
     }
 
+    /// What is of this machine and not of the workspace: outputs that are links by an absolute path, and folders packed from
+    /// elsewhere.
+    pub(crate) fn of_this_machine(&self) -> anyhow::Result<Vec<String>> {
+        let workspace = std::path::absolute(&self.workspace)?;
+        let real = workspace.canonicalize().unwrap_or(workspace);
+        let mut found = Vec::new();
+        for module in self.graph.plan(&self.target)?.layers() {
+            for output in &module.outputs {
+                let (label, path) = (&module.label, &output.path);
+                match fs::read_link(&output.source) {
+                    Ok(target) if target.is_absolute() => found.push(format!(
+                        "{label}: /{path} is a link to {}, which is on this machine",
+                        target.display()
+                    )),
+                    Ok(_) => {}
+                    Err(_) if self.modes == Modes::Executable => {
+                        let source = std::path::absolute(&output.source)?;
+                        if !source.starts_with(&real) {
+                            found.push(format!(
+                                "{label}: packs {} of this machine",
+                                source.display()
+                            ));
+                        }
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// A tree that a `mica_tree` or `mica_base` rule takes whole keeps its modes.
     fn scan_options(&self, module: &Module, options: &PackOptions) -> ScanOptions {
         let modes = if module.rule.starts_with("mica_") { Modes::Keep } else { self.modes };

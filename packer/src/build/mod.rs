@@ -124,7 +124,7 @@ pub fn plan(
     let outputs = outdated.iter().flat_map(|&number| &analysis.actions[number].outputs);
     let unbuilt = outputs.map(|output| at.out.join(state::BIN).join(&output.path)).collect();
     let target = analysis.target.clone();
-    Ok(Planned { target, graph: at.graph(analysis)?, unbuilt, printed: loaded.printed })
+    Ok(Planned { target, graph: at.graph(analysis, options)?, unbuilt, printed: loaded.printed })
 }
 
 /// Builds `target` of the workspace in `workspace_dir`.
@@ -147,7 +147,7 @@ pub fn build(
     let said = counts.said.iter().map(|(&number, text)| (label(number), text.clone())).collect();
     Ok(Built {
         target,
-        graph: at.graph(analysis)?,
+        graph: at.graph(analysis, options)?,
         actions_run: counts.run,
         actions_reused: counts.reused,
         duration: started.elapsed(),
@@ -203,12 +203,34 @@ impl Places {
         Ok(())
     }
 
-    fn graph(&self, analysis: Analysis) -> Result<BuildGraph, BuildError> {
+    /// The graph with its outputs on disk. What would be reached through a link that leads out of the workspace is refused; an
+    /// output that is itself a link is packed as one.
+    fn graph(&self, analysis: Analysis, options: &BuildOptions) -> Result<BuildGraph, BuildError> {
         let graph = analysis.into_graph(|place| match place {
             Place::Source(path) => self.root.join(path),
             Place::Built(path) => self.out.join(state::BIN).join(path),
             Place::Host(path) => PathBuf::from(path),
         });
-        Ok(graph?)
+        let graph = graph?;
+        let mut folders = BTreeSet::new();
+        for output in graph.modules().flat_map(|module| &module.outputs) {
+            let parent = output.source.parent().unwrap_or(&self.root);
+            let ours =
+                output.source.starts_with(&self.root) || output.source.starts_with(&self.out);
+            if ours && folders.insert(parent) {
+                self.stays_inside(parent, options)?;
+            }
+        }
+        Ok(graph)
+    }
+
+    fn stays_inside(&self, folder: &Path, options: &BuildOptions) -> Result<(), BuildError> {
+        let trusted = options.executor.layout(&self.out).inputs == Staging::Links;
+        // What is not there is missed when it is read.
+        let Ok(real) = folder.canonicalize() else { return Ok(()) };
+        match trusted || real.starts_with(&self.root) || real.starts_with(&self.out) {
+            true => Ok(()),
+            false => Err(BuildError::Outside { path: folder.to_owned() }),
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,13 +14,35 @@ use rustix::io::Errno;
 use super::joined;
 use crate::scan_cache::IDENTITY;
 
-/// A directory of the input, held open: what is read is found below it and nowhere else,
-/// whatever is renamed in the meantime.
+/// A directory of the input: what is read is found below it and nowhere else, whatever is renamed in the meantime.
 #[derive(Debug)]
 pub(super) struct Root {
-    fd: OwnedFd,
+    dir: Dir,
     /// When the scan began.
     began: Duration,
+}
+
+#[derive(Debug)]
+enum Dir {
+    /// Held open.
+    Held(OwnedFd),
+    /// Opened each time, and then still the one that it was: a module may have more outputs than there are descriptors.
+    Named { path: PathBuf, dev: u64, ino: u64 },
+}
+
+/// A directory that is open for as long as it is needed.
+pub(super) enum Opened<'a> {
+    Held(BorrowedFd<'a>),
+    New(OwnedFd),
+}
+
+impl AsFd for Opened<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Held(fd) => *fd,
+            Self::New(fd) => fd.as_fd(),
+        }
+    }
 }
 
 /// A change within the same tick of a file system's clock leaves no trace. Ticks of up to 10 ms are
@@ -31,9 +54,30 @@ const COARSE_TICK: Duration = Duration::from_secs(2);
 const LONGEST: usize = 4000;
 
 impl Root {
-    pub(super) fn new(fd: OwnedFd) -> Self {
-        let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { fd, began }
+    pub(super) fn held(fd: OwnedFd) -> Self {
+        Self { dir: Dir::Held(fd), began: now() }
+    }
+
+    /// The directory that is open as `fd` and is at `path`.
+    #[allow(clippy::useless_conversion, clippy::unnecessary_cast)] // types differ by architecture
+    pub(super) fn named(fd: &OwnedFd, path: &Path) -> rustix::io::Result<Self> {
+        let (stat, path) = (rustix::fs::fstat(fd)?, path.to_owned());
+        let dir = Dir::Named { path, dev: stat.st_dev.into(), ino: stat.st_ino.into() };
+        Ok(Self { dir, began: now() })
+    }
+
+    #[allow(clippy::useless_conversion, clippy::unnecessary_cast)] // types differ by architecture
+    fn dir(&self) -> rustix::io::Result<Opened<'_>> {
+        match &self.dir {
+            Dir::Held(fd) => Ok(Opened::Held(fd.as_fd())),
+            Dir::Named { path, dev, ino } => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let fd = rustix::fs::open(path, flags, Mode::empty())?;
+                let stat = rustix::fs::fstat(&fd)?;
+                let found: (u64, u64) = (stat.st_dev.into(), stat.st_ino.into());
+                if found == (*dev, *ino) { Ok(Opened::New(fd)) } else { Err(Errno::STALE) }
+            }
+        }
     }
 
     /// Whether something so young was found that it may change and look the same.
@@ -47,20 +91,24 @@ impl Root {
     /// Opens `path` (components split by `/`, empty for the root itself), following no symlink.
     pub(super) fn open(&self, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let (mut at, mut rest): (Option<OwnedFd>, &[u8]) = (None, path);
+        let (mut at, mut rest) = (self.dir()?, path);
         while rest.len() > LONGEST {
             let cut = rest[..LONGEST].iter().rposition(|&b| b == b'/').ok_or(Errno::NAMETOOLONG)?;
             let fd = open_at(
-                at.as_ref().map_or(self.fd.as_fd(), |fd| fd.as_fd()),
+                at.as_fd(),
                 &rest[..cut],
                 OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
             )?;
-            at = Some(fd);
+            at = Opened::New(fd);
             rest = &rest[cut + 1..];
         }
         let rest = if rest.is_empty() { b"." } else { rest };
-        open_at(at.as_ref().map_or(self.fd.as_fd(), |fd| fd.as_fd()), rest, flags)
+        open_at(at.as_fd(), rest, flags)
     }
+}
+
+fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 fn open_at(dir: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {

@@ -256,6 +256,22 @@ struct Lister<'a> {
     wake: Condvar,
 }
 
+/// A job that is being done. Dropped only if that panics: then nobody waits for it.
+struct Unfinished<'l> {
+    lister: &'l Lister<'l>,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let mut state = self.lister.lock();
+        state.busy -= 1;
+        let failure = Failure { action: "list", path: Vec::new(), source: Errno::IO };
+        state.failure.get_or_insert(failure);
+        drop(state);
+        self.lister.wake.notify_all();
+    }
+}
+
 impl Lister<'_> {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -280,12 +296,14 @@ impl Lister<'_> {
         };
         state.busy += 1;
         drop(state);
+        let unfinished = Unfinished { lister: self };
         let done = match job {
             Job::Directory { listing, path } => self.directory(listing, path),
             Job::Part { listing, part, path, dir, names } => {
                 self.part(listing, part, &path, &dir, names)
             }
         };
+        std::mem::forget(unfinished);
         let mut state = self.lock();
         state.busy -= 1;
         if let Err(failure) = done {

@@ -14,6 +14,7 @@ mod notice;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -148,10 +149,13 @@ pub enum ScanError {
 pub fn scan_dir(dir: &Path, options: &ScanOptions) -> Result<Scan, ScanError> {
     // The trailing slash: a symlink to a directory stands for the directory here.
     let output = Output { tree_path: PathBuf::new(), source: dir.join("") };
-    scan_outputs(&[output], options)
+    let mut builder = Builder { holds: true, ..Builder::new(options) };
+    builder.output(&output)?;
+    Ok(builder.finish())
 }
 
-/// Scans outputs, each at its place in the layer; missing parents are made with mode 0755.
+/// Scans outputs, each at its place in the layer; missing parents are made with mode 0755. However many there are, the scan
+/// holds no descriptor of theirs.
 pub fn scan_outputs(outputs: &[Output], options: &ScanOptions) -> Result<Scan, ScanError> {
     let mut builder = Builder::new(options);
     for output in outputs {
@@ -169,7 +173,7 @@ pub(crate) fn scan_dir_unless(
     cache: impl FnOnce() -> ScanCache,
 ) -> Result<Option<Scan>, ScanError> {
     let dir = dir.join("");
-    let root = Arc::new(open_parent(&dir)?.0);
+    let root = Arc::new(Root::held(open_parent(&dir)?.dir));
     let listings = list::list(&root, options.jobs()).map_err(|failure| failure.below(&dir))?;
     let fingerprint = listings.fingerprint(&root);
     if fingerprint.as_ref().is_some_and(is_known) {
@@ -191,6 +195,10 @@ struct Builder<'a> {
     linked: HashMap<(u64, u64), NodeId>,
     /// Python sources that get another time.
     sources: HashMap<NodeId, compiled::Source>,
+    /// The directories of outputs that are files.
+    parents: HashMap<PathBuf, Arc<Root>>,
+    /// What is scanned is held open.
+    holds: bool,
 }
 
 /// Where an entry is and where it goes.
@@ -226,7 +234,8 @@ impl<'a> Builder<'a> {
     fn new(options: &'a ScanOptions) -> Self {
         let tree = Tree::new(Metadata::with_mode(0o755));
         let scan = Scan { tree, notices: Vec::new(), bytes: 0, files: 0, fingerprint: None };
-        Self { options, scan, linked: HashMap::new(), sources: HashMap::new() }
+        let (linked, sources, parents) = Default::default();
+        Self { options, scan, linked, sources, parents, holds: false }
     }
 
     fn finish(mut self) -> Scan {
@@ -241,8 +250,16 @@ impl<'a> Builder<'a> {
         }
         let place = normal(place);
         let placed = |source| ScanError::Place { path: output.source.clone(), source };
-        let (root, source_name) = open_parent(&output.source)?;
-        let root = Arc::new(root);
+        let Parent { dir, path, name: source_name } = open_parent(&output.source)?;
+        let root = match self.parents.get(path) {
+            Some(root) if source_name.is_some() => Arc::clone(root),
+            _ if self.holds => Arc::new(Root::held(dir)),
+            _ => {
+                let root = Arc::new(Root::named(&dir, path).map_err(io_error("inspect", path))?);
+                self.parents.insert(path.to_owned(), Arc::clone(&root));
+                root
+            }
+        };
         // A directory: its content goes to `place`.
         let Some(source_name) = source_name.map(OsStr::as_bytes) else {
             let node = self.scan.tree.make_directories(&place).map_err(placed)?;
@@ -421,23 +438,27 @@ impl Failure {
     }
 }
 
-/// Opens a directory itself (no name returned), or the directory something else lies in.
-fn open_parent(source: &Path) -> Result<(Root, Option<&OsStr>), ScanError> {
+/// A directory of the input, or the one that something else lies in.
+struct Parent<'s> {
+    dir: OwnedFd,
+    path: &'s Path,
+    /// What lies in it; `None`: the directory itself is meant.
+    name: Option<&'s OsStr>,
+}
+
+fn open_parent(source: &Path) -> Result<Parent<'_>, ScanError> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let whole = rustix::fs::lstat(source).map_err(io_error("inspect", source))?;
     let trailing = source.as_os_str().as_bytes().ends_with(b"/");
     let kind = FileType::from_raw_mode(whole.st_mode);
-    if kind == FileType::Directory || trailing || source.file_name().is_none() {
-        let fd =
-            rustix::fs::open(source, flags, Mode::empty()).map_err(io_error("open", source))?;
-        return Ok((Root::new(fd), None));
-    }
-    let parent = match source.parent() {
+    let itself = kind == FileType::Directory || trailing || source.file_name().is_none();
+    let path = match source.parent() {
+        _ if itself => source,
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let fd = rustix::fs::open(parent, flags, Mode::empty()).map_err(io_error("open", parent))?;
-    Ok((Root::new(fd), source.file_name()))
+    let dir = rustix::fs::open(path, flags, Mode::empty()).map_err(io_error("open", path))?;
+    Ok(Parent { dir, path, name: source.file_name().filter(|_| !itself) })
 }
 
 /// Linux's 32-bit encoding, which the format uses.

@@ -280,12 +280,19 @@ fn with_workers<'t, T>(
     let previous = options.previous.as_ref().filter(|one| one.fits(&options.description()));
     std::thread::scope(|scope| {
         let _close = pool::CloseOnDrop(&pool);
-        for _ in 0..options.jobs() {
+        for number in 0..options.jobs() {
             let compressor = options.compressor(options.block_size)?;
             let (index, previous) = (options.index, previous.cloned());
             let (raw, compressed) = (Vec::new(), Vec::new());
             let worker = pool::Worker { compressor, raw, compressed, index, previous };
-            scope.spawn(|| pool.work(worker));
+            let started =
+                std::thread::Builder::new().spawn_scoped(scope, || pool.work(worker)).is_ok();
+            // Fewer threads than wanted are enough.
+            match (started, number) {
+                (true, _) => {}
+                (false, 0) => return Err(WriteError::Worker),
+                (false, _) => break,
+            }
         }
         submit(&pool)
     })

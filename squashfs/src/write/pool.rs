@@ -1,6 +1,7 @@
 //! Worker threads that run jobs taken from one queue; each result is waited for where it is needed.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
@@ -59,7 +60,12 @@ impl<'t> Pool<'t> {
             // Nobody waits any more when the whole operation has failed.
             let _ = sender.send(job(worker));
         });
-        self.lock().jobs.push_back(job);
+        let mut queue = self.lock();
+        // Nobody would do it any more: whoever waits for it is told at once.
+        if !queue.closed {
+            queue.jobs.push_back(job);
+        }
+        drop(queue);
         self.wake.notify_one();
         Pending(receiver)
     }
@@ -76,7 +82,7 @@ impl<'t> Pool<'t> {
         }
     }
 
-    /// Runs jobs until the pool is closed and the queue is empty.
+    /// Runs jobs until the pool is closed and the queue is empty. A job that panics closes the pool: all that wait are told.
     pub(super) fn work(&self, mut worker: Worker) {
         loop {
             let mut queue = self.lock();
@@ -90,7 +96,10 @@ impl<'t> Pool<'t> {
                 queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
             };
             drop(queue);
-            job(&mut worker);
+            // The worker is not used again, whatever state it is in.
+            if catch_unwind(AssertUnwindSafe(|| job(&mut worker))).is_err() {
+                return self.close();
+            }
         }
     }
 
@@ -113,5 +122,41 @@ pub(super) struct CloseOnDrop<'p, 't>(pub(super) &'p Pool<'t>);
 impl Drop for CloseOnDrop<'_, '_> {
     fn drop(&mut self) {
         self.0.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panicking_worker_leaves_nobody_waiting() {
+        let (sender, receiver) = sync_channel(1);
+        std::thread::spawn(move || {
+            let pool = Pool::new();
+            let worker = || Worker {
+                compressor: crate::codec::Compressor::new(
+                    crate::codec::Compression::Zstd,
+                    None,
+                    4096,
+                )
+                .unwrap(),
+                raw: Vec::new(),
+                compressed: Vec::new(),
+                index: false,
+                previous: None,
+            };
+            std::thread::scope(|scope| {
+                let first = pool.submit(|_| panic!("a test"));
+                let second = pool.submit(|_| ());
+                scope.spawn(|| pool.work(worker()));
+                let first: Result<(), _> = first.wait();
+                assert!(matches!(first, Err(WriteError::Worker)));
+                assert!(matches!(second.wait(), Err(WriteError::Worker)));
+                assert!(matches!(pool.submit(|_| ()).wait(), Err(WriteError::Worker)));
+            });
+            sender.send(()).unwrap();
+        });
+        receiver.recv_timeout(std::time::Duration::from_secs(30)).unwrap();
     }
 }
