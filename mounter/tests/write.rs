@@ -251,3 +251,32 @@ fn inode_numbers_survive_programs_that_cut_them_to_32_bits() {
         assert_eq!(numbers.insert(ino, name), None, "{name}");
     }
 }
+
+#[test]
+fn attributes_of_any_length_are_read_back() {
+    let long = "A".repeat(300);
+    let layer = Layer::new().file("f", "x").xattr("f", "user.b", &long);
+    let scratch = Scratch::new(stack([layer.image()]), true);
+    let get = |name: &str| {
+        let mut room = vec![0; 64 << 10];
+        let len = rustix::fs::getxattr(scratch.path("f"), name, &mut room).unwrap();
+        room.truncate(len);
+        room
+    };
+    assert_eq!(get("user.b"), long.as_bytes());
+    let flags = rustix::fs::XattrFlags::empty();
+    // Copied up by the first.
+    for len in [0, 1, 255, 256, 257, 300, 2000, 3000] {
+        let value = vec![7; len];
+        rustix::fs::setxattr(scratch.path("f"), "user.c", &value, flags).unwrap();
+        assert_eq!(get("user.c"), value, "{len} bytes");
+        assert_eq!(get("user.b"), long.as_bytes());
+        // Asks for the size first.
+        let mut command = std::process::Command::new("getfattr");
+        let command = command.args(["--only-values", "-n", "user.c"]).arg(scratch.path("f"));
+        assert_eq!(command.output().expect("this test needs getfattr").stdout, value);
+    }
+    let mut small = [0; 100];
+    let read = rustix::fs::getxattr(scratch.path("f"), "user.b", &mut small);
+    assert_eq!(read, Err(rustix::io::Errno::RANGE));
+}

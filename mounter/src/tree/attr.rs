@@ -106,7 +106,7 @@ impl Tree {
         let mut marks = partial.as_ref().map(|partial| partial.exclusive());
         let _looking = self.shared();
         if let Some(size) = change.size {
-            let file = self.writable_file(node)?;
+            let file = self.upper_file_locked(node, true)?;
             match &mut marks {
                 Some(marks) => self.truncate_partial(&file, marks, size)?,
                 None => rustix::fs::ftruncate(&file, size)?,

@@ -148,7 +148,7 @@ impl Tree {
             Err(Errno::ACCESS | Errno::PERM) => self.unseen(inode, || {
                 let mode = u32::from(statx_fd(inode)?.stx_mode) & 0o7777;
                 rustix::fs::chmod(proc_path(inode), Mode::from_raw_mode(mode | libc::S_IWUSR))?;
-                self.writable_file(node)
+                self.upper_file_locked(node, true)
             }),
             result => result,
         }

@@ -228,7 +228,8 @@ impl Tree {
             return Ok(());
         }
         self.table().uppers.keep(number, node.ino);
-        node.state().upper = InUpper::Yes;
+        let mut state = node.state();
+        (state.upper, state.number) = (InUpper::Yes, Some(number));
         Ok(())
     }
 

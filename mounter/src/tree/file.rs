@@ -80,10 +80,17 @@ impl Tree {
 
     /// The upper's file; one for all who have the node open.
     fn upper_file(&self, node: &Arc<Node>, write: bool) -> Res<Arc<File>> {
-        if let Some(open) = &node.state().file
-            && (open.writable || !write)
-        {
-            return Ok(Arc::clone(&open.file));
+        if let Some(file) = open_file(node, write) {
+            return Ok(file);
+        }
+        let _looking = self.shared();
+        self.upper_file_locked(node, write)
+    }
+
+    /// The same for callers that hold the namespace lock: else the name may be another file's when it is opened.
+    pub(super) fn upper_file_locked(&self, node: &Arc<Node>, write: bool) -> Res<Arc<File>> {
+        if let Some(file) = open_file(node, write) {
+            return Ok(file);
         }
         let (file, writable) = match self.open_upper(node, OFlags::RDWR) {
             Ok(file) => (file, true),
@@ -118,7 +125,16 @@ impl Tree {
         let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = match self.at(node)? {
             At::Name(dir, name) => {
-                rustix::fs::openat(&dir, &*name, flags | OFlags::NOFOLLOW, Mode::empty())?
+                let fd = rustix::fs::openat(&dir, &*name, flags | OFlags::NOFOLLOW, Mode::empty())?;
+                // Somebody who changes the upper behind the server's back sees that he does.
+                if node
+                    .state()
+                    .number
+                    .is_some_and(|known| statx_fd(&fd).map(|s| s.stx_ino) != Ok(known))
+                {
+                    return Err(Errno::STALE);
+                }
+                fd
             }
             // Through /proc: the only way to an inode without a name.
             At::Fd(fd) => rustix::fs::open(proc_path(&fd), flags, Mode::empty())?,
@@ -150,7 +166,10 @@ impl Tree {
         }
         // The descriptor that is shared by all counts accesses.
         let apart = match keep_atime {
-            true => self.open_upper(node, OFlags::RDONLY | OFlags::NOATIME).ok(),
+            true => {
+                let _looking = self.shared();
+                self.open_upper(node, OFlags::RDONLY | OFlags::NOATIME).ok()
+            }
             false => None,
         };
         let file = match apart {
@@ -243,7 +262,9 @@ impl Tree {
         }
         if node.kind == Kind::Directory {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let looking = self.shared();
             let dir = rustix::fs::openat(self.dir_fd(node)?, c".", flags, Mode::empty())?;
+            drop(looking); // a disk may take its time
             return rustix::fs::fsync(dir);
         }
         let file = self.upper_file(node, false)?;
@@ -289,6 +310,13 @@ impl Tree {
         };
         Ok(target.into_bytes())
     }
+}
+
+/// The upper's file, if it is open as wanted.
+fn open_file(node: &Node, write: bool) -> Option<Arc<File>> {
+    let state = node.state();
+    let open = state.file.as_ref().filter(|open| open.writable || !write);
+    open.map(|open| Arc::clone(&open.file))
 }
 
 /// Reads until the buffer is full or the file ends.

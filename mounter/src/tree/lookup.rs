@@ -215,6 +215,7 @@ impl Tree {
             state.places.clear();
         }
         state.upper = InUpper::Yes;
+        state.number = Some(stat.stx_ino);
         add_place(&mut state, dir, name);
         drop(state);
         node

@@ -5,8 +5,8 @@
 //! never their children, so there are no cycles; the table drops a node when the kernel has forgotten it
 //! and no other node or request holds it.
 //!
-//! Locking: `Tree::namespace` is held shared by whoever looks and exclusively by whoever changes places;
-//! a node's own lock is held for field access only, never two at once, never over a system call.
+//! Locking: `Tree::namespace` is held shared by whoever looks, or opens by a name, and exclusively by whoever changes
+//! places: so a name leads to the node whose place it is. A node's own lock is held for field access only, never two at once, never over a system call.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -41,6 +41,8 @@ pub(crate) struct State {
     /// The inode in a layer, for anything but directories.
     pub(crate) lower: Option<LowerPart>,
     pub(crate) upper: InUpper,
+    /// Number in the upper's file system, once it is known: what is opened by name must have it.
+    pub(crate) number: Option<u64>,
     pub(crate) rest: Rest,
     pub(crate) dir: Option<Box<Dir>>,
     /// The upper's file, while it is open.
