@@ -186,6 +186,13 @@ impl Supervisor<'_> {
     fn run(&mut self, reporter: &mut Reporter) -> Result<(), SuperviseError> {
         self.job.write_status(self.status)?;
         let mut config = self.job.config()?;
+        let hidden = &mut config.spec.hidden;
+        if hidden.folders.is_empty() {
+            // The job is an earlier version's.
+            hidden.folders.push(self.job.root().to_owned());
+            hidden.but.push(self.job.root().join("volumes"));
+            hidden.but.extend((0..config.images.len()).map(|index| self.job.image_tree(index)));
+        }
         // Its own session: what the terminal sends to the command is the command's to pass on.
         let _ = rustix::process::setsid();
         let sinks = self.sinks(reporter).map_err(SuperviseError::Streams)?;

@@ -77,8 +77,13 @@ pub enum VolumeError {
 }
 
 impl Volumes<'_> {
+    /// The folder that holds them all.
+    pub fn path(&self) -> PathBuf {
+        self.0.root().join("volumes")
+    }
+
     fn folder(&self, name: &VolumeName) -> PathBuf {
-        self.0.root().join("volumes").join(name.as_str())
+        self.path().join(name.as_str())
     }
 
     /// The volume's folder, made if it is not there.

@@ -2,10 +2,11 @@
 
 use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use mica_fetcher::Trust;
+use mica_launcher::HostView;
 use serde::Deserialize;
 
 use crate::trust;
@@ -29,6 +30,8 @@ struct Settings {
     shared_cache: Option<PathBuf>,
     /// The account whose subordinate ids root's jobs have.
     userns_remap: Option<String>,
+    /// What jobs without a root layer see of the host; `default` stands for the usual paths.
+    host_paths: Option<Vec<PathBuf>>,
     /// Which packages need signatures. Every file's rules hold, whichever comes first: none can take back what another asks for.
     #[serde(default)]
     trust: Vec<trust::Setting>,
@@ -49,6 +52,7 @@ impl Settings {
             limit_rate: self.limit_rate.or(next.limit_rate),
             shared_cache: self.shared_cache.or(next.shared_cache),
             userns_remap: self.userns_remap.or(next.userns_remap),
+            host_paths: self.host_paths.or(next.host_paths),
             trust: Vec::new(),
             rules: self.rules.and(next.rules),
         }
@@ -66,6 +70,7 @@ impl Settings {
             ("state", path(&self.state)),
             ("runtime", path(&self.runtime)),
             ("userns-remap", self.userns_remap.clone()),
+            ("host-paths", self.host_paths.as_deref().map(listed)),
         ];
         all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
@@ -80,6 +85,7 @@ impl Settings {
             quota: word("MICA_QUOTA"),
             limit_rate: word("MICA_LIMIT_RATE"),
             userns_remap: word("MICA_USERNS_REMAP"),
+            host_paths: var("MICA_HOST_PATHS").map(|list| env::split_paths(&list).collect()),
             shared_cache: var("MICA_SHARED_CACHE").map(PathBuf::from),
             cache: var("MICA_CACHE").map(PathBuf::from),
             state: var("MICA_STATE").map(PathBuf::from),
@@ -110,11 +116,40 @@ impl Settings {
         ] {
             *dir = dir.take().map(|dir| folder.join(dir));
         }
+        check_host_paths(&settings)
+            .with_context(|| format!("cannot use host-paths of {}", path.display()))?;
         settings.registry = settings.registry.map(|location| relative_to(folder, location));
         let rules = std::mem::take(&mut settings.trust);
         settings.rules = trust::rules(rules, path, folder)?;
         Ok(settings)
     }
+}
+
+fn check_host_paths(settings: &Settings) -> anyhow::Result<()> {
+    let bad = |path: &&PathBuf| {
+        *path != Path::new(DEFAULT)
+            && (!path.is_absolute() || path.components().any(|part| part == Component::ParentDir))
+    };
+    match settings.host_paths.iter().flatten().find(bad) {
+        Some(path) => bail!("{} is not an absolute path without ..", path.display()),
+        None => Ok(()),
+    }
+}
+
+/// Stands for the usual paths among those that jobs see of the host.
+const DEFAULT: &str = "default";
+
+fn host_paths(set: Option<Vec<PathBuf>>) -> Vec<PathBuf> {
+    let Some(set) = set else { return HostView::usual() };
+    let meant = |path: PathBuf| match path == Path::new(DEFAULT) {
+        true => HostView::usual(),
+        false => vec![path],
+    };
+    set.into_iter().flat_map(meant).collect()
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
 }
 
 fn relative_to(folder: &Path, location: String) -> String {
@@ -145,6 +180,8 @@ pub(crate) struct Places {
     pub(crate) shared_cache: Option<PathBuf>,
     /// The account whose subordinate ids root's jobs have.
     pub(crate) userns_remap: Option<String>,
+    /// What jobs without a root layer see of the host.
+    pub(crate) host_paths: Vec<PathBuf>,
     /// Which packages need signatures.
     pub(crate) trust: Trust,
 }
@@ -193,8 +230,24 @@ impl Places {
             limit_rate: size(settings.limit_rate, "the limit of the rate")?,
             shared_cache: settings.shared_cache,
             userns_remap: settings.userns_remap,
+            host_paths: host_paths(settings.host_paths),
             trust: settings.rules,
         })
+    }
+}
+
+impl Places {
+    /// The folders that no job may see, those of this user that other settings would make included.
+    pub(crate) fn hidden(&self) -> Vec<PathBuf> {
+        let own = [&self.state, &self.cache, &self.runtime].into_iter().chain(&self.shared_cache);
+        let usual = [
+            ("XDG_STATE_HOME", ".local/state"),
+            ("XDG_CACHE_HOME", ".cache"),
+            ("XDG_RUNTIME_DIR", ".local/state/mica/run"),
+        ];
+        let usual = usual.iter().filter_map(|(var, home)| Some(xdg(var, home)?.join("mica")));
+        let system = ["/var/lib/mica", "/var/cache/mica", "/run/mica"].map(PathBuf::from);
+        own.cloned().chain(usual).chain(system).collect()
     }
 }
 
@@ -251,6 +304,7 @@ pub(crate) fn origins(
         ("state", path(&places.state)),
         ("runtime", path(&places.runtime)),
         ("userns-remap", places.userns_remap.clone()),
+        ("host-paths", Some(listed(&places.host_paths))),
     ];
     let mut rows = Vec::new();
     for (name, value) in all {

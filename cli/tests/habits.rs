@@ -13,13 +13,16 @@ fn world(user: User) -> World {
     let world = World::new(user);
     world.write(
         "base/etc/passwd",
-        "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/home/al:/bin/sh\n",
+        "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/home/al:/bin/sh\ndaemon:x:1:1::/bin:/bin/sh\n",
     );
+    std::fs::create_dir_all(world.path("base/home/al")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(world.path("base/home/al"), mode).unwrap();
     world.write("base/etc/group", "root:x:0:\nalice:x:1000:\ndisk:x:6:alice\n");
     std::fs::create_dir_all(world.path("base/bin")).unwrap();
     std::fs::copy("/bin/busybox", world.path("base/bin/busybox"))
         .expect("this test needs busybox-static");
-    for name in ["sh", "cat", "id", "sleep", "seq", "mkdir", "ln", "env"] {
+    for name in ["sh", "cat", "id", "sleep", "seq", "mkdir", "ln", "env", "touch"] {
         std::os::unix::fs::symlink("busybox", world.path(&format!("base/bin/{name}"))).unwrap();
     }
     world.hand_over();
@@ -42,8 +45,19 @@ fn the_home_and_groups_of_a_user_are_those_of_the_image() {
         // An ordinary user without subordinate ids can have no further groups.
         let groups = if user == User::Me { "1000 6" } else { "1000" };
         assert_eq!(ran.stdout, format!("/home/al\n1000\n{groups}\n"), "{ran:?}");
-        assert_eq!(run(&world, &["--rm"], "echo $HOME").stdout, "/root\n");
-        assert_eq!(run(&world, &["--rm", "-u", "77:77"], "echo $HOME").stdout, "/\n");
+        // A home that isn't there, or is none, is replaced by one that can be used.
+        for (as_user, home) in
+            [("0", "/tmp/home-0"), ("77:77", "/tmp/home-77"), ("daemon", "/tmp/home-1")]
+        {
+            let ran = run(&world, &["--rm", "-u", as_user], "echo $HOME; cd && touch made");
+            // Of the only id that an ordinary user has, everything is.
+            let home = match (user, as_user) {
+                (User::Ordinary, "77:77") => "/",
+                (User::Ordinary, "daemon") => "/bin",
+                _ => home,
+            };
+            assert_eq!((ran.stdout, ran.code), (format!("{home}\n"), Some(0)), "{}", ran.stderr);
+        }
         let ran = run(&world, &["--rm", "-u", "alice", "-e", "HOME=/mine"], "echo $HOME");
         assert_eq!(ran.stdout, "/mine\n");
         run(&world, &["-d", "--name", "j"], "sleep 60");

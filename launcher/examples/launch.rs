@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use mica_launcher::{LaunchError, Network, Root, Spec, Stdio, init_main, launch};
+use mica_launcher::{HostView, LaunchError, Network, Root, Spec, Stdio, init_main, launch};
 
 fn main() -> ExitCode {
     init_main();
@@ -45,7 +45,7 @@ fn run() -> Result<i32, Box<dyn Error>> {
     let tree = PathBuf::from(arguments.next().ok_or("usage: launch TREE|/ PROGRAM [ARGUMENT …]")?);
     let scratch = std::env::temp_dir();
     let root = if tree.as_os_str() == "/" {
-        Root::Host { tree: scratch, at: "/packages/none".into() }
+        Root::Host { tree: scratch, at: "/packages/none".into(), view: HostView::default() }
     } else {
         Root::Tree(tree)
     };

@@ -240,7 +240,12 @@ impl Edits {
         if !self.net_devices.is_empty() {
             return Err(unsupported("network devices".into()));
         }
-        let in_hosts_root = matches!(spec.root, Root::Host { .. });
+        // What is there by itself: of the host's root the file, and the cache of libraries that hooks would make.
+        let view = match &spec.root {
+            Root::Host { view, .. } => Some(view.clone()),
+            Root::Tree(_) => None,
+        };
+        let in_hosts_root = view.is_some();
         for line in &self.env {
             let (name, value) =
                 line.split_once('=').ok_or_else(|| unsupported(format!("the variable {line}")))?;
@@ -256,7 +261,8 @@ impl Edits {
             spec.devices.push(Device { source, target, writable });
         }
         for mount in &self.mounts {
-            if in_hosts_root && mount.host_path == mount.container_path {
+            let shown = view.as_ref().is_some_and(|view| view.shows(&mount.host_path));
+            if shown && mount.host_path == mount.container_path {
                 continue;
             }
             spec.mounts.push(mount.bind().map_err(unsupported)?);
@@ -318,6 +324,7 @@ fn specifications(directory: &Path) -> Result<Vec<PathBuf>, CdiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::view::HostView;
 
     const NVIDIA: &str = "
 cdiVersion: 0.5.0
@@ -383,7 +390,8 @@ containerEdits:
 
     #[test]
     fn the_hosts_root_has_its_own_files() {
-        let root = Root::Host { tree: "/t".into(), at: "/packages/a".into() };
+        let root =
+            Root::Host { tree: "/t".into(), at: "/packages/a".into(), view: HostView::default() };
         let mut spec = Spec::new("x", root, ["true"]);
         registry().inject(&names(&["nvidia.com/gpu=all"]), &mut spec).unwrap();
         assert!(spec.mounts.is_empty() && spec.hooks.is_empty());

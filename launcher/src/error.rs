@@ -1,7 +1,7 @@
 //! Why a job did not start.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cgroup::LimitError;
 use crate::facts::FactsError;
@@ -134,10 +134,26 @@ impl LaunchError {
                 "the job's user namespace doesn't have this id: an ordinary user has more than one where /etc/subuid and \
                  /etc/subgid grant them and the package uidmap is installed"
             }
+            Self::Plan(PlanError::Hidden(_)) => {
+                "it holds the sockets of other jobs; named volumes (-v NAME:/path) may be shared between jobs"
+            }
+            Self::Exec { what, source } | Self::Setup { what, source }
+                if errno(source) == Some(libc::ENOENT) && is_on_the_host(what) =>
+            {
+                "it is there on the host, but not in the job, which sees the host's programs and not its data: \
+                 -v PATH:PATH shows it, --host-root all of the host, and the setting host-paths says what is seen usually"
+            }
             Self::Setup { source, .. } if errno(source) == Some(libc::EROFS) => {
                 "the tree lacks this mount point and cannot be written: add the directory to a layer, or use a writable upper"
             }
             _ => return None,
         })
     }
+}
+
+/// Whether what was looked for in the job is on the host: the last word of what failed.
+fn is_on_the_host(what: &str) -> bool {
+    let paths =
+        ["find ", "change to the directory "].iter().find_map(|verb| what.strip_prefix(verb));
+    paths.is_some_and(|path| path.starts_with('/') && Path::new(path).exists())
 }

@@ -1,5 +1,6 @@
 //! What the launcher needs to know about the host and the tree: read here, so that planning is pure.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -10,10 +11,12 @@ use rustix::process::{getegid, geteuid};
 use rustix::thread::{CapabilitySet as Held, capabilities};
 
 use crate::cgroup::Layout;
+use crate::hidden;
 use crate::ids::{Caller, parse_map};
 use crate::plan::mounted_names;
 use crate::rooted::open_in;
-use crate::spec::{Root, Spec};
+use crate::spec::{Mount, Root, Spec};
+use crate::view::{HostView, Shown, shown};
 
 /// Facts about the host, the caller and the tree.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +28,16 @@ pub struct HostFacts {
     pub root_entries: Vec<RootEntry>,
     /// The host's `/etc/resolv.conf`, if that is a link into a directory which the job gets afresh.
     pub resolv_conf: Option<(PathBuf, String)>,
+    /// What the job sees of the host, for [`crate::HostView::Paths`].
+    pub shown: Vec<Shown>,
+    /// Where the sources of volumes really are, for those that are there.
+    pub sources: BTreeMap<PathBuf, PathBuf>,
+    /// Every path of what no job may see.
+    pub hidden: Vec<PathBuf>,
+    /// Where volumes may come from nevertheless.
+    pub not_hidden: Vec<PathBuf>,
+    /// Where the host mounts something when it is asked for.
+    pub automounts: Vec<PathBuf>,
     /// The host has its POSIX message queues mounted at `/dev/mqueue`.
     pub message_queues: bool,
     /// Text of the job's `etc/passwd`; empty if there is none.
@@ -33,6 +46,8 @@ pub struct HostFacts {
     pub group: String,
     /// The host's cgroups.
     pub cgroups: Layout,
+    /// The host's mounts, as the kernel tells them.
+    pub mountinfo: String,
 }
 
 /// An entry of a root directory.
@@ -86,37 +101,95 @@ impl HostFacts {
             uid_map: parse_map(&read("/proc/self/uid_map")?),
             gid_map: parse_map(&read("/proc/self/gid_map")?),
         };
-        let cgroups = Layout::parse(&read("/proc/self/cgroup")?, &read("/proc/self/mountinfo")?);
+        let mountinfo = read("/proc/self/mountinfo")?;
+        let cgroups = Layout::parse(&read("/proc/self/cgroup")?, &mountinfo);
         let message_queues = Path::new("/dev/mqueue").is_dir();
-        Ok(Self { caller, message_queues, cgroups, ..Self::default() })
+        Ok(Self { caller, message_queues, cgroups, mountinfo, ..Self::default() })
     }
 
-    /// The same with what depends on the tree.
-    pub(crate) fn with_tree(self, spec: &Spec) -> Result<Self, FactsError> {
-        let (users, root_entries, resolv_conf) = match &spec.root {
-            Root::Tree(tree) if is_sparse(tree, spec)? => {
-                (tree.as_path(), root_entries(tree)?, None)
+    /// The same with what depends on the job.
+    pub(crate) fn with_tree(mut self, spec: &Spec) -> Result<Self, FactsError> {
+        let users = match &spec.root {
+            Root::Tree(tree) => {
+                if is_sparse(tree, spec)? {
+                    self.root_entries = root_entries(tree)?;
+                }
+                tree.as_path()
             }
-            Root::Tree(tree) => (tree.as_path(), Vec::new(), None),
-            Root::Host { .. } => {
-                (Path::new("/"), root_entries(Path::new("/"))?, linked_resolv_conf())
+            Root::Host { view: HostView::Whole, .. } => {
+                self.root_entries = root_entries(Path::new("/"))?;
+                self.resolv_conf = linked_resolv_conf();
+                Path::new("/")
+            }
+            Root::Host { view: HostView::Paths(paths), .. } => {
+                let error = |source| FactsError { path: "/".into(), source };
+                self.shown = shown(paths).map_err(error)?;
+                Path::new("/")
             }
         };
-        let passwd = read_in(users, "etc/passwd")?;
-        let group = read_in(users, "etc/group")?;
-        Ok(Self { root_entries, resolv_conf, passwd, group, ..self })
+        self.passwd = account_file(users, "etc/passwd", spec)?;
+        self.group = account_file(users, "etc/group", spec)?;
+        for mount in &spec.mounts {
+            if let Mount::Bind { source, .. } = mount
+                && let Ok(real) = fs::canonicalize(source)
+            {
+                self.sources.insert(source.clone(), real);
+            }
+        }
+        if matches!(spec.root, Root::Host { .. }) || !self.sources.is_empty() {
+            self.look_at_mounts(spec);
+        }
+        Ok(self)
+    }
+
+    fn look_at_mounts(&mut self, spec: &Spec) {
+        let mounts = hidden::mounts(&self.mountinfo);
+        self.automounts = hidden::automounts(&mounts);
+        let real = |path: &PathBuf| fs::canonicalize(path).ok();
+        self.not_hidden = spec.hidden.but.iter().filter_map(real).collect();
+        for folder in spec.hidden.folders.iter().filter_map(|path| fs::canonicalize(path).ok()) {
+            for path in hidden::paths_of(&folder, &mounts) {
+                if !self.hidden.contains(&path) {
+                    self.hidden.push(path);
+                }
+            }
+        }
+    }
+
+    /// Does the host mount something below this path when it is asked for? Then it has to appear in jobs, too.
+    pub(crate) fn mounts_on_demand(&self, path: &Path) -> bool {
+        self.automounts.iter().any(|point| point.starts_with(path))
+    }
+}
+
+/// The text of a file of accounts as the job will see it: of the tree, unless something is mounted over it.
+fn account_file(tree: &Path, file: &str, spec: &Spec) -> Result<String, FactsError> {
+    let full = Path::new("/").join(file);
+    let covers = |mount: &&Mount| full.starts_with(mount.target());
+    match spec.mounts.iter().rev().find(covers) {
+        None => read_in(tree, file),
+        Some(Mount::Tmpfs { .. }) => Ok(String::new()),
+        Some(Mount::Bind { source, target, .. }) => {
+            match (full.strip_prefix(target), source.parent(), source.file_name()) {
+                (Ok(below), _, _) if !below.as_os_str().is_empty() => read_in(source, below),
+                // The file itself.
+                (_, Some(parent), Some(name)) => read_in(parent, Path::new(name)),
+                _ => Ok(String::new()),
+            }
+        }
     }
 }
 
 /// Reads a file of a tree; links in the tree can't lead out of it. Empty if there is no such file.
-pub(crate) fn read_in(tree: &Path, file: &str) -> Result<String, FactsError> {
+pub(crate) fn read_in(tree: &Path, file: impl AsRef<Path>) -> Result<String, FactsError> {
+    let file = file.as_ref();
     let error =
         |source: rustix::io::Errno| FactsError { path: tree.join(file), source: source.into() };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(tree, flags, Mode::empty())
         .map_err(|source| FactsError { path: tree.to_owned(), source: source.into() })?;
     // Not to block on a FIFO, which an image may well put there.
-    match open_in(root, file.as_ref(), OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()) {
+    match open_in(root, file, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()) {
         Ok(fd) => {
             let mut text = Vec::new();
             // A passwd file of more than a few megabytes is somebody's joke.

@@ -172,10 +172,13 @@ pub fn resolve_user(wanted: &str, passwd: &str, group: &str) -> Result<User, Use
         return Err(UserError::Form(wanted.to_owned()));
     }
     let number = name.parse::<u32>().ok();
-    let entry = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| {
-        fields.len() >= 6
-            && (fields[0] == name || number.is_some_and(|n| fields[2].parse() == Ok(n)))
-    });
+    // A number is never a name, even if somebody is called so.
+    let is_meant = |fields: &[&str]| match number {
+        Some(number) => fields[2].parse() == Ok(number),
+        None => fields[0] == name,
+    };
+    let mut entries = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let entry = entries.find(|fields| fields.len() >= 6 && is_meant(fields));
     let field = |index: usize| entry.as_ref().and_then(|fields| fields[index].parse::<u32>().ok());
     let uid = number.or(field(2)).ok_or_else(|| UserError::NoUser(name.to_owned()))?;
     let (gid, groups) = match (group_name, &entry) {
@@ -232,6 +235,10 @@ mod tests {
         let other = resolve_user("1000:log", PASSWD, GROUP).unwrap();
         assert_eq!((other.uid, other.gid, other.home), (1000, 50, None));
         assert_eq!(resolve_user("1000", PASSWD, GROUP).unwrap().gid, 0);
+        let named = format!("1000:x:5:6::/five:/bin/sh\n{PASSWD}ann:x:1000:7::/ann:/bin/sh\n");
+        let ann = resolve_user("1000", &named, GROUP).unwrap();
+        assert_eq!((ann.uid, ann.gid, ann.home.as_deref()), (1000, 7, Some("/ann")));
+        assert_eq!(resolve_user("0", PASSWD, GROUP).unwrap().groups, [50]);
         assert_eq!(resolve_user("nobody", PASSWD, GROUP), Err(UserError::NoUser("nobody".into())));
         assert_eq!(resolve_user("0:x", PASSWD, GROUP), Err(UserError::NoGroup("x".into())));
         assert_eq!(resolve_user(":", PASSWD, GROUP), Err(UserError::Form(":".into())));

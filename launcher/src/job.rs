@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, Usage};
 use crate::error::LaunchError;
-use crate::facts::read_in;
+use crate::facts::{FactsError, read_in};
 use crate::ids::IdMaps;
 use crate::launch::{Stdio, early_error};
 use crate::process::{ExecSpec, Process};
@@ -356,11 +356,10 @@ impl Job {
     /// # Errors
     /// It could not be started.
     pub fn exec(&self, spec: &ExecSpec, stdio: Stdio) -> Result<Program, LaunchError> {
-        let tree = match &self.root {
-            Root::Tree(tree) => tree.as_path(),
-            Root::Host { .. } => std::path::Path::new("/"),
+        let (passwd, group) = match spec.user {
+            Some(_) => (self.account_file("etc/passwd")?, self.account_file("etc/group")?),
+            None => Default::default(),
         };
-        let (passwd, group) = (read_in(tree, "etc/passwd")?, read_in(tree, "etc/group")?);
         let process = self.process.further(spec, &passwd, &group, self.ids.as_ref())?;
         stdio.give_pipes(process.uid, self.ids.as_ref());
         let talk = LaunchError::Talk;
@@ -374,6 +373,15 @@ impl Job {
         let mut program = Program::new(report);
         program.started(&self.cgroup)?;
         Ok(program)
+    }
+
+    /// As the job sees it, with whatever is mounted there. A host that doesn't let us look shows us what the root was made of.
+    fn account_file(&self, file: &str) -> Result<String, FactsError> {
+        let seen = format!("/proc/{}/root", self.init.as_raw_nonzero());
+        read_in(seen.as_ref(), file).or_else(|_| match &self.root {
+            Root::Tree(tree) => read_in(tree, file),
+            Root::Host { .. } => read_in("/".as_ref(), file),
+        })
     }
 
     /// How the job ended and what it used, if it has ended; its cgroup is removed then.

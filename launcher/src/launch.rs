@@ -404,7 +404,7 @@ impl OwnExecutable {
         match own_executable()? {
             Self::Path(path) => {
                 let path = Path::new(OsStr::from_bytes(path.as_bytes()));
-                let mount = volumes::clone(path, false)?;
+                let mount = volumes::clone(path, false, false)?;
                 sys::mount_setattr(mount.as_fd(), false, sys::MOUNT_ATTR_RDONLY, 0)?;
                 Ok(Self::Plain(mount))
             }

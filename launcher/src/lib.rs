@@ -29,13 +29,13 @@
 //! # Example
 //!
 //! ```
-//! use mica_launcher::{Root, Spec, Stdio, init_main, launch};
+//! use mica_launcher::{HostView, Root, Spec, Stdio, init_main, launch};
 //!
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     init_main(); // first thing: this binary is also the job's init
 //!     let tree = std::env::temp_dir().join(format!("mica-example-{}", std::process::id()));
 //!     std::fs::create_dir_all(&tree)?;
-//!     let root = Root::Host { tree: tree.clone(), at: "/packages/example-1".into() };
+//!     let root = Root::Host { tree: tree.clone(), at: "/packages/example-1".into(), view: HostView::default() };
 //!     let spec = Spec::new(format!("example-{}", std::process::id()), root, ["/bin/sh", "-c", "test $$ = 2; exit 3"]);
 //!     let result = launch(&spec, Stdio::null()?).map(|mut job| job.wait());
 //!     std::fs::remove_dir(&tree)?;
@@ -52,6 +52,7 @@ pub mod cgroup;
 mod error;
 mod facts;
 mod firewall;
+mod hidden;
 mod ids;
 mod init;
 mod job;
@@ -69,6 +70,7 @@ mod seccomp;
 mod spec;
 mod step;
 mod sys;
+mod view;
 mod volumes;
 mod wire;
 
@@ -77,6 +79,7 @@ pub use caps::{CapabilitySet, UnknownCapability};
 pub use cgroup::{Cgroup, LimitError, Usage, cleanup};
 pub use error::LaunchError;
 pub use facts::{EntryKind, FactsError, HostFacts, RootEntry};
+pub use hidden::Hidden;
 pub use ids::{Caller, IdMaps, User, UserError, parse_map, resolve_user};
 pub use job::{Ending, Exit, Job, Program};
 pub use launch::{Stdio, init_main, launch};
@@ -89,6 +92,7 @@ pub use rooted::open_in;
 pub use seccomp::{Profile, ProfileError};
 pub use spec::{
     Capabilities, Device, GeneratedFile, IdMapping, IdRange, IoLimit, Limits, Mount, Namespace,
-    Namespaces, Network, PortForward, Protocol, Rlimit, Root, Seccomp, Spec,
+    Namespaces, Network, PortForward, Protocol, Rlimit, Seccomp, Spec,
 };
 pub use step::{Flags, Step};
+pub use view::{HostView, Root, Shown, ShownKind};

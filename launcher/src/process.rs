@@ -75,8 +75,9 @@ impl Process {
             Some(wanted) => ids::resolve_user(wanted, &facts.passwd, &facts.group)?,
             None => {
                 let (uid, gid) = facts.caller.default_user(&spec.ids);
-                let home = ids::resolve_user(&uid.to_string(), &facts.passwd, "")?.home;
-                User { uid, gid, groups: Vec::new(), home }
+                let User { home, groups, .. } =
+                    ids::resolve_user(&uid.to_string(), &facts.passwd, &facts.group)?;
+                User { uid, gid, groups, home }
             }
         };
         let maps = match spec.namespaces.user {
@@ -131,6 +132,7 @@ impl Process {
         maps: Option<&IdMaps>,
     ) -> Result<Self, PlanError> {
         let mut process = Self { argv: spec.argv.clone(), ..self.clone() };
+        process.own_home &= spec.env.iter().all(|(name, _)| name != "HOME");
         for (name, value) in &spec.env {
             process.env.retain(|(known, _)| known != name);
             process.env.push((name.clone(), value.clone()));
@@ -143,8 +145,8 @@ impl Process {
             if maps.is_some_and(|maps| !maps.covers(user.uid, user.gid)) {
                 return Err(PlanError::Unmapped { uid: user.uid, gid: user.gid });
             }
-            let own_home = self.own_home && spec.env.iter().all(|(name, _)| name != "HOME");
-            set_home(&mut process.env, &user, own_home);
+            let own_home = process.own_home;
+            process.own_home |= set_home(&mut process.env, &user, own_home);
             process.groups = reachable(user.groups, maps);
             (process.uid, process.gid) = (user.uid, user.gid);
         }

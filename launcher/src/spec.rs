@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::bridge::Link;
 use crate::cdi::Hook;
+use crate::hidden::Hidden;
 use crate::os;
+pub(crate) use crate::view::Root;
 
 /// A job: the program, the tree it lives in, and how it is confined.
 ///
@@ -56,6 +58,9 @@ pub struct Spec {
     /// Volumes and memory file systems, in order.
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// What the job sees of the host neither there nor in its root.
+    #[serde(default)]
+    pub hidden: Hidden,
     /// Files that the launcher writes for the job, such as `/etc/hosts`; the mount points are made where they are missing.
     #[serde(default)]
     pub files: Vec<GeneratedFile>,
@@ -138,6 +143,7 @@ impl Spec {
             link: None,
             ids: IdMapping::default(),
             mounts: Vec::new(),
+            hidden: Hidden::default(),
             files: Vec::new(),
             devices: Vec::new(),
             hooks: Vec::new(),
@@ -154,23 +160,6 @@ impl Spec {
             oom_score_adj: None,
         }
     }
-}
-
-/// What the job sees as `/`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Root {
-    /// This directory.
-    Tree(#[serde(with = "os")] PathBuf),
-    /// The host's root, read-only, with a tree mounted in it.
-    Host {
-        /// The directory to show.
-        #[serde(with = "os")]
-        tree: PathBuf,
-        /// Where the job sees it: two components at least, such as `/packages/A-953bc`.
-        #[serde(with = "os")]
-        at: PathBuf,
-    },
 }
 
 /// Whether the job gets a namespace of its own.

@@ -68,6 +68,9 @@ pub enum Step {
         recursive: bool,
         /// Mounts made later on the host appear in the job.
         follow: bool,
+        /// The path has no links in it: should one be there now, somebody has put it there meanwhile.
+        #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+        exact: bool,
         /// Its files have other owners in the job; the launcher hands over such a mount.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         ids: Option<IdMapping>,
@@ -111,6 +114,8 @@ pub enum Step {
     ReadOnlyRoot,
     /// Make the new root `/` and let go of the host's.
     Pivot,
+    /// Let nobody in the job take off or change what is mounted now, whatever capabilities it has.
+    Lock,
 }
 
 /// How something is mounted. All false: writable, with programs and set-user-ID bits and devices in effect.
@@ -209,6 +214,7 @@ impl fmt::Display for Step {
             }
             Self::ReadOnlyRoot => write!(f, "make the root read-only"),
             Self::Pivot => write!(f, "change to the new root"),
+            Self::Lock => write!(f, "lock what is mounted"),
         }
     }
 }

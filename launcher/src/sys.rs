@@ -468,14 +468,13 @@ pub(crate) fn install_filter(program: &[seccompiler::sock_filter]) -> io::Result
 
 /// Starts a mount namespace with copies of the caller's mounts.
 pub(crate) fn unshare_mounts() -> io::Result<()> {
-    // SAFETY: a mount namespace has no effect on descriptors or memory.
-    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })
+    unshare(libc::CLONE_NEWNS)
 }
 
-/// Starts a cgroup namespace at the caller's current cgroup.
-pub(crate) fn unshare_cgroup() -> io::Result<()> {
-    // SAFETY: a cgroup namespace has no effect on descriptors or memory.
-    check(unsafe { libc::unshare(libc::CLONE_NEWCGROUP) })
+/// Starts namespaces of these kinds.
+pub(crate) fn unshare(namespaces: libc::c_int) -> io::Result<()> {
+    // SAFETY: namespaces have no effect on memory; that of descriptors, CLONE_FILES, is never passed.
+    check(unsafe { libc::unshare(namespaces) })
 }
 
 /// Brings the interface `lo` up.

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::Pid;
 
@@ -30,22 +30,22 @@ pub(crate) fn open<P>(
 ) -> Result<Vec<OwnedFd>, LaunchError> {
     let mut mounts = Vec::new();
     for step in steps {
-        let (source, recursive, ids) = match step {
-            Step::Root { tree, .. } => (tree, true, &None),
-            Step::Bind { source, recursive, ids, .. } => (source, *recursive, ids),
+        let (source, recursive, exact, ids) = match step {
+            Step::Root { tree, .. } => (tree, true, false, &None),
+            Step::Bind { source, recursive, exact, ids, .. } => (source, *recursive, *exact, ids),
             _ => continue,
         };
         if !all && ids.is_none() {
             continue;
         }
         let Some(ids) = ids else {
-            let mount = clone(source, recursive);
+            let mount = clone(source, recursive, exact);
             let error = |source| LaunchError::Setup { what: step.to_string(), source };
             mounts.push(mount.map_err(error)?);
             continue;
         };
         let error = |reason| LaunchError::MapVolume { path: source.clone(), source: reason };
-        let mount = clone(source, recursive).map_err(error)?;
+        let mount = clone(source, recursive, exact).map_err(error)?;
         let users = match ids {
             IdMapping::Auto | IdMapping::Single => users_of(job).map_err(error)?,
             IdMapping::Ranges { uids, gids } => {
@@ -64,11 +64,16 @@ fn users_of(pid: Pid) -> io::Result<File> {
     File::open(format!("/proc/{}/ns/user", pid.as_raw_nonzero()))
 }
 
-/// A detached copy of what is mounted at a path.
-pub(crate) fn clone(source: &Path, recursive: bool) -> io::Result<OwnedFd> {
+/// A detached copy of what is mounted at a path; `exact` if there is no link in it.
+pub(crate) fn clone(source: &Path, recursive: bool, exact: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    Ok(open_tree(CWD, source, flags)?)
+    if !exact {
+        return Ok(open_tree(CWD, source, flags)?);
+    }
+    let path = OFlags::PATH | OFlags::CLOEXEC;
+    let at = openat2(CWD, source, path, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    Ok(open_tree(&at, "", flags | OpenTreeFlags::AT_EMPTY_PATH)?)
 }

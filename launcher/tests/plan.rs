@@ -3,8 +3,8 @@
 
 use mica_launcher::cgroup::Layout;
 use mica_launcher::{
-    Caller, EntryKind, HostFacts, IdMapping, IdRange, Mount, Namespace, Network, PlanError, Root,
-    RootEntry, Spec, Step, parse_map, plan,
+    Caller, EntryKind, HostFacts, HostView, IdMapping, IdRange, Mount, Namespace, Network,
+    PlanError, Root, RootEntry, Shown, ShownKind, Spec, Step, parse_map, plan,
 };
 
 fn root_facts() -> HostFacts {
@@ -98,12 +98,107 @@ change to the new root";
     assert_eq!(words.join("\n"), expected);
 }
 
+fn beside(view: HostView) -> Spec {
+    let at = "/packages/A-953bc".into();
+    Spec::new("one", Root::Host { tree: "/mnt/tree".into(), at, view }, ["true"])
+}
+
+#[test]
+fn a_tree_beside_the_hosts_programs() {
+    let mut spec = beside(HostView::default());
+    let mut facts = root_facts();
+    let bind = |path: &str| Shown { target: path.into(), kind: ShownKind::Bind(path.into()) };
+    let link = ShownKind::Symlink("usr/bin".into());
+    facts.shown = vec![
+        Shown { target: "/bin".into(), kind: link },
+        bind("/etc/passwd"),
+        bind("/opt"),
+        Shown { target: "/etc/resolv.conf".into(), kind: ShownKind::Bind("/run/resolv".into()) },
+        bind("/usr"),
+    ];
+    facts.hidden = vec!["/opt/mica".into(), "/var/lib/mica".into(), "/srv/mica".into()];
+    for (source, target) in [("/", "/h"), ("/link", "/data"), ("/home", "/home"), ("/gone", "/g")] {
+        spec.mounts.push(Mount::Bind {
+            source: source.into(),
+            target: target.into(),
+            read_only: false,
+            recursive: true,
+            follow: false,
+            ids: None,
+        });
+    }
+    let real = [("/", "/"), ("/link", "/var"), ("/home", "/home")];
+    facts.sources = real.map(|(source, real)| (source.into(), real.into())).into();
+    facts.automounts = vec!["/home/net".into()];
+    let words = words(&spec, &facts);
+    assert_eq!(
+        words[2..10],
+        [
+            "put a root together at /mnt/tree",
+            "link /bin to usr/bin",
+            "bind /etc/passwd to /etc/passwd (ro,nosuid,nodev)",
+            "bind /opt to /opt (ro,nosuid,nodev)",
+            "hide /opt/mica",
+            "bind /run/resolv to /etc/resolv.conf (ro,nosuid,nodev)",
+            "bind /usr to /usr (ro,nosuid,nodev)",
+            "bind /mnt/tree to /packages/A-953bc (rw,nosuid,nodev)",
+        ]
+    );
+    let at = words.iter().position(|line| line.starts_with("bind / to")).unwrap();
+    assert_eq!(
+        words[at..at + 8],
+        [
+            "bind / to /h (rw,nosuid,nodev)",
+            "hide /h/opt/mica",
+            "hide /h/var/lib/mica",
+            "hide /h/srv/mica",
+            "bind /var to /data (rw,nosuid,nodev)",
+            "hide /data/lib/mica",
+            "bind /home to /home (rw,nosuid,nodev)",
+            "bind /gone to /g (rw,nosuid,nodev)",
+        ]
+    );
+    let follows = |step: &&Step| matches!(step, Step::Bind { follow: true, .. });
+    let steps = plan(&spec, &facts).unwrap().steps;
+    let following: Vec<_> = steps.iter().filter(follows).map(Step::to_string).collect();
+    assert_eq!(
+        following,
+        ["bind / to /h (rw,nosuid,nodev)", "bind /home to /home (rw,nosuid,nodev)"],
+        "what is mounted on demand appears"
+    );
+    assert_eq!(words[words.len() - 2..], ["make the root read-only", "change to the new root"]);
+}
+
+#[test]
+fn volumes_from_what_is_hidden() {
+    let mut spec = beside(HostView::default());
+    let mut facts = root_facts();
+    facts.hidden = vec!["/var/lib/mica".into()];
+    facts.not_hidden = vec!["/var/lib/mica/volumes".into()];
+    let mut refused = |real: &str| {
+        spec.mounts = vec![Mount::Bind {
+            source: "/link".into(),
+            target: "/x".into(),
+            read_only: true,
+            recursive: false,
+            follow: false,
+            ids: None,
+        }];
+        facts.sources = [("/link".into(), real.into())].into();
+        plan(&spec, &facts).err().map(|error| error.to_string())
+    };
+    let message = Some("/link is mica's own, and hidden from jobs".to_owned());
+    assert_eq!(refused("/var/lib/mica"), message);
+    assert_eq!(refused("/var/lib/mica/jobs/x/control"), message);
+    assert_eq!(refused("/var/lib/mica/volumes/data"), None);
+    assert_eq!(refused("/var/lib/micado"), None);
+}
+
 #[test]
 fn a_tree_in_the_hosts_root() {
-    let at = "/packages/A-953bc";
-    let spec = Spec::new("one", Root::Host { tree: "/mnt/tree".into(), at: at.into() }, ["true"]);
+    let spec = beside(HostView::Whole);
     let mut facts = root_facts();
-    let names = ["bin", "dev", "etc", "packages", "proc", "run", "usr"];
+    let names = ["bin", "dev", "etc", "packages", "proc", "run", "usr", "var"];
     facts.root_entries = names
         .map(|name| RootEntry {
             name: name.into(),
@@ -115,14 +210,17 @@ fn a_tree_in_the_hosts_root() {
         })
         .to_vec();
     facts.resolv_conf = Some(("/run/resolve/conf".into(), String::new()));
+    facts.hidden = vec!["/var/lib/mica".into()];
     let words = words(&spec, &facts);
     assert_eq!(
-        words[2..9],
+        words[2..11],
         [
             "put a root together at /mnt/tree",
             "link /bin to usr/bin",
             "bind /etc to /etc (ro,nosuid,nodev)",
             "bind /usr to /usr (ro,nosuid,nodev)",
+            "bind /var to /var (ro,nosuid,nodev)",
+            "hide /var/lib/mica",
             "mount tmpfs at /run (rw,nosuid,nodev,noexec)",
             "bind /mnt/tree to /packages/A-953bc (rw,nosuid,nodev)",
             "write /run/resolve/conf",
@@ -191,7 +289,9 @@ fn jobs_that_make_no_sense() {
         "cannot work out the job's capabilities"
     );
     assert_eq!(
-        error(|s| s.root = Root::Host { tree: "/t".into(), at: "/usr".into() }),
+        error(
+            |s| s.root = Root::Host { tree: "/t".into(), at: "/usr".into(), view: HostView::Whole }
+        ),
         "the tree cannot be mounted at /usr in the host's root"
     );
     let climbing = |s: &mut Spec| {

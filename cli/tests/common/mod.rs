@@ -60,7 +60,13 @@ fn is_root() -> bool {
 
 impl World {
     pub(crate) fn new(user: User) -> Self {
-        let world = Self { dir: tempfile::tempdir().unwrap(), user, binary: Binary::shared() };
+        Self::below(user, &std::env::temp_dir())
+    }
+
+    /// The same elsewhere than in the folder for temporary files.
+    pub(crate) fn below(user: User, folder: &Path) -> Self {
+        let dir = tempfile::tempdir_in(folder).unwrap();
+        let world = Self { dir, user, binary: Binary::shared() };
         if world.is_dropped() {
             chown(world.dir.path(), Some(ORDINARY), Some(ORDINARY)).unwrap();
         }

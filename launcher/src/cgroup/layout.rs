@@ -92,7 +92,7 @@ impl<'a> MountLine<'a> {
 }
 
 /// Undoes the octal escapes of mountinfo.
-fn unescape(field: &str) -> PathBuf {
+pub(crate) fn unescape(field: &str) -> PathBuf {
     let bytes = field.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;

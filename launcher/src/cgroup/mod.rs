@@ -22,6 +22,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::retry_on_intr;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use layout::unescape;
 pub use layout::{Hierarchy, Layout};
 pub use settings::{Setting, v1 as settings_v1, v2 as settings_v2};
 pub use usage::Usage;

@@ -10,6 +10,7 @@
 //! control socket ends, and so does the init.
 
 mod hooks;
+mod lock;
 mod program;
 mod setup;
 mod targets;

@@ -5,8 +5,12 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, major, minor};
+use rustix::fs::{
+    Access, AtFlags, CWD, FileType, Mode, OFlags, Stat, accessat, fstat, major, minor, mkdirat,
+    statat,
+};
 use rustix::io::Errno;
 use rustix::process::{Gid, Pid, Rlimit, Uid, chdir, getrlimit, setrlimit, setsid, umask};
 use rustix::thread::{
@@ -129,7 +133,33 @@ fn attempt(
     chdir(&process.cwd).map_err(|e| {
         Trouble::new(format_args!("change to the directory {}", process.cwd.display()), e)
     })?;
-    Err(execute(process))
+    let home = if process.own_home { other_home(process) } else { None };
+    Err(execute(process, home.as_deref()))
+}
+
+/// A home for a user whose own is not there or can't be written: one in `/tmp`.
+fn other_home(process: &Process) -> Option<OsString> {
+    let usable = |path: &OsStr| {
+        let inside = Path::new(path).join(".");
+        accessat(CWD, inside, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_ok()
+    };
+    let (_, told) = process.env.iter().find(|(name, _)| name == "HOME")?;
+    if usable(told) {
+        return None;
+    }
+    let own = OsString::from(format!("/tmp/home-{}", process.uid));
+    // Another program of the same user's may have made it; somebody else's is none.
+    let made = mkdirat(CWD, &own, Mode::from_raw_mode(0o700));
+    let is_ours = |stat: Stat| {
+        stat.st_uid == process.uid
+            && FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+            && stat.st_mode & 0o022 == 0
+    };
+    let there = statat(CWD, &own, AtFlags::SYMLINK_NOFOLLOW);
+    if matches!(made, Ok(()) | Err(Errno::EXIST)) && there.is_ok_and(is_ours) && usable(&own) {
+        return Some(own);
+    }
+    usable(OsStr::new("/tmp")).then(|| "/tmp".into())
 }
 
 fn streams(standard: Standard) -> io::Result<()> {
@@ -248,7 +278,7 @@ fn raise(held: CapabilitySet) -> Result<(), Trouble> {
 }
 
 /// Executes the program. Returns why it couldn't.
-fn execute(process: &Process) -> Trouble {
+fn execute(process: &Process, home: Option<&OsStr>) -> Trouble {
     let c_string = |text: &OsStr| CString::new(text.as_bytes()).unwrap_or_default();
     let argv: Vec<_> = process.argv.iter().map(|a| c_string(a)).collect();
     let envp: Vec<_> = process
@@ -257,7 +287,7 @@ fn execute(process: &Process) -> Trouble {
         .map(|(name, value)| {
             let mut line = name.clone();
             line.push("=");
-            line.push(value);
+            line.push(home.filter(|_| name == "HOME").unwrap_or(value));
             c_string(&line)
         })
         .collect();
@@ -266,7 +296,7 @@ fn execute(process: &Process) -> Trouble {
     for candidate in candidates(program, &process.env) {
         let error = sys::execve(&c_string(&candidate), &argv, &envp);
         match error.raw_os_error() {
-            Some(libc::ENOENT | libc::ENOTDIR) if !std::path::Path::new(&candidate).exists() => {}
+            Some(libc::ENOENT | libc::ENOTDIR) if !Path::new(&candidate).exists() => {}
             _ => {
                 refused.get_or_insert((candidate, error));
             }
@@ -295,7 +325,7 @@ fn candidates(program: &OsStr, env: &[(OsString, OsString)]) -> Vec<OsString> {
         .map(|directory| {
             let directory =
                 if directory.is_empty() { OsStr::new(".") } else { OsStr::from_bytes(directory) };
-            std::path::Path::new(directory).join(program).into_os_string()
+            Path::new(directory).join(program).into_os_string()
         })
         .collect()
 }

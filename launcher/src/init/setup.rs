@@ -20,12 +20,12 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::program::Terminal;
 use super::targets::{Targets, is_directory};
-use super::{Trouble, hooks};
+use super::{Trouble, hooks, lock};
 use crate::links::Links;
 use crate::names::LONGEST_FILES;
 use crate::step::{Flags, Step};
 use crate::wire::{self, Streams};
-use crate::{bridge, sys};
+use crate::{bridge, sys, volumes};
 
 /// Carries all steps out. Returns the program's terminal, if it gets one.
 pub(crate) fn carry_out(
@@ -166,9 +166,9 @@ impl Work {
                 sys::mount_setattr(mount.as_fd(), true, attributes(flags), PRIVATE)?;
                 mount
             }
-            Step::Bind { source, flags, recursive, follow, ids, .. } => {
+            Step::Bind { source, flags, recursive, follow, exact, ids, .. } => {
                 let mount = match ids {
-                    None if !self.all_handed_over => clone_mount(CWD, source, *recursive)?,
+                    None if !self.all_handed_over => volumes::clone(source, *recursive, *exact)?,
                     _ => handed_over(control)?,
                 };
                 sys::mount_setattr(
@@ -222,7 +222,7 @@ impl Work {
 
     fn carry_out(&mut self, index: usize, step: &Step) -> io::Result<()> {
         match step {
-            Step::CgroupNamespace => sys::unshare_cgroup()?,
+            Step::CgroupNamespace => sys::unshare(libc::CLONE_NEWCGROUP)?,
             Step::Hostname(name) => rustix::system::sethostname(name.as_bytes())?,
             Step::Loopback => sys::loopback_up()?,
             Step::Addresses(addresses) => {
@@ -266,6 +266,7 @@ impl Work {
                 sys::mount_setattr(self.targets()?.root(), false, sys::MOUNT_ATTR_RDONLY, 0)?
             }
             Step::Pivot => self.pivot()?,
+            Step::Lock => lock::mounts()?,
         }
         Ok(())
     }

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use crate::support::*;
 use mica_launcher::{
-    Device, ExecSpec, GeneratedFile, Mount, Namespace, Network, Root, Seccomp, Spec, Stdio,
+    Device, ExecSpec, GeneratedFile, HostView, Mount, Namespace, Network, Root, Seccomp, Spec,
+    Stdio,
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -35,6 +36,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("escapes::privileged", By::Root, privileged),
     ("escapes::devices", By::Root, devices),
     ("escapes::nodes_of_the_host", By::Both, nodes_of_the_host),
+    ("escapes::masks_are_locked", By::Both, masks_are_locked),
+    ("escapes::shared_proc_is_read_only", By::Both, shared_proc_is_read_only),
 ];
 
 /// A tree whose mount points are links to the host's, upwards or absolute.
@@ -395,7 +398,8 @@ fn hidden_and_read_only_paths() {
 
 fn host_is_read_only() {
     let tree = scratch();
-    let root = Root::Host { tree: tree.path().into(), at: "/packages/a-1".into() };
+    let view = HostView::Whole;
+    let root = Root::Host { tree: tree.path().into(), at: "/packages/a-1".into(), view };
     let line = "for d in / /* ; do touch $d/mica-was-here 2>/dev/null && echo $d; done; rm -f /tmp/mica-was-here /run/mica-was-here; \
                 ls -d /var/run/docker.sock /run/systemd 2>/dev/null; exit 0";
     let mut spec = Spec::new(id(), root, ["/bin/sh", "-c", line]);
@@ -593,5 +597,83 @@ fn nodes_of_the_host() {
         let (_, text) = output(&spec);
         assert!(text.starts_with("tried 35\n1\n"), "{text}");
         assert_eq!(before(), was);
+    }
+}
+
+/// Writes to a setting of the host's what it says already, at every place where a fresh or uncovered `/proc` may be.
+const WRITE_SETTING: &str = "for p in /proc /mnt /srv /tmp/p; do f=$p/sys/kernel/core_pattern; [ -e $f ] || continue; \
+     { cat $f > $f; } 2>/dev/null && echo written by $p; done;";
+
+fn masks_are_locked() {
+    let tree = tree();
+    for point in ["mnt", "srv"] {
+        fs::create_dir(tree.path().join(point)).unwrap();
+    }
+    let attempts = [
+        "umount /proc/sys",
+        "umount -l /proc/sys",
+        "umount -R /proc",
+        "mount -o remount,bind,rw /proc/sys",
+        "mount -o remount,rw /proc",
+        "mkdir /tmp/p; mount --move /proc/sys /tmp/p",
+        "mount --bind /proc /mnt",
+        "mount --rbind /proc /srv; umount /srv/sys; umount -l /srv/sys; mount -o remount,bind,rw /srv/sys",
+        "mount -t proc proc /mnt",
+        "mount -t proc -o ro proc /mnt && mount -o remount,rw /mnt",
+        "mount -t sysfs sysfs /mnt && touch /mnt/firmware/x",
+        "umount /sys/firmware; umount -l /sys/firmware; ls /sys/firmware",
+        "umount /dev/full; umount -l /dev/full; mount -o remount,bind,rw /dev/full && chmod 667 /dev/full",
+        "umount /proc/kcore; head -c 1 /proc/kcore",
+        "nsenter -t 1 -m -- umount /proc/sys",
+        "unshare -m -- umount /proc/sys",
+        "unshare -m -p -f -- sh -c 'mount -t proc proc /mnt && cat /mnt/sys/kernel/core_pattern > /mnt/sys/kernel/core_pattern && echo written'",
+        "unshare -U -r -m -p -f -- sh -c 'umount /proc/sys || mount -t proc proc /mnt && echo written'",
+    ];
+    let lines = attempts.map(|attempt| {
+        format!("{{ {attempt}; }} >/tmp/said 2>&1; grep written /tmp/said; {WRITE_SETTING}\n")
+    });
+    let line = format!(
+        "{}\nhead -c 1 /proc/kcore 2>/dev/null | wc -c; ls /sys/firmware | wc -l; mount -t tmpfs x /srv 2>/dev/null && umount /srv && echo own",
+        lines.concat()
+    );
+    let full = || fs::metadata("/dev/full").unwrap().mode();
+    let before = full();
+    for user in [None, Some("0:0")] {
+        let mut spec = shell(tree.path(), &line);
+        spec.user = user.map(str::to_owned);
+        spec.capabilities.add = vec!["SYS_ADMIN".into()];
+        let (_, text) = output(&spec);
+        // Only the namespace's root has the capability.
+        let root = user.is_some() || rustix::process::geteuid().is_root();
+        assert_eq!(text, if root { "0\n0\nown\n" } else { "0\n0\n" });
+        assert_eq!(full(), before);
+        spec.capabilities.add.push("ALL".into());
+        assert_eq!(output(&spec).1, text);
+    }
+    // Its capabilities count in its other namespaces as without the locks.
+    let mut spec = shell(
+        tree.path(),
+        "hostname other && hostname; ip link set lo mtu 1400 && echo net; echo $$",
+    );
+    spec.user = Some("0:0".into());
+    spec.namespaces.network = Network::None;
+    spec.capabilities.add = vec!["SYS_ADMIN".into(), "NET_ADMIN".into()];
+    let (_, text) = output(&spec);
+    assert!(text.starts_with("other\nnet\n"), "{text}");
+}
+
+/// Who shares the host's processes shares its `/proc`, and may not write to it either.
+fn shared_proc_is_read_only() {
+    let tree = tree();
+    let line = format!(
+        "{WRITE_SETTING} for f in /proc/sysrq-trigger /proc/irq/default_smp_affinity; do [ -w $f ] && echo $f; done; echo end"
+    );
+    for (add, privileged) in [(vec![], false), (vec!["SYS_ADMIN".into()], false)] {
+        let mut spec = shell(tree.path(), &format!("umount -l /proc/sys 2>/dev/null; {line}"));
+        spec.user = Some("0:0".into());
+        spec.namespaces.pid = Namespace::Host;
+        spec.capabilities.add = add;
+        spec.privileged = privileged;
+        assert_eq!(output(&spec).1, "end\n");
     }
 }

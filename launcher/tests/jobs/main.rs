@@ -9,6 +9,7 @@ mod limits;
 mod runtime_spec;
 mod support;
 mod surroundings;
+mod view;
 
 use std::process::ExitCode;
 
@@ -22,7 +23,13 @@ fn main() -> ExitCode {
         escapes::push_input();
         return ExitCode::SUCCESS;
     }
-    let all =
-        [basics::TESTS, surroundings::TESTS, runtime_spec::TESTS, limits::TESTS, escapes::TESTS];
+    let all = [
+        basics::TESTS,
+        surroundings::TESTS,
+        view::TESTS,
+        runtime_spec::TESTS,
+        limits::TESTS,
+        escapes::TESTS,
+    ];
     support::run(&all.concat())
 }

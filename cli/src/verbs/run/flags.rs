@@ -35,9 +35,13 @@ pub(crate) struct Args {
     /// Run from image files instead of a package, topmost first
     #[arg(long = "image", value_name = "FILE")]
     pub(super) images: Vec<PathBuf>,
-    /// The stack becomes the job's `/`, instead of a folder below /packages over the host's root
+    /// The stack becomes the job's `/`, instead of a folder below /packages beside the host's programs
     #[arg(long)]
     pub(super) rootfs: bool,
+    /// Show the host's whole root, read-only, where a stack without a root of its own gets the host's programs only (the
+    /// setting host-paths). A job can connect to sockets that it sees, and lock files, whatever is read-only
+    #[arg(long, conflicts_with = "rootfs")]
+    pub(super) host_root: bool,
     #[command(flatten)]
     pub(crate) registry: RegistryFlags,
     #[command(flatten)]

@@ -1,6 +1,7 @@
 //! `mica run`: run a package, or image files, as a confined job.
 
 mod flags;
+mod host;
 mod mounts;
 pub(crate) mod recommended;
 mod spec;
@@ -75,8 +76,8 @@ fn start<'a>(
 ) -> anyhow::Result<Session<'a>> {
     let state = context.jobs()?;
     let life = &args.life;
-    let remap = context.places.userns_remap.as_deref();
-    let (job, lock) = state.create(|job| job_config(args, source, command, job, &state, remap))?;
+    let places = &context.places;
+    let (job, lock) = state.create(|job| job_config(args, source, command, job, &state, places))?;
     let way = Way { detach: life.detach, tty: life.tty, input: life.interactive };
     start_job(job, lock, way, &life.detach_keys, args.quiet)
 }
@@ -271,8 +272,7 @@ fn dry_run(
     source: &Source,
     command: &[OsString],
 ) -> anyhow::Result<ExitCode> {
-    let remap = context.places.userns_remap.as_deref();
-    let mut spec = spec::spec(args, source, command, None, remap)?;
+    let mut spec = spec::spec(args, source, command, None, &context.places)?;
     spec.link = spec::dry_link(args, context)?;
     let plan = mica_launcher::plan(&spec, &HostFacts::read(&spec)?)?;
     let lines: Vec<String> = plan.steps.iter().map(ToString::to_string).collect();

@@ -20,10 +20,12 @@ use mica_launcher::{
 };
 
 use super::flags::{Args, NetworkMode, Shared, Users};
+use super::host;
 use super::mounts::{ImageFlag, in_order, mounts};
 use super::values::{DeviceFlag, Entrypoint, Limit};
 use crate::context::Context;
 use crate::error::Advise as _;
+use crate::places::Places;
 use crate::signals;
 
 /// The search path of a job, as docker sets it.
@@ -80,7 +82,7 @@ pub(super) fn job_config(
     command: &[OsString],
     job: &JobDir,
     state: &StateDir,
-    remap: Option<&str>,
+    places: &Places,
 ) -> anyhow::Result<JobConfig> {
     // A root of its own needs one even if the job may not write: mount points such as /proc are made there.
     let needs_upper = !args.storage.read_only || source.mount_point(args) == Path::new("/");
@@ -89,7 +91,7 @@ pub(super) fn job_config(
         name: args.life.name.clone(),
         stack: StackConfig { upper, ..source.stack.clone() },
         images: images(args, source, job),
-        spec: spec(args, source, command, Some((job, state)), remap)?,
+        spec: spec(args, source, command, Some((job, state)), places)?,
         remove: args.life.rm,
         stop_signal: match args.life.stop_signal {
             Some(signal) => signal,
@@ -159,14 +161,14 @@ pub(super) fn spec(
     source: &Source,
     command: &[OsString],
     job: Option<(&JobDir, &StateDir)>,
-    remap: Option<&str>,
+    places: &Places,
 ) -> anyhow::Result<Spec> {
     let at = source.mount_point(args);
     let id = job.map_or("dry-run", |(job, _)| job.id());
     let tree = job.map_or("/".into(), |(job, _)| job.tree());
     let root = match at == Path::new("/") {
         true => Root::Tree(tree),
-        false => Root::Host { tree, at: at.clone() },
+        false => Root::Host { tree, at: at.clone(), view: host::view(args, places) },
     };
     let mut spec = Spec::new(id, root, argv(args, source, command, &at)?);
     let hostname = args.process.hostname.clone().unwrap_or_else(|| id.to_owned());
@@ -176,7 +178,7 @@ pub(super) fn spec(
     spec.cwd = at.join(workdir.unwrap_or_default());
     spec.user = args.process.user.clone().or(source.process.user.clone());
     confine(&mut spec, args, source)?;
-    spec.ids = id_mapping(args, remap)?;
+    spec.ids = id_mapping(args, places.userns_remap.as_deref())?;
     if args.confinement.publish_all {
         publish_all(&mut spec, args, &source.service);
     }
@@ -186,6 +188,7 @@ pub(super) fn spec(
     spec.mounts = args.storage.tmpfs.clone();
     spec.mounts.extend(mounts(args.storage.all(), job, &spec.ids)?);
     in_order(&mut spec.mounts)?;
+    spec.hidden = host::hidden(&spec, args, job, places)?;
     spec.shm_size = args.storage.shm_size.unwrap_or(spec.shm_size);
     devices(&mut spec, args)?;
     Ok(spec)

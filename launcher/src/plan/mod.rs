@@ -3,11 +3,12 @@
 //! The order matters. Targets are looked up inside the new root, so whatever holds a target is mounted first; what the
 //! caller asked for comes after the defaults and may cover them; the root is made read-only last, when every mount point exists.
 
-use std::ffi::OsStr;
+mod root;
+
 use std::path::{Component, Path, PathBuf};
 
 use crate::caps::{CapabilitySet, UnknownCapability};
-use crate::facts::{EntryKind, HostFacts};
+use crate::facts::HostFacts;
 use crate::ids::{IdMaps, UserError};
 use crate::names;
 use crate::process::Process;
@@ -15,6 +16,8 @@ use crate::rlimits::UnknownResource;
 use crate::seccomp::ProfileError;
 use crate::spec::{IdMapping, Mount, Namespace, Network, Root, Spec};
 use crate::step::{Flags, Step};
+pub(crate) use root::mounted_names;
+use root::{hands_over, hide, root, targets};
 
 /// What a launch will do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +85,9 @@ pub enum PlanError {
     /// A volume with the ids of a user namespace that the job doesn't have.
     #[error("the job shares the host's users, so there are no ids to map for the volume {}", .0.display())]
     VolumeIds(PathBuf),
+    /// A volume from where mica keeps what no job may see.
+    #[error("{} is mica's own, and hidden from jobs", .0.display())]
+    Hidden(PathBuf),
     /// A bridge network without a bridge, or the other way round.
     #[error("a job on a bridge network, and no other, needs a link to the bridge")]
     Link,
@@ -115,15 +121,14 @@ pub fn plan(spec: &Spec, facts: &HostFacts) -> Result<Plan, PlanError> {
     surroundings(spec, &mut steps);
     root(spec, facts, &mut steps);
     kernel_filesystems(spec, facts, tty_group, &mut steps);
-    requested(spec, &mut steps);
+    check_sources(facts)?;
+    requested(spec, facts, &mut steps);
     if !spec.hooks.is_empty() {
         steps.push(Step::Hooks(spec.hooks.clone()));
     }
     if !spec.privileged {
         steps.extend(MASKED.map(|path| Step::Mask(path.into())));
-        if spec.namespaces.pid == Namespace::New {
-            steps.extend(READ_ONLY.map(|path| Step::ReadOnly(path.into())));
-        }
+        steps.extend(READ_ONLY.map(|path| Step::ReadOnly(path.into())));
     }
     // A root that was put together is ours, and nobody's to write to.
     let put_together = steps.iter().any(|step| matches!(step, Step::EmptyRoot { .. }));
@@ -131,6 +136,10 @@ pub fn plan(spec: &Spec, facts: &HostFacts) -> Result<Plan, PlanError> {
         steps.push(Step::ReadOnlyRoot);
     }
     steps.push(Step::Pivot);
+    // Who has this capability may unmount. Nobody can be kept from that who is root of the host itself.
+    if own_users && process.capabilities.has("SYS_ADMIN") {
+        steps.push(Step::Lock);
+    }
     Ok(Plan { steps, hands_over: hands_over(spec), ids, process })
 }
 
@@ -210,6 +219,17 @@ pub(crate) fn check(spec: &Spec) -> Result<(), PlanError> {
     }
 }
 
+/// No volume comes from within a folder that is hidden.
+fn check_sources(facts: &HostFacts) -> Result<(), PlanError> {
+    for (source, real) in &facts.sources {
+        let hidden = facts.hidden.iter().any(|path| real.starts_with(path));
+        if hidden && !facts.not_hidden.iter().any(|but| real.starts_with(but)) {
+            return Err(PlanError::Hidden(source.clone()));
+        }
+    }
+    Ok(())
+}
+
 fn surroundings(spec: &Spec, steps: &mut Vec<Step>) {
     if spec.namespaces.cgroup == Namespace::New {
         steps.push(Step::CgroupNamespace);
@@ -224,99 +244,6 @@ fn surroundings(spec: &Spec, steps: &mut Vec<Step>) {
         steps.push(Step::Addresses(link.addresses()));
     }
     steps.push(Step::PrivateMounts);
-}
-
-fn root(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
-    match &spec.root {
-        Root::Tree(tree) if facts.root_entries.is_empty() => {
-            let (tree, at) = (tree.clone(), staging(spec, tree));
-            steps.push(Step::Root { tree, at, no_devices: !spec.privileged });
-        }
-        Root::Tree(tree) => {
-            steps.push(Step::EmptyRoot { at: staging(spec, tree) });
-            let flags = Flags { no_devices: !spec.privileged, ..Flags::default() };
-            entries(facts, tree, flags, |name| KERNEL.iter().any(|own| name == *own), steps);
-        }
-        Root::Host { tree, at } => {
-            steps.push(Step::EmptyRoot { at: staging(spec, tree) });
-            let covered = at.components().nth(1).map(Component::as_os_str);
-            let fresh =
-                |name: &OsStr| FRESH.iter().any(|fresh| name == *fresh) || Some(name) == covered;
-            entries(facts, Path::new("/"), Flags::DATA.read_only(true), fresh, steps);
-            // What lives in /run talks to daemons of the host: a read-only bind doesn't stop a connect().
-            steps.push(tmpfs("/run", Flags::STRICT, None, 0o755));
-            steps.push(Step::Bind {
-                source: tree.clone(),
-                target: at.clone(),
-                flags: Flags::DATA.read_only(spec.read_only),
-                recursive: true,
-                follow: false,
-                ids: None,
-            });
-            if let Some((target, content)) = &facts.resolv_conf {
-                steps.push(Step::File {
-                    target: target.clone(),
-                    content: content.clone(),
-                    mode: 0o644,
-                });
-            }
-        }
-    }
-}
-
-/// Where the new root is attached until it becomes `/`: over the tree itself, unless it may be out of the init's reach.
-fn staging(spec: &Spec, tree: &Path) -> PathBuf {
-    match hands_over(spec) {
-        true => "/tmp".into(),
-        false => tree.to_owned(),
-    }
-}
-
-/// Must the launcher itself open what is mounted? The init of a job with ids of its own is nobody outside.
-fn hands_over(spec: &Spec) -> bool {
-    spec.namespaces.user == Namespace::New && matches!(spec.ids, IdMapping::Ranges { .. })
-}
-
-/// Entries of the host's root that a job gets afresh, or not at all.
-const FRESH: [&str; 6] = ["dev", "proc", "run", "sys", "tmp", "lost+found"];
-
-/// Directories of every root on which something is mounted in any case.
-const KERNEL: [&str; 4] = ["dev", "proc", "sys", "tmp"];
-
-/// The first components of all paths on which something is mounted.
-pub(crate) fn mounted_names(spec: &Spec) -> Vec<&OsStr> {
-    let own = KERNEL.iter().map(OsStr::new);
-    own.chain(targets(spec).filter_map(|path| path.components().nth(1)).map(Component::as_os_str))
-        .collect()
-}
-
-fn targets(spec: &Spec) -> impl Iterator<Item = &PathBuf> {
-    let mounts = spec.mounts.iter().map(Mount::target);
-    mounts.chain(spec.files.iter().map(|f| &f.target)).chain(spec.devices.iter().map(|d| &d.target))
-}
-
-/// Shows the entries of a directory in the new root, but for those that the job gets otherwise.
-fn entries(
-    facts: &HostFacts,
-    from: &Path,
-    flags: Flags,
-    but: impl Fn(&OsStr) -> bool,
-    steps: &mut Vec<Step>,
-) {
-    for entry in facts.root_entries.iter().filter(|entry| !but(&entry.name)) {
-        let target = Path::new("/").join(&entry.name);
-        steps.push(match &entry.kind {
-            EntryKind::Symlink(to) => Step::Symlink { target, to: to.clone() },
-            EntryKind::Bind => Step::Bind {
-                source: from.join(&entry.name),
-                target,
-                flags,
-                recursive: true,
-                follow: false,
-                ids: None,
-            },
-        });
-    }
 }
 
 fn tmpfs(target: impl Into<PathBuf>, flags: Flags, size: Option<u64>, mode: u32) -> Step {
@@ -343,6 +270,7 @@ fn host(path: &str, flags: Flags) -> Step {
         flags,
         recursive: true,
         follow: false,
+        exact: false,
         ids: None,
     }
 }
@@ -430,25 +358,36 @@ fn cgroup_filesystems(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
     steps.push(Step::ReadOnly(at.to_owned()));
 }
 
-fn requested(spec: &Spec, steps: &mut Vec<Step>) {
+fn requested(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
     for mount in &spec.mounts {
-        steps.push(match mount {
-            Mount::Bind { source, target, read_only, recursive, follow, ids } => Step::Bind {
-                source: source.clone(),
-                target: target.clone(),
-                flags: Flags { no_devices: !spec.privileged, no_suid: true, ..Flags::default() }
+        match mount {
+            Mount::Bind { source, target, read_only, recursive, follow, ids } => {
+                let real = facts.sources.get(source);
+                steps.push(Step::Bind {
+                    source: real.unwrap_or(source).clone(),
+                    target: target.clone(),
+                    flags: Flags {
+                        no_devices: !spec.privileged,
+                        no_suid: true,
+                        ..Flags::default()
+                    }
                     .read_only(*read_only),
-                recursive: *recursive,
-                follow: *follow,
-                ids: ids.clone(),
-            },
-            Mount::Tmpfs { target, size, mode, read_only, exec } => tmpfs(
+                    recursive: *recursive,
+                    follow: *follow || real.is_some_and(|real| facts.mounts_on_demand(real)),
+                    exact: real.is_some(),
+                    ids: ids.clone(),
+                });
+                if let Some(real) = real {
+                    hide(facts, real, target, steps);
+                }
+            }
+            Mount::Tmpfs { target, size, mode, read_only, exec } => steps.push(tmpfs(
                 target,
                 Flags { no_exec: !exec, ..Flags::DATA }.read_only(*read_only),
                 *size,
                 *mode,
-            ),
-        });
+            )),
+        }
     }
     for device in &spec.devices {
         steps.push(Step::Bind {
@@ -457,6 +396,7 @@ fn requested(spec: &Spec, steps: &mut Vec<Step>) {
             flags: NODE,
             recursive: true,
             follow: false,
+            exact: false,
             ids: None,
         });
     }
