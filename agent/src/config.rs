@@ -108,6 +108,12 @@ pub struct JobLayer {
     /// Its chunk table, where there is one: what it holds is verified when it is read.
     #[serde(default)]
     pub chunks: Option<PathBuf>,
+    /// The table's digest, as the package's manifest gives it: what is in the file counts only if it has that.
+    #[serde(default)]
+    pub table: Option<Digest>,
+    /// Whether the image lies where another account can change it: then it is verified at every read, whatever was asked for.
+    #[serde(default)]
+    pub foreign: bool,
 }
 
 /// A package whose images are fetched while they are used.

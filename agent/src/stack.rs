@@ -2,13 +2,16 @@
 
 use std::cell::OnceCell;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mica_fetcher::registry::Registry;
-use mica_fetcher::{BorrowedImage, Cache, CacheError, Held, Lazy, LazyOptions, Lease};
-use mica_graph::{Layer, Manifest, PackageRef};
+use mica_fetcher::{
+    BorrowedImage, Cache, CacheError, Held, Lazy, LazyOptions, Lease, MadeTableError,
+};
+use mica_graph::{Digest, Layer, Manifest, PackageRef};
 use mica_launcher::{IdMapping, IdRange};
 use mica_mounter::{
     ChunkTable, ChunkTableError, Mount, MountError, MountOptions, OpenError, Owners, Stack,
@@ -44,6 +47,15 @@ enum LayerFault {
     /// It is not all here, and cannot be fetched when it is read.
     #[error("it is not all here")]
     Lazy(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Its chunk table is not the one that the manifest names.
+    #[error("its chunk table {} has digest {found}, the manifest says {expected}", path.display())]
+    WrongTable { path: PathBuf, expected: Digest, found: Digest },
+    /// Another account can change it, and it is not what the manifest names, or cannot be read.
+    #[error(transparent)]
+    Foreign(#[from] MadeTableError),
+    /// Another account can change it, and nothing says what it should be.
+    #[error("it is another account's to change, and has no digest to be verified by")]
+    NoDigest,
     /// Its chunk table is that of another image.
     #[error("its chunk table {} covers {covered} bytes, the image has {size}", path.display())]
     OtherTable { path: PathBuf, covered: u64, size: u64 },
@@ -61,7 +73,11 @@ impl StackError {
     /// What to do about an error of its chunk table.
     pub fn hint(&self) -> Option<String> {
         match &self.source {
-            LayerFault::Image(_) | LayerFault::Lazy(_) => None,
+            LayerFault::Image(_) | LayerFault::Lazy(_) | LayerFault::NoDigest => None,
+            LayerFault::WrongTable { .. } | LayerFault::Foreign(_) => Some(
+                "somebody changed the cached copy: `mica cache verify --repair` fetches ours again; a shared cache is for its owner to mend"
+                    .to_owned(),
+            ),
             LayerFault::Table { path, .. }
             | LayerFault::BadTable { path, .. }
             | LayerFault::OtherTable { path, .. } => Some(format!(
@@ -116,8 +132,8 @@ impl StackConfig {
             let elsewhere = || cached.get_or_init(|| self.cached()).as_ref()?.source(layer);
             let opened = if layer.path.exists() {
                 open_layer(layer, self.verify)
-            } else if let Some(held) = elsewhere() {
-                open_held(layer, held, self.verify)
+            } else if let Some((held, foreign)) = elsewhere() {
+                open_held(&JobLayer { foreign, ..layer.clone() }, held, self.verify)
             } else if let Some((cache, source)) = lazy {
                 Fetching::get(&fetching, cache, source)
                     .and_then(|fetching| fetching.open(layer, self.verify))
@@ -210,8 +226,11 @@ struct Cached {
 }
 
 impl Cached {
-    fn source(&self, layer: &JobLayer) -> Option<Held> {
-        self.cache.source(find(&self.manifest, layer)?).ok()?
+    /// A layer's image, and whether another account can change it.
+    fn source(&self, layer: &JobLayer) -> Option<(Held, bool)> {
+        let held = self.cache.source(find(&self.manifest, layer)?).ok()??;
+        let foreign = self.cache.is_foreign(&held);
+        Some((held, foreign))
     }
 }
 
@@ -296,41 +315,77 @@ fn open_borrowed(
     image: BorrowedImage,
     verify: Verify,
 ) -> Result<StackLayer, LayerFault> {
-    let size = image.size();
+    let (size, verify) = (image.size(), layer.when(verify));
     let table = layer.chunks.as_deref().filter(|_| verify != Verify::Never);
-    let table = table.map(|path| read_table(path, size)).transpose()?;
+    let table = match table {
+        Some(path) => Some(read_table(path, size, layer.table)?),
+        None if layer.foreign => Some(make_table(layer, &Held::Borrowed(image.clone()))?),
+        None => None,
+    };
     Ok(StackLayer::from_local(&layer.name, image, table, verify)?)
 }
 
 fn open_layer(layer: &JobLayer, verify: Verify) -> Result<StackLayer, LayerFault> {
-    let (name, path) = (layer.name.as_str(), layer.path.as_path());
+    let (name, path, verify) = (layer.name.as_str(), layer.path.as_path(), layer.when(verify));
     if verify == Verify::Never {
         return Ok(StackLayer::open(name, path)?);
     }
     // Whether it can be opened is the next one's to say.
     let size = fs::metadata(path).map_or(0, |meta| meta.len());
     let table = match (&layer.chunks, layer.digest) {
-        (Some(path), _) => read_table(path, size)?,
+        (Some(path), _) => read_table(path, size, layer.table)?,
         (None, Some(digest)) if (1..=ONE_CHUNK).contains(&size) => {
             let mut table = ChunkTable::default();
             table.push(size as u32, *digest.as_bytes());
             table
         }
+        (None, _) if layer.foreign => make_table(layer, &Held::Whole(path.to_owned()))?,
         _ => return Ok(StackLayer::open(name, path)?),
     };
     Ok(StackLayer::open_verified(name, path, table, verify)?)
 }
 
-fn read_table(path: &Path, size: u64) -> Result<ChunkTable, LayerFault> {
-    let path = path.to_owned();
-    let bytes = match fs::read(&path) {
+impl JobLayer {
+    /// When it is verified.
+    fn when(&self, asked: Verify) -> Verify {
+        if self.foreign { Verify::Always } else { asked }
+    }
+}
+
+/// The table of an image of that size. What is compared with the digest is what is used: the file is read once.
+fn read_table(path: &Path, size: u64, expected: Option<Digest>) -> Result<ChunkTable, LayerFault> {
+    let (path, limit) = (path.to_owned(), ChunkTable::longest(size));
+    let bytes = match read_regular(&path, limit) {
         Ok(bytes) => bytes,
         Err(source) => return Err(LayerFault::Table { path, source }),
     };
+    let found = Digest::of(&bytes);
+    if let Some(expected) = expected.filter(|expected| *expected != found) {
+        return Err(LayerFault::WrongTable { path, expected, found });
+    }
     match ChunkTable::parse(&bytes) {
         Ok(table) if table.image_len() == size => Ok(table),
         Ok(table) => Err(LayerFault::OtherTable { path, covered: table.image_len(), size }),
         Err(source) => Err(LayerFault::BadTable { path, source }),
+    }
+}
+
+fn read_regular(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+    let file = mica_durable::open_regular(path).map_err(|error| error.source)?;
+    let file = file.ok_or(std::io::ErrorKind::NotFound)?;
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(std::io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
+}
+
+/// A table of an image that has none, and that another account can change.
+fn make_table(layer: &JobLayer, image: &Held) -> Result<ChunkTable, LayerFault> {
+    match &layer.digest {
+        Some(digest) => Ok(mica_fetcher::made_table(image, digest)?),
+        None => Err(LayerFault::NoDigest),
     }
 }
 

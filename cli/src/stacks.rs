@@ -77,7 +77,14 @@ pub(crate) fn of_images(images: &[PathBuf], verify: Verify) -> anyhow::Result<St
             file.canonicalize().with_context(|| format!("cannot find image {}", file.display()))?;
         Image::open(&path, &OpenOptions::default())?;
         let chunks = Some(mica_packer::chunks_path(&path)).filter(|table| table.exists());
-        Ok(JobLayer { name: file.display().to_string(), path, digest: None, chunks })
+        Ok(JobLayer {
+            name: file.display().to_string(),
+            path,
+            digest: None,
+            chunks,
+            table: None,
+            foreign: false,
+        })
     };
     let layers = images.iter().map(layer).collect::<anyhow::Result<_>>()?;
     let source = images.first().map(|top| top.display().to_string()).unwrap_or_default();

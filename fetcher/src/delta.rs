@@ -12,7 +12,6 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use mica_graph::{Blob, Layer, PackageName};
@@ -21,7 +20,7 @@ use mica_squashfs::chunks::{Chunk, ChunkTable};
 use crate::cache::borrowed::format::{Base, BaseFile};
 use crate::cache::{Cache, Held};
 use crate::file;
-use crate::registry::{MAX_DOCUMENT, Registry};
+use crate::registry::Registry;
 
 pub(crate) mod borrow;
 
@@ -206,11 +205,7 @@ pub(crate) fn table(registry: &dyn Registry, cache: &Cache, blob: &Blob) -> Opti
 }
 
 fn cached_table(cache: &Cache, blob: &Blob) -> Option<ChunkTable> {
-    read_table(&cache.blob(blob).ok()??)
-}
-
-pub(crate) fn read_table(path: &Path) -> Option<ChunkTable> {
-    ChunkTable::parse(&file::read_small(path, MAX_DOCUMENT).ok()??).ok()
+    ChunkTable::parse(&cache.document(blob).ok()??).ok()
 }
 
 /// The chunks of an image that earlier versions of the layer hold, the newest ones first.

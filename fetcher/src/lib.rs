@@ -66,6 +66,7 @@ mod foreign;
 mod heal;
 mod history;
 mod lazy;
+mod made_table;
 mod parallel;
 mod patch;
 mod progress;
@@ -90,6 +91,7 @@ pub use foreign::{ImageDefaults, export_archive};
 pub use heal::heal;
 pub use history::{HistoryEntry, history};
 pub use lazy::{Lazy, LazyError, LazyImage, LazyOptions, open_lazy};
+pub use made_table::{MadeTableError, made_table};
 pub use patch::{
     MakeError, PatchBases, PatchError, PatchIndex, PatchNote, PatchPushError, Piece, PushedPatch,
     push_patches,

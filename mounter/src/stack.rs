@@ -7,6 +7,7 @@ use std::sync::Arc;
 use mica_squashfs::chunks::ChunkTable;
 use mica_squashfs::read::OpenFault;
 use mica_squashfs::{Image, OpenError, OpenOptions, Source};
+use rustix::fs::{Mode, OFlags};
 
 use crate::readahead::ReadAhead;
 use crate::verify::{Verified, Verify};
@@ -81,9 +82,11 @@ fn named(image: &Path, fault: OpenFault) -> OpenError {
 }
 
 fn open_file(image: &Path) -> Result<ReadAhead<File>, OpenError> {
-    #[allow(clippy::disallowed_methods)] // the error names it
-    let file = File::open(image).map_err(|error| named(image, OpenFault::Io(error)))?;
-    Ok(ReadAhead::new(file))
+    // What was a file when it was looked at may be a FIFO now, which would hold us: then reading fails instead.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(image, flags, Mode::empty());
+    let file = file.map_err(|error| named(image, OpenFault::Io(error.into())))?;
+    Ok(ReadAhead::new(File::from(file)))
 }
 
 fn open_source(image: &Path, source: Box<dyn Source>) -> Result<Image, OpenError> {

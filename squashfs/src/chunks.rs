@@ -109,6 +109,12 @@ impl ChunkTable {
         self.chunks.last().map_or(0, Chunk::end)
     }
 
+    /// The longest table, in bytes, that an image of `size` bytes has any use for: an entry for each 4 KiB, and some more,
+    /// which is more than any packer cuts.
+    pub fn longest(size: u64) -> u64 {
+        HEADER as u64 + ENTRY as u64 * (1024 + size / 4096)
+    }
+
     /// The chunks that hold any of the `length` bytes at `offset`.
     pub fn covering(&self, offset: u64, length: u64) -> &[Chunk] {
         let end = offset.saturating_add(length);

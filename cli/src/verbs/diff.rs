@@ -73,8 +73,8 @@ fn has(manifest: &Manifest, layer: &Layer) -> bool {
 /// What a pull moves at most for the layers that are new.
 fn bytes_to_ship(cache: &Cache, old: &Manifest, new: &Manifest) -> anyhow::Result<u64> {
     let table = |layer: &Layer| -> anyhow::Result<Option<ChunkTable>> {
-        let path = layer.chunks.as_ref().map(|blob| cache.blob(blob)).transpose()?.flatten();
-        Ok(path.map(std::fs::read).transpose()?.and_then(|bytes| ChunkTable::parse(&bytes).ok()))
+        let bytes = layer.chunks.as_ref().map(|blob| cache.document(blob)).transpose()?.flatten();
+        Ok(bytes.and_then(|bytes| ChunkTable::parse(&bytes).ok()))
     };
     let mut held = HashSet::new();
     for layer in &old.layers {

@@ -212,8 +212,10 @@ pub(crate) fn cached_layers(
         cache.sources(manifest)?;
     }
     let layers = manifest.layers.iter().map(|layer| {
-        let path = match cache.source(layer) {
-            Ok(Some(Held::Whole(path))) => path,
+        let held = cache.source(layer).ok().flatten();
+        let foreign = held.as_ref().is_some_and(|held| cache.is_foreign(held));
+        let path = match held {
+            Some(Held::Whole(path)) => path,
             // Where it would be: whoever opens it asks the cache for what it has instead.
             _ => cache.blob_path(&layer.digest),
         };
@@ -221,7 +223,9 @@ pub(crate) fn cached_layers(
             Some(table) => cache.blob(table)?,
             None => None,
         };
-        Ok(JobLayer { name: layer.module.to_string(), path, digest: Some(layer.digest), chunks })
+        let (name, digest) = (layer.module.to_string(), Some(layer.digest));
+        let table = layer.chunks.as_ref().map(|table| table.digest);
+        Ok(JobLayer { name, path, digest, chunks, table, foreign })
     });
     layers.collect()
 }

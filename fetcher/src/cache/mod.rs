@@ -74,6 +74,8 @@ pub use verify::{Damage, Verified};
 pub struct Cache {
     root: PathBuf,
     shared: Option<PathBuf>,
+    /// Whether nobody but us and root can change what is in the shared one.
+    shared_is_safe: bool,
     quota: Option<u64>,
     staging: Staging,
     leases: Staging,
@@ -211,7 +213,15 @@ impl Cache {
             staging.write(&version, VERSION)?;
         }
         staging.sweep()?;
-        Ok(Self { root, shared: None, quota: None, staging, leases, patience: file::PATIENCE })
+        Ok(Self {
+            root,
+            shared: None,
+            shared_is_safe: false,
+            quota: None,
+            staging,
+            leases,
+            patience: file::PATIENCE,
+        })
     }
 
     /// Opens the cache in `root` also if its version file is damaged, which is then written anew; whether it was.
@@ -228,10 +238,13 @@ impl Cache {
         }
     }
 
-    /// Lets the cache use, but never change, what another one has: a node's, or one on a cluster's file server.
+    /// Lets the cache use, but never change, what another one has: a node's, or one on a cluster's file server. What an account
+    /// other than ours and root can change there is [foreign](Self::is_foreign).
     #[must_use]
     pub fn with_shared(self, root: impl Into<PathBuf>) -> Self {
-        Self { shared: Some(root.into()), ..self }
+        let (root, us) = (root.into(), rustix::process::geteuid().as_raw());
+        let shared_is_safe = mica_durable::trusted::check(&root, us).is_ok();
+        Self { shared: Some(root), shared_is_safe, ..self }
     }
 
     /// Keeps the blobs below `bytes` by removing those longest unused, as far as no lease protects them.
@@ -256,9 +269,25 @@ impl Cache {
         self.root.join("blobs").join(digest.hex())
     }
 
-    /// The file of a blob, if it is there with the right length.
+    /// The file of a blob, if it is there with the right length. Of the shared cache it says no more than that.
     pub fn blob(&self, blob: &Blob) -> Result<Option<PathBuf>, CacheError> {
-        let shared = self.shared.as_ref().map(|root| root.join("blobs").join(blob.digest.hex()));
+        self.blob_in(self.shared.as_deref(), blob)
+    }
+
+    /// The bytes of a small blob that is here, if they are it. Whatever is in the file later makes no difference.
+    pub fn document(&self, blob: &Blob) -> Result<Option<Vec<u8>>, CacheError> {
+        let Some(path) = self.blob(blob)? else { return Ok(None) };
+        let Some(bytes) = file::read_small(&path, blob.size)? else { return Ok(None) };
+        let found = Digest::of(&bytes);
+        if found != blob.digest {
+            return Err(CacheError::NotThisBlob { path, expected: blob.digest, found });
+        }
+        Ok(Some(bytes))
+    }
+
+    /// The same as [`blob`](Self::blob) with another shared cache.
+    fn blob_in(&self, shared: Option<&Path>, blob: &Blob) -> Result<Option<PathBuf>, CacheError> {
+        let shared = shared.map(|root| root.join("blobs").join(blob.digest.hex()));
         for (path, ours) in [(Some(self.blob_path(&blob.digest)), true), (shared, false)] {
             let Some(path) = path else { continue };
             match file::stat(&path) {
@@ -299,6 +328,16 @@ impl Cache {
             // It only makes the blob look older than it is.
             tracing::debug!(path = %path.display(), %error, "cannot note a use");
         }
+    }
+
+    /// Whether an image that is here lies, or a part of it, where another account can change it at any moment: then it has to be
+    /// compared with its chunk table, or its digest, whenever it is read.
+    pub fn is_foreign(&self, held: &Held) -> bool {
+        let own = match held {
+            Held::Whole(path) => self.is_own(path),
+            Held::Borrowed(image) => image.is_own(),
+        };
+        !own && !self.shared_is_safe
     }
 
     /// Whether a file is of this cache, not of the shared one.

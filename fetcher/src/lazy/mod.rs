@@ -191,10 +191,8 @@ fn table(
 ) -> Result<(Digest, ChunkTable), LazyError> {
     let blob = layer.chunks.as_ref().ok_or_else(|| LazyError::NoTable(name.to_owned()))?;
     let fetch = |source| LazyError::Fetch { layer: name.to_owned(), source: Box::new(source) };
-    let bytes = match cache.blob(blob) {
-        Ok(Some(path)) => {
-            file::read_small(&path, blob.size).map_err(CacheError::from)?.unwrap_or_default()
-        }
+    let bytes = match cache.document(blob) {
+        Ok(Some(bytes)) => bytes,
         _ => registry.document(blob).map_err(fetch)?,
     };
     cache.store(blob, &bytes)?;

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use mica_graph::{Digest, Label, Layer, Manifest, PackageRef, Version};
+use mica_squashfs::chunks::ChunkTable;
 
 use super::{MakeError, PatchNote, make};
 use crate::cache::{Cache, CacheError, LookupError};
@@ -215,7 +216,10 @@ impl Publisher<'_> {
         let table = |layer: &Layer| {
             let blob = layer.chunks.as_ref()?;
             match (self.file)(&blob.digest) {
-                Some(path) => delta::read_table(&path),
+                Some(path) => {
+                    let bytes = crate::file::read_given(&path, blob.size).ok()??;
+                    ChunkTable::parse(&bytes).ok()
+                }
                 None => delta::table(self.registry, self.cache, blob),
             }
         };

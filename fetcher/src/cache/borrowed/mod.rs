@@ -51,10 +51,12 @@ struct Inner {
     files: Vec<Arc<File>>,
     /// Where each segment ends in the image.
     ends: Vec<u64>,
+    /// Whether all files are of one's own cache.
+    own: bool,
 }
 
 impl BorrowedImage {
-    fn new(listed: Listed, files: Vec<Arc<File>>) -> Self {
+    fn new(listed: Listed, files: Vec<Arc<File>>, own: bool) -> Self {
         let mut end = 0;
         let lengths = listed.list.segments.iter().map(|segment| segment.length);
         let ends = lengths.map(|length| {
@@ -62,7 +64,12 @@ impl BorrowedImage {
             end
         });
         let ends = ends.collect();
-        Self(Arc::new(Inner { listed, files, ends }))
+        Self(Arc::new(Inner { listed, files, ends, own }))
+    }
+
+    /// Whether all of it is in one's own cache.
+    pub(super) fn is_own(&self) -> bool {
+        self.0.own
     }
 
     /// Length of the image.
@@ -217,12 +224,29 @@ impl Cache {
         matches!(self.source(layer), Ok(Some(_)))
     }
 
-    /// The image of a layer as a file, if it is here; one that is borrowed is assembled. Take a [`lease`](Self::lease) first.
+    /// The image of a layer as a file, if it is here; one that is borrowed is assembled, and one that another account
+    /// could change is copied. Take a [`lease`](Self::lease) first.
     pub fn image(&self, layer: &Layer) -> Result<Option<PathBuf>, CacheError> {
         match self.source(layer)? {
+            Some(held @ Held::Whole(_)) if self.is_foreign(&held) => self.take_over(layer, held),
             Some(Held::Whole(path)) => Ok(Some(path)),
             Some(Held::Borrowed(image)) => self.assemble(layer, &image),
             None => Ok(None),
+        }
+    }
+
+    /// Copies an image out of a cache of another account, verified: whoever reads the file reads what the digest says.
+    fn take_over(&self, layer: &Layer, held: Held) -> Result<Option<PathBuf>, CacheError> {
+        let (Held::Whole(path), alone) = (held, Self { shared: None, ..self.clone() }) else {
+            return Ok(None);
+        };
+        let blob = layer.image();
+        match alone.store_from(&blob, &mut file::open(&path)?)? {
+            Stored::Whole => alone.blob(&blob),
+            Stored::Wrong | Stored::Unread(_) => {
+                tracing::warn!(path = %path.display(), "what the shared cache has is not the image");
+                Ok(None)
+            }
         }
     }
 
@@ -300,12 +324,15 @@ impl Cache {
             return None;
         }
         let bases = listed.list.bases.iter().map(|base| self.open_base(base));
-        let files: Option<Vec<_>> = std::iter::once(Some(own)).chain(bases).collect();
-        Some(BorrowedImage::new(listed, files?.into_iter().map(Arc::new).collect()))
+        let all = std::iter::once(Some((own, self.is_own(path)))).chain(bases);
+        let all: Vec<(File, bool)> = all.collect::<Option<_>>()?;
+        let is_own = all.iter().all(|(_, own)| *own);
+        let files = all.into_iter().map(|(file, _)| Arc::new(file)).collect();
+        Some(BorrowedImage::new(listed, files, is_own))
     }
 
-    /// The file of a base, if it is still the same.
-    fn open_base(&self, base: &BaseFile) -> Option<File> {
+    /// The file of a base, if it is still the same, and whether it is in our own cache.
+    fn open_base(&self, base: &BaseFile) -> Option<(File, bool)> {
         let open = |root: &Path| {
             let path = base_path(root, &base.base);
             let file = file::open(&path).ok()?;
@@ -315,7 +342,7 @@ impl Cache {
                     Base::Blob(_) => true,
                     Base::Borrowed { list, .. } => format::read_check(&file).ok()? == Some(*list),
                 };
-            same.then_some(file)
+            same.then(|| (file, self.is_own(root)))
         };
         self.roots().find_map(open)
     }
