@@ -164,6 +164,8 @@ fn relative_to(folder: &Path, location: String) -> String {
 pub(crate) struct Places {
     /// The registry packages are published to and pulled from: a folder or a URL.
     pub(crate) registry: String,
+    /// Whether it is not the workspace that names it: only then it gets a token that is for no registry in particular.
+    pub(crate) named_by_user: bool,
     /// The node's images.
     pub(crate) cache: PathBuf,
     /// The jobs.
@@ -191,7 +193,9 @@ impl Places {
     pub(crate) fn find(cwd: &Path, registry: Option<&str>) -> anyhow::Result<Self> {
         let root = rustix::process::geteuid().is_root();
         let flag = Settings { registry: registry.map(str::to_owned), ..Settings::default() };
-        let layers = layers(cwd)?.into_iter();
+        let layers = layers(cwd)?;
+        let named_by_user = registry.is_some() || !names_registry(cwd, &layers);
+        let layers = layers.into_iter();
         let settings = layers.fold(flag, |settings, (_, next)| settings.or(next));
         let place = |set: Option<PathBuf>, var, home, for_root: &str| -> anyhow::Result<PathBuf> {
             if let Some(dir) = set {
@@ -222,6 +226,7 @@ impl Places {
         };
         Ok(Self {
             registry,
+            named_by_user,
             cache,
             state,
             runtime,
@@ -285,6 +290,13 @@ fn layers(cwd: &Path) -> anyhow::Result<Vec<(Origin, Settings)>> {
         layers.push((Origin::File(file), settings));
     }
     Ok(layers)
+}
+
+/// Whether the registry is the one that the workspace's file names.
+fn names_registry(cwd: &Path, layers: &[(Origin, Settings)]) -> bool {
+    let workspace = find_workspace(cwd).map(|folder| Origin::File(folder.join("mica.toml")));
+    let names = layers.iter().find(|(_, settings)| settings.registry.is_some());
+    names.is_some_and(|(origin, _)| Some(origin) == workspace.as_ref())
 }
 
 /// Each setting that holds, and who set it. Every file's rules of trust hold.

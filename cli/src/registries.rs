@@ -52,7 +52,8 @@ impl RegistryFlags {
 
     fn here(&self, places: &Places) -> Source {
         Source {
-            address: String::new(),
+            address: places.registry.clone(),
+            named_by_user: places.named_by_user,
             mirrors: places.mirrors.clone(),
             authfile: self.authfile.clone(),
             tls_verify: self.tls_verify,

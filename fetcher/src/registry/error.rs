@@ -106,6 +106,12 @@ pub enum RegistryError {
         /// The server's word.
         reason: String,
     },
+    /// Credentials that everybody on the way would see.
+    #[error("{registry} asks for credentials, which are not sent over plain HTTP")]
+    Unencrypted {
+        /// Where.
+        registry: String,
+    },
     /// A server of static files.
     #[error("{registry} cannot be written to")]
     ReadOnly {
@@ -304,8 +310,12 @@ impl RegistryError {
                     .to_owned()
             }
             Self::Denied { .. } => {
-                "`mica login` keeps a name and password for a registry; MICA_TOKEN holds a token"
+                "`mica login` keeps a name and password for a registry; MICA_TOKEN=HOST=TOKEN holds a token of it, and MICA_TOKEN=TOKEN one of \
+                 the registry that you name yourself, not by a workspace's mica.toml"
                     .to_owned()
+            }
+            Self::Unencrypted { .. } => {
+                "use its https:// address; `mica serve` speaks TLS with --tls-cert and --tls-key".to_owned()
             }
             Self::AuthFile { .. } | Self::RegistriesConf { .. } => {
                 "mend the file, or name another one".to_owned()

@@ -40,6 +40,7 @@ pub(crate) mod oci;
 mod open;
 mod s3;
 mod source;
+mod token;
 pub(crate) mod wire;
 
 pub use credentials::Credentials;

@@ -77,6 +77,19 @@ pub fn open_writable(
     })
 }
 
+/// The host, with its port if one is named, of a registry that takes tokens.
+pub(super) fn host(address: &str) -> Option<String> {
+    match parse(address).ok()? {
+        Address::Http(url) => {
+            let url = reqwest::Url::parse(&url).ok()?;
+            let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+            Some(format!("{}{port}", url.host_str()?))
+        }
+        Address::Oci(location) => location.place().split('/').next().map(str::to_owned),
+        Address::Folder(_) | Address::S3(_) => None,
+    }
+}
+
 fn parse(address: &str) -> Result<Address, RegistryError> {
     let error = |reason: String| RegistryError::Address { address: address.to_owned(), reason };
     if address.is_empty() {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Access, OpenOptions, RateLimit, Registry, RegistryError};
+use super::{OpenOptions, RateLimit, Registry, RegistryError, token};
 
 /// An address and what belongs to it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -17,20 +17,23 @@ pub struct Source {
     pub authfile: Option<PathBuf>,
     /// Whether certificates are verified.
     pub tls_verify: bool,
+    /// Whether the user named it, by a flag, the environment or settings of his own, rather than the workspace.
+    #[serde(default)]
+    pub named_by_user: bool,
     /// Bytes per second that may come and go.
     #[serde(default)]
     pub rate: Option<u64>,
 }
 
 impl Source {
-    /// With the token in `MICA_TOKEN`, where there is one, else with what the credentials say.
+    /// With the token that the environment has for this registry ([`token`]), else with what the credentials say.
     pub fn options(&self) -> OpenOptions {
         let mut options = OpenOptions::usual(self.authfile.clone());
-        if let Ok(token) = std::env::var("MICA_TOKEN")
-            && !token.is_empty()
-        {
-            options.http.access = Access::Bearer(token);
+        if let Some(host) = super::open::host(&self.address) {
+            let variable = |name: &str| std::env::var(name).ok();
+            options.http.access = token::access(&host, self.named_by_user, &variable);
         }
+        options.http.named_by_user = self.named_by_user;
         options.http.tls_verify = self.tls_verify;
         options.http.rate = self.rate.map(RateLimit::new);
         options.mirrors.clone_from(&self.mirrors);

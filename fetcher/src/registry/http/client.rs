@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 use super::super::RegistryError;
 use super::super::wire::Refusal;
 use super::body::{BodyReader, Pieces};
-use super::{Access, HttpOptions, tls};
+use super::{Access, HttpOptions, follow, tls};
 
 /// How much of an error's body is read.
 const MESSAGE_LIMIT: usize = 64 << 10;
@@ -40,6 +40,8 @@ pub(super) struct HttpClient {
     pub(super) sender: Sender,
     base: Url,
     access: Access,
+    /// Whether there are credentials that are not sent, since everybody on the way would see them.
+    withheld: bool,
 }
 
 impl std::ops::Deref for HttpClient {
@@ -65,9 +67,18 @@ impl HttpClient {
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
+        let withheld = access != Access::Anonymous && !keeps_secrets(&base);
+        if withheld {
+            tracing::warn!(host = base.host_str(), "credentials are not sent over plain HTTP");
+        }
+        let access = if withheld { Access::Anonymous } else { access };
         let address = base.as_str().trim_end_matches('/').to_owned();
         let sender = Sender::new(address, is_loopback(&base), options)?;
-        Ok(Self { sender, base, access })
+        Ok(Self { sender, base, access, withheld })
+    }
+
+    pub(super) fn withholds(&self) -> bool {
+        self.withheld
     }
 
     pub(super) fn request(
@@ -109,6 +120,8 @@ impl Sender {
         let mut builder = Client::builder()
             .user_agent(concat!("mica/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(options.connect_timeout)
+            // They are followed by `follow`, which leaves behind what proves who we are.
+            .redirect(reqwest::redirect::Policy::none())
             .tcp_nodelay(true)
             .tls_backend_preconfigured(
                 tls::config(!options.tls_verify).map_err(|e| failed(e.into()))?,
@@ -161,7 +174,9 @@ impl Sender {
         request: RequestBuilder,
         limit: Duration,
     ) -> Result<Response, RegistryError> {
-        let answer = async { tokio::time::timeout(limit, request.send()).await };
+        let (client, request) = request.build_split();
+        let request = request.map_err(|e| self.unreachable(e.without_url()))?;
+        let answer = async { tokio::time::timeout(limit, follow(&client, request)).await };
         match self.runtime().block_on(answer) {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(source)) => Err(self.unreachable(source.without_url())),
@@ -244,6 +259,11 @@ fn take_user(url: &mut Url) -> Option<Access> {
     let _ = url.set_username("");
     let _ = url.set_password(None);
     Some(Access::Basic { user, password })
+}
+
+/// Whether nobody on the way reads along.
+pub(crate) fn keeps_secrets(url: &Url) -> bool {
+    url.scheme() == "https" || is_loopback(url)
 }
 
 pub(crate) fn is_loopback(url: &Url) -> bool {

@@ -26,15 +26,17 @@ use crate::trust::Signatures;
 mod body;
 mod client;
 mod rate;
+mod redirect;
 mod tls;
 mod upload;
 
 use client::HttpClient;
-pub(crate) use client::{Sender, authorize, is_loopback};
+pub(crate) use client::{Sender, authorize, is_loopback, keeps_secrets};
 pub use rate::RateLimit;
+pub(crate) use redirect::follow;
 pub(crate) use upload::upload;
 
-/// Credentials for a registry. Never sent to another host, also when redirected there.
+/// Credentials for a registry. Never sent to another origin, also when redirected there, and never over plain HTTP but to this machine.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub enum Access {
     /// None.
@@ -68,6 +70,8 @@ pub struct HttpOptions {
     pub access: Access,
     /// Where to look for credentials of a host.
     pub credentials: Credentials,
+    /// Whether the user named the registry, rather than a workspace: an endpoint that a workspace chose sees no signatures.
+    pub named_by_user: bool,
     /// What S3 stores are reached with.
     pub aws: AwsSettings,
     /// Whether a server must show a certificate that is signed for its name; without, OCI registries may also speak plain HTTP.
@@ -89,6 +93,7 @@ impl Default for HttpOptions {
         Self {
             access: Access::Anonymous,
             credentials: Credentials::default(),
+            named_by_user: true,
             aws: AwsSettings::default(),
             tls_verify: true,
             connect_timeout: Duration::from_secs(10),
@@ -134,6 +139,9 @@ impl HttpRegistry {
                 Err(RegistryError::ReadOnly { registry })
             }
             _ => match self.http.refusal(response) {
+                RegistryError::Denied { registry, .. } if self.http.withholds() => {
+                    Err(RegistryError::Unencrypted { registry })
+                }
                 RegistryError::Denied { registry, reason, .. } => {
                     Err(RegistryError::Denied { registry, what: "write", reason })
                 }

@@ -8,7 +8,7 @@ use reqwest::header::WWW_AUTHENTICATE;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 
 use super::super::credentials::Login;
-use super::super::http::{Sender, authorize, is_loopback};
+use super::super::http::{Sender, authorize, is_loopback, keeps_secrets};
 use super::super::{Access, HttpOptions, RegistryError};
 use super::auth::{self, Challenge, Token};
 use super::names::Location;
@@ -117,8 +117,10 @@ impl Client {
             // An upload's or a redirect's other host: it has its own proof in the URL.
             return send(&Access::Anonymous);
         }
+        let none = Access::Anonymous;
+        let (safe, given) = (keeps_secrets(url), &self.access);
         let known = self.granted.lock().unwrap_or_else(PoisonError::into_inner).get(scope).cloned();
-        let response = send(known.as_ref().unwrap_or(&self.access))?;
+        let response = send(known.as_ref().unwrap_or(if safe { given } else { &none }))?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
@@ -128,6 +130,10 @@ impl Client {
             .iter()
             .find_map(|header| auth::parse(header.to_str().ok()?));
         let access = match challenge {
+            Some(Challenge::Basic) if !safe && self.login.is_some() => {
+                let registry = self.sender.address.clone();
+                return Err(RegistryError::Unencrypted { registry });
+            }
             Some(Challenge::Basic) => match &self.login {
                 Some(Login::Password { user, password }) => {
                     Access::Basic { user: user.clone(), password: password.clone() }
@@ -164,11 +170,12 @@ impl Client {
             reason,
         };
         let mut realm = Url::parse(realm).map_err(|e| denied(format!("realm {realm}: {e}")))?;
-        if self.base()?.scheme() == "https" && realm.scheme() != "https" {
+        let login = self.login.as_ref();
+        if login.is_some() && !keeps_secrets(&realm) {
             return Err(denied(format!("{realm} would see the password unencrypted")));
         }
         let scopes = scope.split(' ').filter(|scope| !scope.is_empty());
-        let request = if let Some(Login::IdentityToken(token)) = &self.login {
+        let request = if let Some(Login::IdentityToken(token)) = login {
             let mut form = Url::parse("form:").expect("a constant");
             form.query_pairs_mut()
                 .append_pair("grant_type", "refresh_token")
@@ -185,7 +192,7 @@ impl Client {
                 .query_pairs_mut()
                 .extend_pairs(pairs.into_iter().chain(scopes.map(|scope| ("scope", scope))));
             let request = self.sender.client.get(realm);
-            match &self.login {
+            match login {
                 Some(Login::Password { user, password }) => {
                     request.basic_auth(user, Some(password))
                 }

@@ -121,6 +121,10 @@ impl S3Registry {
         };
         let url = endpoint.as_deref().and_then(|endpoint| Url::parse(endpoint).ok());
         let sender = Sender::new(address, url.as_ref().is_some_and(is_loopback), options)?;
+        if location.endpoint.is_some() && !options.named_by_user {
+            // Keys are for where the user himself goes with them.
+            builder = builder.with_skip_signature(true);
+        }
         if let Some(endpoint) = endpoint {
             // Plain HTTP, if that is what was asked for.
             builder = builder.with_allow_http(endpoint.starts_with("http://"));

@@ -18,7 +18,7 @@ use reqwest::header::RETRY_AFTER;
 use reqwest::{Response, StatusCode};
 
 use super::super::RegistryError;
-use super::super::http::Sender;
+use super::super::http::{Sender, follow};
 
 /// How much of an error's body is read.
 const MESSAGE_LIMIT: usize = 64 << 10;
@@ -117,7 +117,7 @@ impl HttpService for Service {
         };
         let request = request.map(reqwest::Body::wrap);
         let request = reqwest::Request::try_from(request).map_err(away)?;
-        let answer = tokio::time::timeout(limit, self.client.execute(request)).await;
+        let answer = tokio::time::timeout(limit, follow(&self.client, request)).await;
         let answer = answer.map_err(|_| {
             Fault::Away(format!("no answer came for {} s", limit.as_secs_f32()), None).into_error()
         })?;
