@@ -20,7 +20,7 @@ use mica_squashfs::chunks::{Chunk, ChunkTable};
 use crate::cache::borrowed::format::{Base, BaseFile};
 use crate::cache::{Cache, Held};
 use crate::file;
-use crate::registry::Registry;
+use crate::registry::{Registry, longest_table};
 
 pub(crate) mod borrow;
 
@@ -181,7 +181,7 @@ pub(crate) fn recipe(
     let Some(blob) = layer.chunks.as_ref().filter(|_| layer.size >= SMALLEST) else {
         return Recipe::whole();
     };
-    let Some(table) = table(registry, cache, blob) else { return Recipe::whole() };
+    let Some(table) = table(registry, cache, blob, layer.size) else { return Recipe::whole() };
     if table.image_len() != layer.size {
         tracing::warn!(layer = %layer.module, "the chunk table is that of another image");
         return Recipe::whole();
@@ -193,11 +193,20 @@ pub(crate) fn recipe(
     }
 }
 
-pub(crate) fn table(registry: &dyn Registry, cache: &Cache, blob: &Blob) -> Option<ChunkTable> {
+pub(crate) fn table(
+    registry: &dyn Registry,
+    cache: &Cache,
+    blob: &Blob,
+    size: u64,
+) -> Option<ChunkTable> {
+    if blob.size > longest_table(size) {
+        tracing::debug!(table = %blob.digest, blob.size, "a chunk table is far too long");
+        return None;
+    }
     if let Some(table) = cached_table(cache, blob) {
         return Some(table);
     }
-    let fetched = registry.document(blob);
+    let fetched = registry.document(blob, longest_table(size));
     let bytes = fetched.inspect_err(|error| tracing::debug!(%error, "no chunk table")).ok()?;
     let stored = cache.store(blob, &bytes);
     stored.inspect_err(|error| tracing::debug!(%error, "cannot keep a chunk table")).ok()?;

@@ -22,7 +22,7 @@ use crate::delta::{self, Recipe, Step};
 use crate::parallel;
 use crate::patch::{self, Offer};
 use crate::progress::{Event, Progress};
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{Registry, RegistryError, longest_table};
 use crate::retry::Retry;
 use crate::trust::{Trust, TrustError};
 
@@ -237,7 +237,7 @@ fn fetch_layers(
 fn fetch_table(registry: &dyn Registry, cache: &Cache, layer: &Layer) -> Result<(), PullError> {
     let Some(table) = layer.chunks.as_ref() else { return Ok(()) };
     if !matches!(cache.blob(table), Ok(Some(_))) {
-        let bytes = registry.document(table)?;
+        let bytes = registry.document(table, longest_table(layer.size))?;
         with_room(cache, || cache.store(table, &bytes))?;
     }
     Ok(())

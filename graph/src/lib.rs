@@ -23,6 +23,7 @@ pub mod actions;
 pub mod build;
 pub mod buildfile;
 mod digest;
+mod json;
 mod label;
 mod manifest;
 mod reference;
@@ -30,6 +31,7 @@ mod service;
 
 pub use build::{BuildGraph, Module, Output, Plan};
 pub use digest::{Digest, ParseDigestError};
+pub use json::{JsonBounds, TooMuchJson};
 pub use label::{Label, ParseLabelError};
 pub use manifest::{Blob, Layer, Limits, Manifest, ParseManifestError, Process};
 pub use reference::{PackageName, PackageRef, ParseReferenceError, Version};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Label, PackageName, Service, Version};
+use crate::{Digest, JsonBounds, Label, PackageName, Service, TooMuchJson, Version};
 
 /// A package at a version: its layers in overlay order and how to start it.
 ///
@@ -127,6 +127,9 @@ pub enum ParseManifestError {
     /// Not JSON, or not of a manifest's shape.
     #[error("not a manifest")]
     Json(#[from] serde_json::Error),
+    /// More than any package has.
+    #[error("the manifest is far too large")]
+    TooMuch(#[from] TooMuchJson),
     /// Written by a later mica.
     #[error("the manifest has schema {0}; this mica reads schema {current}", current = Manifest::SCHEMA)]
     Schema(u32),
@@ -145,12 +148,16 @@ impl Manifest {
             .expect("a manifest holds only strings, numbers and maps of strings")
     }
 
-    /// Reads a manifest.
+    /// What a manifest may hold: some 8,000 layers.
+    pub const BOUNDS: JsonBounds = JsonBounds::new(4 << 20, 100_000);
+
+    /// Reads a manifest, of no more than [`Manifest::BOUNDS`].
     pub fn from_json(bytes: &[u8]) -> Result<Self, ParseManifestError> {
         #[derive(Deserialize)]
         struct Probe {
             schema: u32,
         }
+        Self::BOUNDS.check(bytes)?;
         let Probe { schema } = serde_json::from_slice(bytes)?;
         if schema != Self::SCHEMA {
             return Err(ParseManifestError::Schema(schema));

@@ -48,6 +48,7 @@ use std::time::{Duration, SystemTime};
 use mica_graph::{Blob, Digest, Layer, Manifest};
 
 use crate::file::{self, FileError, Lock, Staging};
+use crate::registry::MAX_TABLE;
 
 pub(crate) mod borrowed;
 mod compare;
@@ -276,7 +277,8 @@ impl Cache {
 
     /// The bytes of a small blob that is here, if they are it. Whatever is in the file later makes no difference.
     pub fn document(&self, blob: &Blob) -> Result<Option<Vec<u8>>, CacheError> {
-        let Some(path) = self.blob(blob)? else { return Ok(None) };
+        let small = blob.size <= MAX_TABLE;
+        let Some(path) = self.blob(blob)?.filter(|_| small) else { return Ok(None) };
         let Some(bytes) = file::read_small(&path, blob.size)? else { return Ok(None) };
         let found = Digest::of(&bytes);
         if found != blob.digest {

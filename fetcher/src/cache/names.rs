@@ -46,8 +46,6 @@ pub enum LookupError {
     Cache(#[from] CacheError),
 }
 
-const MAX_MANIFEST: u64 = 64 << 20;
-
 impl Cache {
     pub(super) fn manifest_path(&self, digest: &Digest) -> PathBuf {
         self.root.join("manifests").join(digest.hex())
@@ -120,7 +118,7 @@ impl Cache {
     /// A manifest that is here, verified.
     pub fn manifest(&self, digest: &Digest) -> Result<Option<Manifest>, CacheError> {
         let path = self.manifest_path(digest);
-        let Some(bytes) = file::read_small(&path, MAX_MANIFEST)? else { return Ok(None) };
+        let Some(bytes) = file::read_small(&path, Manifest::BOUNDS.bytes)? else { return Ok(None) };
         match Manifest::from_json(&bytes) {
             Ok(manifest) if Digest::of(&bytes) == *digest => Ok(Some(manifest)),
             _ => Err(CacheError::Document { path }),
@@ -199,7 +197,9 @@ impl Cache {
 
     pub(crate) fn index(&self, name: &PackageName) -> Result<Option<Index>, CacheError> {
         let path = self.index_path(name);
-        let Some(bytes) = file::read_small(&path, Index::MAX_SIZE)? else { return Ok(None) };
+        let Some(bytes) = file::read_small(&path, Index::BOUNDS.bytes + CHECK_LINE)? else {
+            return Ok(None);
+        };
         match checked(&bytes).and_then(|body| Index::from_json(body, name).ok()) {
             Some(index) => Ok(Some(index)),
             None => Err(CacheError::Document { path }),
@@ -240,6 +240,9 @@ pub(super) fn checked(bytes: &[u8]) -> Option<&[u8]> {
     let (check, body) = bytes.split_at(bytes.iter().position(|b| *b == b'\n')? + 1);
     (check == check_line(body).as_bytes()).then_some(body)
 }
+
+/// The length of a first line.
+const CHECK_LINE: u64 = 72;
 
 pub(super) fn check_line(body: &[u8]) -> String {
     format!("{}\n", Digest::of(body))

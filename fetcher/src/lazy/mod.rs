@@ -26,7 +26,7 @@ use mica_squashfs::chunks::{Chunk, ChunkTable};
 
 use crate::cache::{Cache, CacheError, Held, Reserved};
 use crate::file::{self, FileError, Named};
-use crate::registry::Registry;
+use crate::registry::{Registry, longest_table};
 
 mod error;
 mod readers;
@@ -193,7 +193,7 @@ fn table(
     let fetch = |source| LazyError::Fetch { layer: name.to_owned(), source: Box::new(source) };
     let bytes = match cache.document(blob) {
         Ok(Some(bytes)) => bytes,
-        _ => registry.document(blob).map_err(fetch)?,
+        _ => registry.document(blob, longest_table(layer.size)).map_err(fetch)?,
     };
     cache.store(blob, &bytes)?;
     let bad = |source| LazyError::Table { layer: name.to_owned(), source };

@@ -4,7 +4,7 @@
 //! beside the manifests, not in them: a version never changes, and a patch may come later. A reader passes over a schema
 //! it does not know and ignores unknown fields. Nothing of it is trusted: what counts is the digest of the image.
 
-use mica_graph::{Blob, Digest};
+use mica_graph::{Blob, Digest, JsonBounds};
 use serde::{Deserialize, Serialize};
 
 const SCHEMA: u32 = 1;
@@ -37,8 +37,14 @@ impl PatchNotes {
         Self { schema: SCHEMA, image, patches }
     }
 
+    /// What a document may hold.
+    pub(crate) const BOUNDS: JsonBounds = JsonBounds::new(256 << 10, 5000);
+
     /// The patches that a document names; none if it cannot be used.
     pub(crate) fn read(bytes: &[u8], image: &Digest) -> Vec<PatchNote> {
+        if Self::BOUNDS.check(bytes).is_err() {
+            return Vec::new();
+        }
         match serde_json::from_slice::<Self>(bytes) {
             Ok(notes) if notes.schema == SCHEMA && notes.image == *image => notes.patches,
             _ => Vec::new(),

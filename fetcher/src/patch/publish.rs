@@ -220,7 +220,7 @@ impl Publisher<'_> {
                     let bytes = crate::file::read_given(&path, blob.size).ok()??;
                     ChunkTable::parse(&bytes).ok()
                 }
-                None => delta::table(self.registry, self.cache, blob),
+                None => delta::table(self.registry, self.cache, blob, layer.size),
             }
         };
         match (table(old), table(new)) {

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -205,29 +207,61 @@ impl Auth {
     }
 }
 
+/// The longest answer of a helper, and the longest wait for it.
+const HELPER_LIMIT: usize = 64 << 10;
+const HELPER_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a helper prints, if it ends well.
+fn run_helper(helper: &str, place: &str) -> std::io::Result<Option<Vec<u8>>> {
+    if helper.contains('/') {
+        return Err(std::io::Error::other("its name has a slash"));
+    }
+    let mut child = Command::new(format!("docker-credential-{helper}"))
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(place.as_bytes())?;
+    }
+    let said = child.stdout.take().map_or(Ok(Vec::new()), |mut output| read_helper(&mut output));
+    if said.is_err() {
+        child.kill()?;
+    }
+    let ended = child.wait()?;
+    said.map(|said| ended.success().then_some(said))
+}
+
+fn read_helper(output: &mut ChildStdout) -> std::io::Result<Vec<u8>> {
+    let deadline = Instant::now() + HELPER_PATIENCE;
+    let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).unwrap_or_default();
+        let mut fds = [PollFd::new(&*output, PollFlags::IN)];
+        if poll(&mut fds, Some(&left))? == 0 {
+            return Err(std::io::ErrorKind::TimedOut.into());
+        }
+        match output.read(&mut buffer)? {
+            0 => return Ok(said),
+            n => said.extend_from_slice(&buffer[..n]),
+        }
+        if said.len() > HELPER_LIMIT {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+    }
+}
+
 /// What a helper knows; one that fails knows nothing, as for docker.
 fn ask_helper(helper: &str, place: &str) -> Option<Login> {
-    let run = || -> std::io::Result<std::process::Output> {
-        let mut child = Command::new(format!("docker-credential-{helper}"))
-            .arg("get")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        if let Some(mut input) = child.stdin.take() {
-            input.write_all(place.as_bytes())?;
-        }
-        child.wait_with_output()
-    };
-    let output = run()
+    let said = run_helper(helper, place)
         .inspect_err(|error| tracing::warn!(helper, %error, "cannot run a credential helper"))
         .ok()?;
-    let helped: Helped = match serde_json::from_slice(&output.stdout) {
-        Ok(helped) if output.status.success() => helped,
-        _ => {
-            tracing::debug!(helper, place, "the credential helper knows nothing");
-            return None;
-        }
+    let helped: Option<Helped> = said.and_then(|said| serde_json::from_slice(&said).ok());
+    let Some(helped) = helped else {
+        tracing::debug!(helper, place, "the credential helper knows nothing");
+        return None;
     };
     Some(match helped.username.as_str() {
         "<token>" => Login::IdentityToken(helped.secret),
@@ -245,6 +279,16 @@ mod tests {
             Login::Password { password, .. } => Some(password),
             Login::IdentityToken(token) => Some(token),
         }
+    }
+
+    #[test]
+    fn a_helper_that_never_ends_its_answer_is_ended() {
+        let mut endless = Command::new("yes").stdout(Stdio::piped()).spawn().unwrap();
+        let error = read_helper(endless.stdout.as_mut().unwrap()).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::FileTooLarge);
+        endless.kill().unwrap();
+        endless.wait().unwrap();
+        assert!(run_helper("../x", "place").is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::UNIX_EPOCH;
 
-use mica_graph::{Blob, Digest, Layer, PackageName, Version};
+use mica_graph::{Blob, Digest, Layer, PackageName, TooMuchJson, Version};
 
 use super::layout::{self, Item};
 use super::{
@@ -53,6 +53,8 @@ fn parse_packages(
 ) -> Result<Vec<PackageName>, RegistryError> {
     let Some(bytes) = bytes else { return Ok(Vec::new()) };
     let wrong = |e: serde_json::Error| document(name_of(files, &Item::Packages), e.into());
+    let too_much = |e: TooMuchJson| document(name_of(files, &Item::Packages), e.into());
+    super::PACKAGES.check(&bytes).map_err(too_much)?;
     serde_json::from_slice(&bytes).map_err(wrong)
 }
 
@@ -71,7 +73,7 @@ impl<F: Files> Registry for F {
     }
 
     fn packages(&self) -> Result<Vec<PackageName>, RegistryError> {
-        let bytes = self.file(&Item::Packages, Index::MAX_SIZE)?;
+        let bytes = self.file(&Item::Packages, super::PACKAGES.bytes)?;
         if bytes.is_none() {
             self.check_layout()?;
         }
@@ -79,7 +81,7 @@ impl<F: Files> Registry for F {
     }
 
     fn index(&self, name: &PackageName) -> Result<Option<Index>, RegistryError> {
-        match self.file(&Item::Index(name.clone()), Index::MAX_SIZE)? {
+        match self.file(&Item::Index(name.clone()), Index::BOUNDS.bytes)? {
             Some(bytes) => parse_index(self, name, &bytes).map(Some),
             None => self.check_layout().map(|()| None),
         }
@@ -90,7 +92,7 @@ impl<F: Files> Registry for F {
     }
 
     fn layer_by_inputs(&self, inputs: &Digest) -> Result<Option<Layer>, RegistryError> {
-        let Some(bytes) = self.file(&Item::Layer(*inputs), super::MAX_DOCUMENT)? else {
+        let Some(bytes) = self.file(&Item::Layer(*inputs), super::LAYER.bytes)? else {
             return Ok(None);
         };
         // A memo is only a memo: one that cannot be used means packing again.
@@ -101,7 +103,7 @@ impl<F: Files> Registry for F {
     }
 
     fn patches(&self, image: &Digest) -> Result<Vec<PatchNote>, RegistryError> {
-        let bytes = self.file(&Item::Patches(*image), super::MAX_DOCUMENT)?;
+        let bytes = self.file(&Item::Patches(*image), PatchNotes::BOUNDS.bytes)?;
         Ok(bytes.map_or_else(Vec::new, |bytes| PatchNotes::read(&bytes, image)))
     }
 
@@ -151,7 +153,7 @@ fn change_index<T>(
 ) -> Result<T, RegistryError> {
     let add = |source| RegistryError::Add { registry: files.address().to_owned(), source };
     let mut result = None;
-    files.update(&Item::Index(name.clone()), Index::MAX_SIZE, &mut |old| {
+    files.update(&Item::Index(name.clone()), Index::BOUNDS.bytes, &mut |old| {
         let mut index = match &old {
             Some(bytes) => parse_index(files, name, bytes)?,
             None => Index::new(name.clone()),
@@ -168,7 +170,7 @@ fn change_index<T>(
 }
 
 fn list_package(files: &impl Documents, name: &PackageName) -> Result<(), RegistryError> {
-    files.update(&Item::Packages, Index::MAX_SIZE, &mut |old| {
+    files.update(&Item::Packages, super::PACKAGES.bytes, &mut |old| {
         let mut packages = parse_packages(files, old)?;
         let Err(place) = packages.binary_search(name) else { return Ok(None) };
         packages.insert(place, name.clone());
@@ -247,14 +249,14 @@ impl<D: Documents> WriteRegistry for D {
         if self.layer_by_inputs(&layer.inputs)?.is_some() {
             return Ok(());
         }
-        self.update(&Item::Layer(layer.inputs), super::MAX_DOCUMENT, &mut |_| {
+        self.update(&Item::Layer(layer.inputs), super::LAYER.bytes, &mut |_| {
             Ok(Some(serde_json::to_vec(layer).expect("a layer holds only strings and numbers")))
         })
     }
 
     fn add_patches(&self, image: &Digest, patches: &[PatchNote]) -> Result<(), RegistryError> {
         patches.iter().try_for_each(|note| require(self, &note.patch))?;
-        self.update(&Item::Patches(*image), super::MAX_DOCUMENT, &mut |old| {
+        self.update(&Item::Patches(*image), PatchNotes::BOUNDS.bytes, &mut |old| {
             let old = old.map_or_else(Vec::new, |bytes| PatchNotes::read(&bytes, image));
             let mut notes = PatchNotes::new(*image, old);
             notes.merge(patches);

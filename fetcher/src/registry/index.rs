@@ -7,8 +7,11 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use mica_graph::{Blob, Digest, PackageName, PackageRef, Version};
+use mica_graph::{Blob, Digest, JsonBounds, PackageName, PackageRef, TooMuchJson, Version};
+
 use serde::{Deserialize, Serialize};
+
+use super::bounded;
 
 /// The versions and tags of a package.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,9 +21,10 @@ pub struct Index {
     /// The package.
     pub name: PackageName,
     /// Its versions, newest first.
+    #[serde(deserialize_with = "bounded::list")]
     pub versions: Vec<Entry>,
     /// Its tags, and the version each one means.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "bounded::tags")]
     pub tags: BTreeMap<Version, Version>,
 }
 
@@ -54,9 +58,15 @@ pub enum ParseIndexError {
     /// Not JSON, or not of an index's shape.
     #[error("not a package index")]
     Json(#[from] serde_json::Error),
+    /// More than it may hold.
+    #[error("it is far too large")]
+    TooMuch(#[from] TooMuchJson),
     /// Written by a later mica.
     #[error("the package index has schema {0}; this mica reads schema {current}", current = Index::SCHEMA)]
     Schema(u32),
+    /// A list of pages that each name a further one.
+    #[error("the list is far too long")]
+    Endless,
     /// Other bytes than its name says.
     #[error("it does not have the digest by which it was asked for")]
     Digest,
@@ -159,8 +169,12 @@ impl Index {
     pub const SCHEMA: u32 = 1;
     /// The tag of a reference that names no version.
     pub const LATEST: &str = "latest";
-    /// More than this is not an index: some 200,000 versions.
-    pub const MAX_SIZE: u64 = 64 << 20;
+    /// What an index may hold: some 80,000 versions.
+    pub const BOUNDS: JsonBounds = JsonBounds::new(16 << 20, 800_000);
+    /// The most tags of a package.
+    pub const MAX_TAGS: usize = 20_000;
+    /// The most versions.
+    pub const MAX_VERSIONS: usize = 100_000;
 
     /// An index with no versions yet.
     pub fn new(name: PackageName) -> Self {
@@ -173,6 +187,7 @@ impl Index {
         struct Probe {
             schema: u32,
         }
+        Self::BOUNDS.check(bytes)?;
         let Probe { schema } = serde_json::from_slice(bytes)?;
         if schema != Self::SCHEMA {
             return Err(ParseIndexError::Schema(schema));

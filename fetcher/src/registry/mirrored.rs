@@ -154,8 +154,8 @@ impl Registry for MirroredRegistry {
         })
     }
 
-    fn document(&self, blob: &Blob) -> Result<Vec<u8>, RegistryError> {
-        self.first(&self.order(&blob.digest), |source| source.registry.document(blob))
+    fn document(&self, blob: &Blob, limit: u64) -> Result<Vec<u8>, RegistryError> {
+        self.first(&self.order(&blob.digest), |source| source.registry.document(blob, limit))
     }
 
     fn distrust(&self, blob: &Blob) {

@@ -23,11 +23,12 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef, Version};
+use mica_graph::{Blob, Digest, JsonBounds, Layer, Manifest, PackageName, PackageRef, Version};
 
 use crate::patch::PatchNote;
 use crate::trust::Signatures;
 
+mod bounded;
 mod credentials;
 mod dir;
 mod error;
@@ -104,7 +105,7 @@ pub trait Registry: Send + Sync {
 
     /// A package's manifest, verified.
     fn manifest(&self, resolved: &Resolved) -> Result<Manifest, RegistryError> {
-        let bytes = self.document(&resolved.manifest)?;
+        let bytes = self.document(&resolved.manifest, Manifest::BOUNDS.bytes)?;
         let manifest = Manifest::from_json(&bytes).map_err(|source| {
             let digest = resolved.manifest.digest;
             RegistryError::Manifest { registry: self.address().to_owned(), digest, source }
@@ -119,9 +120,9 @@ pub trait Registry: Send + Sync {
         Ok(manifest)
     }
 
-    /// The bytes of a small blob, verified.
-    fn document(&self, blob: &Blob) -> Result<Vec<u8>, RegistryError> {
-        if blob.size > MAX_DOCUMENT {
+    /// The bytes of a small blob, verified; more than `limit` are refused before any comes.
+    fn document(&self, blob: &Blob, limit: u64) -> Result<Vec<u8>, RegistryError> {
+        if blob.size > limit {
             let (digest, size) = (blob.digest, blob.size);
             return Err(RegistryError::TooLarge {
                 registry: self.address().to_owned(),
@@ -133,8 +134,18 @@ pub trait Registry: Send + Sync {
     }
 }
 
-/// The largest manifest, chunk table or other document that is read into memory.
-pub(crate) const MAX_DOCUMENT: u64 = 64 << 20;
+/// The largest chunk table that is used: that of an image of some 20 GB. One for which that is too little goes without.
+pub(crate) const MAX_TABLE: u64 = 16 << 20;
+
+/// How long the chunk table of an image of `size` bytes may be.
+pub(crate) fn longest_table(size: u64) -> u64 {
+    mica_squashfs::chunks::ChunkTable::longest(size).min(MAX_TABLE)
+}
+
+/// The note of a layer: what was packed from what.
+const LAYER: JsonBounds = JsonBounds::new(64 << 10, 1000);
+/// The list of packages.
+const PACKAGES: JsonBounds = JsonBounds::new(8 << 20, 100_000);
 
 fn read_document<R: Registry + ?Sized>(
     registry: &R,

@@ -76,7 +76,7 @@ async fn document(
 ) -> Result<Option<Response>, RegistryError> {
     let read = {
         let (state, item) = (Arc::clone(state), item.clone());
-        tokio::task::spawn_blocking(move || state.registry.file(&item, Index::MAX_SIZE)).await
+        tokio::task::spawn_blocking(move || state.registry.file(&item, Index::BOUNDS.bytes)).await
     };
     let read = read.map_err(std::io::Error::other).named("read", state.registry.root())?;
     let Some(bytes) = read? else { return Ok(None) };

@@ -21,7 +21,7 @@ use crate::registry::{Publication, Published, Registry, RegistryError, WriteRegi
 use crate::trust::Signatures;
 
 /// More is not one of our documents.
-const DOCUMENT_LIMIT: usize = 1 << 20;
+const DOCUMENT_LIMIT: usize = 256 << 10;
 
 pub(super) enum Target {
     Blob(Digest),

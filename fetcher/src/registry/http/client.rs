@@ -16,6 +16,9 @@ use super::{Access, HttpOptions, follow, tls};
 /// How much of an error's body is read.
 const MESSAGE_LIMIT: usize = 64 << 10;
 
+/// How much of an error's message is shown.
+pub(crate) const SHOWN: usize = 500;
+
 /// Sends requests and waits for answers, with the time limits of its options.
 pub(crate) struct Sender {
     /// What messages call the other side: a URL without credentials.
@@ -220,7 +223,7 @@ impl Sender {
         let refusal = is_json.then(|| serde_json::from_slice::<Refusal>(&body).ok()).flatten();
         let message = match refusal {
             Some(Refusal { cause: Some(cause), .. }) => return cause.into_error(registry),
-            Some(Refusal { error, .. }) => error,
+            Some(Refusal { error, .. }) => error.chars().take(SHOWN).collect(),
             // A page for people says no more than its status.
             None => String::new(),
         };

@@ -31,7 +31,7 @@ mod tls;
 mod upload;
 
 use client::HttpClient;
-pub(crate) use client::{Sender, authorize, is_loopback, keeps_secrets};
+pub(crate) use client::{SHOWN, Sender, authorize, is_loopback, keeps_secrets};
 pub use rate::RateLimit;
 pub(crate) use redirect::follow;
 pub(crate) use upload::upload;

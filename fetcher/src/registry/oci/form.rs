@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use mica_graph::{Blob, Digest, HealthCheck, Layer, Manifest, PackageName, Version};
+use mica_graph::{Blob, Digest, HealthCheck, JsonBounds, Layer, Manifest, PackageName, Version};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -139,6 +139,17 @@ pub(crate) fn named(hash: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
     }
     text
+}
+
+/// What a manifest or an index may hold.
+const BOUNDS: JsonBounds = JsonBounds::new(4 << 20, 60_000);
+/// What a configuration may hold, a package's manifest as text among it.
+pub(crate) const CONFIG: JsonBounds = JsonBounds::new(10 << 20, 100_000);
+
+/// Reads a manifest, an index, or a page of a list, unless it is far too large.
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, ParseIndexError> {
+    BOUNDS.check(bytes)?;
+    Ok(serde_json::from_slice(bytes)?)
 }
 
 /// A package as an image: configuration and manifest, ready to be stored.
@@ -440,6 +451,7 @@ pub(crate) fn read_config(bytes: &[u8]) -> Result<(Vec<u8>, Vec<String>), ParseI
     struct Rootfs {
         diff_ids: Vec<String>,
     }
+    CONFIG.check(bytes)?;
     let config: Config = serde_json::from_slice(bytes)?;
     Ok((config.mica.into_bytes(), config.rootfs.diff_ids))
 }

@@ -16,7 +16,7 @@ use std::io::Cursor;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, PackageRef, Version};
 use reqwest::Method;
@@ -52,8 +52,15 @@ use upload::pull_scope;
 
 /// Manifests may be so large (docker-registry's own limit).
 const MAX_MANIFEST: u64 = 4 << 20;
-/// More pages of a list than this are not read.
+/// A list of more pages than this, more words, more bytes, or that takes longer, is none.
 const MAX_PAGES: usize = 1000;
+const MAX_WORDS: usize = 100_000;
+const MAX_LIST: usize = 16 << 20;
+const MAX_TIME: Duration = Duration::from_secs(300);
+/// So many blobs are known of a registry at a time. More are found again when they are wanted.
+const MAX_KNOWN: usize = 100_000;
+/// So many documents that refer to an image are looked at.
+const MAX_REFERRERS: usize = 64;
 /// Requests for small documents at a time.
 const PARALLEL: usize = 8;
 
@@ -127,8 +134,8 @@ impl OciRegistry {
         let Some(bytes) = self.fetch_bytes(below, reference, MANIFEST_TYPE)? else {
             return Ok(None);
         };
-        let manifest: OciManifest = serde_json::from_slice(&bytes)
-            .map_err(|source| document(self.name_of(below, reference), source.into()))?;
+        let manifest: OciManifest = form::parse(&bytes)
+            .map_err(|source| document(self.name_of(below, reference), source))?;
         self.learn(below, &manifest, &bytes);
         Ok(Some((manifest, bytes)))
     }
@@ -163,6 +170,11 @@ impl OciRegistry {
     /// Notes what a manifest says of BLAKE3 digests.
     fn learn(&self, below: &str, manifest: &OciManifest, bytes: &[u8]) {
         let mut known = self.known();
+        if known.places.len() > MAX_KNOWN {
+            known.places.clear();
+            known.images.clear();
+            known.packages.clear();
+        }
         for (digest, facts) in manifest.facts() {
             let place = Place { below: below.to_owned(), facts, in_config: false };
             let held = known.places.entry(digest).or_insert_with(|| place.clone());
@@ -206,42 +218,49 @@ impl OciRegistry {
         }
         let repository = self.location.repository(below);
         let path = format!("{repository}/tags/list?n=1000");
-        let pages = self.pages::<Tags>(&path, &pull_scope(&repository))?;
-        Ok(pages.map(|pages| {
-            pages.into_iter().flat_map(|page| page.tags.unwrap_or_default()).collect()
-        }))
+        self.words::<Tags>(&path, &pull_scope(&repository), |page| page.tags)
     }
 
-    /// A list that comes in pages, each naming the next in its `Link` header (RFC 5988).
-    fn pages<T: serde::de::DeserializeOwned>(
+    /// A list of words that comes in pages, each naming the next in its `Link` header (RFC 5988); `None` where there is none.
+    fn words<T: serde::de::DeserializeOwned>(
         &self,
         path: &str,
         scope: &str,
-    ) -> Result<Option<Vec<T>>, RegistryError> {
-        let mut pages = Vec::new();
-        let mut next = Some(path.to_owned());
-        while let Some(path) = next.take().filter(|_| pages.len() < MAX_PAGES) {
+        words_of: fn(T) -> Option<Vec<String>>,
+    ) -> Result<Option<Vec<String>>, RegistryError> {
+        let (mut words, mut length, begun) = (Vec::new(), 0, Instant::now());
+        let mut next = path.to_owned();
+        for _ in 0..MAX_PAGES {
             let json = "application/json";
-            let Some((head, bytes)) = self.client.get(&path, scope, json, Index::MAX_SIZE)? else {
+            let Some((head, bytes)) = self.client.get(&next, scope, json, MAX_MANIFEST)? else {
                 return Ok(None);
             };
-            let page = serde_json::from_slice(&bytes);
-            pages.push(page.map_err(|source| document(&head.url, source.into()))?);
+            let page = form::parse(&bytes).map_err(|source| document(&head.url, source))?;
+            words.extend(words_of(page).unwrap_or_default());
+            length += bytes.len();
             let link = head.headers.get(LINK).and_then(|link| link.to_str().ok());
             let link = link.and_then(|link| Some(link.split_once('<')?.1.split_once('>')?.0));
-            next = link.and_then(|link| head.url.join(link).ok()).map(String::from);
+            match link.and_then(|link| head.url.join(link).ok()) {
+                Some(url) => next = url.into(),
+                None => return Ok(Some(words)),
+            }
+            if words.len() > MAX_WORDS || length > MAX_LIST || begun.elapsed() > MAX_TIME {
+                break;
+            }
         }
-        Ok(Some(pages))
+        Err(document(next, super::ParseIndexError::Endless))
     }
 
     /// The versions and tags behind some tags, newest first.
     fn index_of(&self, name: &PackageName, tags: &[String]) -> Result<Index, RegistryError> {
         let tags: Vec<&String> = tags.iter().filter(is_word).collect();
-        let found = parallel::map(PARALLEL, &tags, |tag| self.image(name, tag));
+        // Of each no more than is needed: there may be very many.
+        let short = |found: Found| (found.entry, found.time);
+        let found = parallel::map(PARALLEL, &tags, |tag| Ok(self.image(name, tag)?.map(short)));
         let mut index = Index::new(name.clone());
         let mut versions = Vec::new();
         for (tag, found) in tags.into_iter().zip(found) {
-            let Found { entry, time, .. } = match found {
+            let (entry, time) = match found {
                 Ok(Some(found)) => found,
                 // Somebody else's image in the same repository, or a tag that went away meanwhile.
                 Ok(None) | Err(RegistryError::ForeignImage { .. }) => continue,
@@ -278,7 +297,7 @@ impl OciRegistry {
 
     fn learn_companions(&self, below: &str, image: &str) -> Result<(), RegistryError> {
         let Some(index) = self.referrers(below, image)? else { return Ok(()) };
-        for companion in form::of_type(&index, COMPANION_TYPE) {
+        for companion in form::of_type(&index, COMPANION_TYPE).take(MAX_REFERRERS) {
             self.fetch(below, &companion.digest)?;
         }
         Ok(())
@@ -288,15 +307,16 @@ impl OciRegistry {
     fn referrers(&self, below: &str, image: &str) -> Result<Option<OciIndex>, RegistryError> {
         let tag = image.replace(':', "-");
         let Some(bytes) = self.fetch_bytes(below, &tag, INDEX_TYPE)? else { return Ok(None) };
-        let parsed = serde_json::from_slice(&bytes);
-        Ok(Some(parsed.map_err(|source| document(self.name_of(below, &tag), source.into()))?))
+        let parsed = form::parse(&bytes);
+        Ok(Some(parsed.map_err(|source| document(self.name_of(below, &tag), source))?))
     }
 
     /// The signatures that refer to an image.
     fn signatures_of(&self, below: &str, image: &str) -> Result<Signatures, RegistryError> {
         let mut all = Signatures::default();
         let index = self.referrers(below, image)?;
-        for found in index.iter().flat_map(|index| form::of_type(index, SIGNATURES_TYPE)) {
+        let found = index.iter().flat_map(|index| form::of_type(index, SIGNATURES_TYPE));
+        for found in found.take(MAX_REFERRERS) {
             let Some((manifest, _)) = self.fetch(below, &found.digest)? else { continue };
             let text = manifest.annotations.get(SIGNATURES).map(String::as_bytes);
             let name = self.name_of(below, &found.digest);
@@ -326,7 +346,7 @@ impl OciRegistry {
     fn small(&self, place: &Place) -> Result<Vec<u8>, RegistryError> {
         let repository = self.location.repository(&place.below);
         let path = format!("{repository}/blobs/{}", place.facts.sha256);
-        let found = self.client.get(&path, &pull_scope(&repository), "*/*", super::MAX_DOCUMENT)?;
+        let found = self.client.get(&path, &pull_scope(&repository), "*/*", form::CONFIG.bytes)?;
         match found {
             Some((_, bytes)) if form::sha256(&bytes) == place.facts.sha256 => Ok(bytes),
             _ => Err(self.wrong_document(&place.below, &place.facts.sha256)),
@@ -358,12 +378,9 @@ impl Registry for OciRegistry {
             #[serde(default)]
             repositories: Option<Vec<String>>,
         }
-        let pages = self.pages::<Catalog>("_catalog?n=1000", "registry:catalog:*")?;
-        let repositories: Vec<String> = pages
-            .unwrap_or_default()
-            .into_iter()
-            .flat_map(|page| page.repositories.unwrap_or_default())
-            .collect();
+        let words = self
+            .words::<Catalog>("_catalog?n=1000", "registry:catalog:*", |page| page.repositories)?;
+        let repositories = words.unwrap_or_default();
         let below: Vec<&str> =
             repositories.iter().filter_map(|full| self.location.below(full)).collect();
         // The real name is in the manifests.

@@ -99,6 +99,8 @@ pub struct S3Registry {
     prefix: String,
 }
 
+/// The longest look for something in a bucket.
+const LISTING: Duration = Duration::from_secs(20);
 /// Blobs above this size go in parts.
 const WHOLE: u64 = 16 << 20;
 /// How often a document is changed again because others were quicker.
@@ -166,7 +168,11 @@ impl S3Registry {
 
     fn holds_something(&self) -> Result<bool, RegistryError> {
         let prefix = (!self.prefix.is_empty()).then(|| ObjectPath::from(self.prefix.as_str()));
-        let first = self.wait(self.store.list(prefix.as_ref()).next()).transpose();
+        // Pages of nothing, each with a further one, are not read for ever.
+        let first =
+            async { tokio::time::timeout(LISTING, self.store.list(prefix.as_ref()).next()).await };
+        let endless = |_| self.sender.unreachable("the list of the bucket does not end");
+        let first = self.wait(first).map_err(endless)?.transpose();
         Ok(first.map_err(|error| self.error("read", error))?.is_some())
     }
 

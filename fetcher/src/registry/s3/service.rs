@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full, Limited};
 use object_store::ClientOptions;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
@@ -18,10 +18,13 @@ use reqwest::header::RETRY_AFTER;
 use reqwest::{Response, StatusCode};
 
 use super::super::RegistryError;
-use super::super::http::{Sender, follow};
+use super::super::http::{SHOWN, Sender, follow};
 
 /// How much of an error's body is read.
 const MESSAGE_LIMIT: usize = 64 << 10;
+
+/// The longest answer that is no object: a list of a thousand names, or what became of an upload.
+const ANSWER_LIMIT: usize = 4 << 20;
 
 /// Why a request has no answer that could be used.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -69,7 +72,7 @@ impl Fault {
             }
         };
         let words = [code.as_str(), &message].into_iter().filter(|word| !word.is_empty());
-        let message = words.collect::<Vec<_>>().join(": ");
+        let message: String = words.collect::<Vec<_>>().join(": ").chars().take(SHOWN).collect();
         let denied = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
         // Keys for a while that are over are a bad request, says AWS.
         if denied || code == "ExpiredToken" {
@@ -115,6 +118,8 @@ impl HttpService for Service {
             Fault::Away(error.to_string(), error.source().is_some().then(|| Arc::clone(&error)))
                 .into_error()
         };
+        let list = request.uri().query().is_some_and(|query| query.contains("list-type="));
+        let is_object = request.method() == reqwest::Method::GET && !list;
         let request = request.map(reqwest::Body::wrap);
         let request = reqwest::Request::try_from(request).map_err(away)?;
         let answer = tokio::time::timeout(limit, follow(&self.client, request)).await;
@@ -122,6 +127,21 @@ impl HttpService for Service {
             Fault::Away(format!("no answer came for {} s", limit.as_secs_f32()), None).into_error()
         })?;
         let (parts, body) = checked(answer.map_err(away)?, self.idle).await?.into_parts();
+        if !is_object {
+            // The library keeps all of such a body.
+            let whole =
+                tokio::time::timeout(limit, Limited::new(body, ANSWER_LIMIT).collect()).await;
+            let bytes = match whole {
+                Ok(Ok(whole)) => whole.to_bytes(),
+                Ok(Err(error)) => return Err(Fault::Away(error.to_string(), None).into_error()),
+                Err(_) => {
+                    let reason = format!("no whole answer came for {} s", limit.as_secs_f32());
+                    return Err(Fault::Away(reason, None).into_error());
+                }
+            };
+            let body = Full::new(bytes).map_err(|never| match never {});
+            return Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body)));
+        }
         // Of an answer that breaks off, the connection is to blame.
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body.map_err(away))))
     }
