@@ -268,3 +268,12 @@ fn an_image_file_cut_short_under_its_mount_is_an_error_of_its_files() {
     drop(file);
     mounted.unmount().unwrap();
 }
+
+#[test]
+fn once_more_as_an_ordinary_user() {
+    support::once_more_as_an_ordinary_user(&[
+        // Give files to somebody else, and make devices.
+        "groups_are_inherited_and_the_sticky_bit_holds",
+        "set_user_id_programs_and_devices_of_the_mount_are_not_honoured",
+    ]);
+}

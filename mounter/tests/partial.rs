@@ -41,7 +41,10 @@ fn blocks(path: &Path) -> u64 {
 fn marks(path: &Path) -> usize {
     let mut names = vec![0; 4096];
     let len = rustix::fs::listxattr(path, &mut names).unwrap();
-    names[..len].split(|&b| b == 0).filter(|name| name.starts_with(b"trusted.overlay.")).count()
+    names[..len]
+        .split(|&b| b == 0)
+        .filter(|name| name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay."))
+        .count()
 }
 
 /// A mount that leaves files incomplete, as a killed server does.
@@ -231,8 +234,14 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
 
 /// What the operation answers, and what is read.
 fn run(path: &Path, op: &Op) -> Result<Vec<u8>, rustix::io::Errno> {
-    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let errno = |error: std::io::Error| rustix::io::Errno::from_io_error(&error).unwrap();
     let mut out = Vec::new();
+    if let Op::Chmod(mode) = *op {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        return Ok(out);
+    }
+    // An ordinary user may not open what its mode forbids to.
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(errno)?;
     match *op {
         Op::Write(at, len) => file.write_all_at(&vec![at as u8 | 1; len], at).unwrap(),
         Op::Append(len) => {
@@ -252,18 +261,17 @@ fn run(path: &Path, op: &Op) -> Result<Vec<u8>, rustix::io::Errno> {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             rustix::fs::fallocate(&file, flags, at, len)?;
         }
-        Op::Chmod(mode) => fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap(),
         Op::Copy(mut from, mut to) => {
             let (from, to) = (Some(&mut from), Some(&mut to));
             rustix::fs::copy_file_range(&file, from, &file, to, 20_000)?;
         }
-        Op::Crash | Op::Remount | Op::Hurry => {}
+        Op::Chmod(_) | Op::Crash | Op::Remount | Op::Hurry => {}
     }
     Ok(out)
 }
 
-fn state(path: &Path) -> (Vec<u8>, u32) {
-    (fs::read(path).unwrap(), fs::metadata(path).unwrap().mode())
+fn state(path: &Path) -> (Option<Vec<u8>>, u32) {
+    (fs::read(path).ok(), fs::metadata(path).unwrap().mode())
 }
 
 proptest! {
@@ -299,4 +307,14 @@ proptest! {
             prop_assert_eq!(marks(&copy), 0);
         }
     }
+}
+
+#[test]
+fn once_more_as_an_ordinary_user() {
+    support::once_more_as_an_ordinary_user(&[
+        // Gives a file to somebody else.
+        "changing_attributes_of_a_large_file_copies_no_content",
+        // Sets `trusted` attributes.
+        "files_of_which_overlayfs_copied_the_metadata_are_read_from_the_layer",
+    ]);
 }

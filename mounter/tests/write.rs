@@ -280,3 +280,11 @@ fn attributes_of_any_length_are_read_back() {
     let read = rustix::fs::getxattr(scratch.path("f"), "user.b", &mut small);
     assert_eq!(read, Err(rustix::io::Errno::RANGE));
 }
+
+#[test]
+fn once_more_as_an_ordinary_user() {
+    support::once_more_as_an_ordinary_user(&[
+        // Becomes another user itself.
+        "set_id_bits_go_when_somebody_else_writes_also_to_a_new_file",
+    ]);
+}

@@ -10,7 +10,7 @@ use super::node::{InUpper, Node, Place};
 use super::{Res, Tree};
 use crate::ids::{Attr, Time};
 use crate::kind::Kind;
-use crate::upper::{proc_path, statx_at, statx_fd};
+use crate::upper::{Incomplete, proc_path, statx_fd};
 
 /// A time to set.
 #[derive(Debug, Clone, Copy)]
@@ -48,8 +48,7 @@ impl Tree {
     }
 
     pub(crate) fn attr(&self, node: &Arc<Node>) -> Res<Attr> {
-        let _looking = self.shared();
-        self.attr_locked(node)
+        self.look(|| self.attr_locked(node))
     }
 
     pub(super) fn attr_locked(&self, node: &Arc<Node>) -> Res<Attr> {
@@ -86,7 +85,7 @@ impl Tree {
 
     pub(super) fn stat(&self, node: &Arc<Node>) -> Res<Statx> {
         match self.at(node)? {
-            At::Name(dir, name) => statx_at(&dir, &name),
+            At::Name(dir, name) => self.upper()?.stat_at(&dir, &name),
             At::Fd(fd) => statx_fd(&fd),
         }
     }
@@ -104,10 +103,18 @@ impl Tree {
         self.bring_up(node, change.size == Some(0))?;
         let partial = node.partial();
         let mut marks = partial.as_ref().map(|partial| partial.exclusive());
-        let _looking = self.shared();
+        self.look(|| self.set_attr_locked(node, change, marks.as_deref_mut()))
+    }
+
+    fn set_attr_locked(
+        &self,
+        node: &Arc<Node>,
+        change: &Change,
+        marks: Option<&mut Incomplete>,
+    ) -> Res<Attr> {
         if let Some(size) = change.size {
             let file = self.upper_file_locked(node, true)?;
-            match &mut marks {
+            match marks {
                 Some(marks) => self.truncate_partial(&file, marks, size)?,
                 None => rustix::fs::ftruncate(&file, size)?,
             }

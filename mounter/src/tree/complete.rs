@@ -114,10 +114,8 @@ impl Tree {
     /// [`Tree::complete`] while `goes_on`, which is asked after each piece; says whether the file is complete.
     fn complete_by(&self, node: &Arc<Node>, mut goes_on: impl FnMut() -> bool) -> Res<bool> {
         let Some(partial) = node.partial() else { return Ok(true) };
-        let looking = self.shared();
-        let inode = self.path_fd(node)?;
-        drop(looking);
-        let file = self.file_to_complete(node, &inode)?;
+        let inode = self.look(|| self.path_fd(node))?;
+        let file = self.writable_file(node)?;
         let mut at = 0;
         while let Some(next) = self.complete_piece(node, &partial, (&file, &inode), at)? {
             at = next;
@@ -133,25 +131,12 @@ impl Tree {
         if node.partial().is_none() {
             return Ok(true); // somebody else did
         }
-        self.upper()?.set_complete(&*file)?;
+        self.unseen(&inode, || self.upper()?.set_complete(&*file))?;
         marks.limit = 0;
         drop(marks);
         node.state().rest = Rest::Nowhere;
         self.drop_incomplete(node);
         Ok(true)
-    }
-
-    /// Opens a file for writing, also if its mode forbids it: without privileges the server can write only what its user
-    /// may write.
-    fn file_to_complete(&self, node: &Arc<Node>, inode: &Arc<OwnedFd>) -> Res<Arc<File>> {
-        match self.writable_file(node) {
-            Err(Errno::ACCESS | Errno::PERM) => self.unseen(inode, || {
-                let mode = u32::from(statx_fd(inode)?.stx_mode) & 0o7777;
-                rustix::fs::chmod(proc_path(inode), Mode::from_raw_mode(mode | libc::S_IWUSR))?;
-                self.upper_file_locked(node, true)
-            }),
-            result => result,
-        }
     }
 
     /// Copies the first piece from `at` on that is still in the layer; says where to go on.
@@ -261,7 +246,7 @@ impl Tree {
     }
 
     fn find_rests_in(&self, dir: &Arc<Node>, todo: &mut Vec<Arc<Node>>) -> Res<()> {
-        let _looking = self.shared();
+        let _changing = self.exclusive();
         let (upper, fd) = (self.upper()?, self.dir_fd(dir)?);
         for (name, _) in upper.list(&*fd)? {
             let Under::Entry(stat) = upper.look((*fd).as_fd(), &name)? else { continue };

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
-use rustix::fs::{AtFlags, Mode, OFlags, Timestamps, XattrFlags};
+use rustix::fs::{Mode, OFlags, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use super::attr::{set_times, times_of, to_timespec};
@@ -182,15 +182,20 @@ impl Tree {
 
     fn copy_metadata(&self, node: &Node, part: LowerPart, attr: &Attr, fd: &OwnedFd) -> Res<()> {
         let failed = |error| self.damaged(node, &error);
-        let owner = Owner { uid: attr.uid, gid: attr.gid, mode: attr.mode };
         let upper = self.upper()?;
-        upper.set_owner(fd, owner, node.kind == Kind::Symlink)?;
+        let is_link = node.kind == Kind::Symlink;
+        let owner = Owner { uid: attr.uid, gid: attr.gid, mode: attr.mode };
         let keys = self.lower.xattr_keys(part).map_err(failed)?;
+        if !keys.is_empty() {
+            // Before: a change of owner takes capabilities. Behind: the mode may forbid to set attributes.
+            upper.set_owner(fd, Owner { mode: libc::S_IRWXU, ..owner }, is_link)?;
+        }
         for key in keys.iter().filter(|key| !is_private(&key.name)) {
             asker::check()?;
             let value = self.lower.xattr_value(part.layer, key).map_err(failed)?;
             copy_xattr(node, fd, &key.name, &value)?;
         }
+        upper.set_owner(fd, owner, is_link)?;
         let (atime, mtime) = (to_timespec(attr.atime), to_timespec(attr.mtime));
         set_times(fd, &Timestamps { last_access: atime, last_modification: mtime })
     }
@@ -206,7 +211,7 @@ impl Tree {
             let done = match &placed {
                 None => upper.place(temporary, (*parent).as_fd(), &place.name),
                 Some((dir, first)) => {
-                    rustix::fs::linkat(dir, &*first.name, &parent, &*place.name, AtFlags::empty())
+                    upper.link(((**dir).as_fd(), &first.name), ((*parent).as_fd(), &place.name))
                 }
             };
             match (done, &placed) {

@@ -34,7 +34,10 @@ impl Tree {
             let file = self.writable_file(node)?;
             if how.truncate {
                 match node.partial() {
-                    Some(partial) => self.truncate_partial(&file, &mut partial.exclusive(), 0)?,
+                    Some(partial) => {
+                        let mut marks = partial.exclusive();
+                        self.look(|| self.truncate_partial(&file, &mut marks, 0))?;
+                    }
                     None => rustix::fs::ftruncate(&file, 0)?,
                 }
                 if how.drop_set_id {
@@ -83,8 +86,7 @@ impl Tree {
         if let Some(file) = open_file(node, write) {
             return Ok(file);
         }
-        let _looking = self.shared();
-        self.upper_file_locked(node, write)
+        self.look(|| self.upper_file_locked(node, write))
     }
 
     /// The same for callers that hold the namespace lock: else the name may be another file's when it is opened.
@@ -125,7 +127,9 @@ impl Tree {
         let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = match self.at(node)? {
             At::Name(dir, name) => {
-                let fd = rustix::fs::openat(&dir, &*name, flags | OFlags::NOFOLLOW, Mode::empty())?;
+                let flags = flags | OFlags::NOFOLLOW;
+                let open = || rustix::fs::openat(&dir, &*name, flags, Mode::empty());
+                let fd = self.upper()?.allowed_at(&dir, &name, open)?;
                 // Somebody who changes the upper behind the server's back sees that he does.
                 if node
                     .state()
@@ -137,7 +141,10 @@ impl Tree {
                 fd
             }
             // Through /proc: the only way to an inode without a name.
-            At::Fd(fd) => rustix::fs::open(proc_path(&fd), flags, Mode::empty())?,
+            At::Fd(fd) => {
+                let open = || rustix::fs::open(proc_path(&fd), flags, Mode::empty());
+                self.upper()?.allowed(&fd, open)?
+            }
         };
         Ok(File::from(fd))
     }
@@ -262,10 +269,11 @@ impl Tree {
         }
         if node.kind == Kind::Directory {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let looking = self.shared();
-            let dir = rustix::fs::openat(self.dir_fd(node)?, c".", flags, Mode::empty())?;
-            drop(looking); // a disk may take its time
-            return rustix::fs::fsync(dir);
+            let dir = self.look(|| {
+                let (upper, dir) = (self.upper()?, self.dir_fd(node)?);
+                upper.allowed(&dir, || rustix::fs::openat(&dir, c".", flags, Mode::empty()))
+            })?;
+            return rustix::fs::fsync(dir); // a disk may take its time
         }
         let file = self.upper_file(node, false)?;
         // Marks of a file are no data, but tell what is.
@@ -296,7 +304,10 @@ impl Tree {
     }
 
     pub(crate) fn read_link(&self, node: &Arc<Node>) -> Res<Vec<u8>> {
-        let _looking = self.shared();
+        self.look(|| self.read_link_locked(node))
+    }
+
+    fn read_link_locked(&self, node: &Arc<Node>) -> Res<Vec<u8>> {
         if node.kind != Kind::Symlink {
             return Err(Errno::INVAL);
         }
@@ -305,7 +316,10 @@ impl Tree {
             return self.lower.read_link(part).map_err(|error| self.damaged(node, &error));
         }
         let target = match self.at(node)? {
-            At::Name(dir, name) => rustix::fs::readlinkat(&dir, &*name, Vec::new())?,
+            At::Name(dir, name) => {
+                let read = || rustix::fs::readlinkat(&dir, &*name, Vec::new());
+                self.upper()?.allowed(&dir, read)?
+            }
             At::Fd(fd) => rustix::fs::readlinkat(&fd, c"", Vec::new())?,
         };
         Ok(target.into_bytes())

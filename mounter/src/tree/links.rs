@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError};
 
+use rustix::io::Errno;
+
 use super::lookup::is_gone;
 use super::node::{LowerPart, Node};
 use super::{Res, Tree};
@@ -27,19 +29,22 @@ impl Tree {
             tracing::warn!(path = node.path(), "a file with very many names loses its hard links");
             return Ok(());
         }
-        let _looking = self.shared();
-        self.find_moved()?;
-        for (dir, name) in links.of(part.node.number) {
-            asker::check()?;
-            let Some(dir) = self.dir_shown(part.layer, &links.way_to(dir)) else { continue };
-            // Finding it is what adds the place. Hidden by another layer; a damaged neighbour was logged.
-            drop(self.child(&dir, name));
-        }
-        Ok(())
+        self.look(|| {
+            self.find_moved()?;
+            for (dir, name) in links.of(part.node.number) {
+                asker::check()?;
+                let Some(dir) = self.dir_shown(part.layer, &links.way_to(dir))? else { continue };
+                // Finding it is what adds the place. A damaged neighbour was logged.
+                if let Err(errno @ Errno::ACCESS) = self.child(&dir, name) {
+                    return Err(errno);
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Where a directory of a layer is seen, by its way from the layer's root.
-    fn dir_shown(&self, layer: usize, way: &[(u32, &[u8])]) -> Option<Arc<Node>> {
+    fn dir_shown(&self, layer: usize, way: &[(u32, &[u8])]) -> Res<Option<Arc<Node>>> {
         let (mut at, mut from) = (Arc::clone(self.root()), 0);
         let moved = self.moved.lock().unwrap_or_else(PoisonError::into_inner);
         for (index, (number, _)) in way.iter().enumerate().rev() {
@@ -51,13 +56,18 @@ impl Tree {
         }
         drop(moved);
         for (number, name) in &way[from..] {
-            at = self.child(&at, name).ok().flatten()?.node;
+            at = match self.child(&at, name) {
+                Err(errno @ Errno::ACCESS) => return Err(errno),
+                Ok(Some(seen)) if seen.node.kind == Kind::Directory => seen.node,
+                // Hidden by another layer.
+                Ok(_) | Err(_) => return Ok(None),
+            };
             let shows = |part: &LowerPart| (part.layer, part.node.number) == (layer, *number);
             if !at.lowers().parts.iter().any(shows) {
-                return None;
+                return Ok(None);
             }
         }
-        Some(at)
+        Ok(Some(at))
     }
 
     /// Notes that a directory is not where its layers have it any more.

@@ -71,8 +71,7 @@ fn upper_position(name: &[u8]) -> u64 {
 impl Tree {
     /// The names in a directory, without `.` and `..`.
     pub(crate) fn list(&self, dir: &Arc<Node>) -> Res<Listing> {
-        let _looking = self.shared();
-        self.list_locked(dir)
+        self.look(|| self.list_locked(dir))
     }
 
     fn list_locked(&self, dir: &Arc<Node>) -> Res<Listing> {
@@ -140,7 +139,10 @@ impl Tree {
 
     /// The node and attributes of a listed entry.
     pub(crate) fn entry(&self, dir: &Arc<Node>, listed: &Listed) -> Res<Entry> {
-        let _looking = self.shared();
+        self.look(|| self.entry_locked(dir, listed))
+    }
+
+    fn entry_locked(&self, dir: &Arc<Node>, listed: &Listed) -> Res<Entry> {
         let part = match listed.source {
             // Nothing of the upper can have come in between where there is none.
             Source::Lower(part) if self.upper.is_none() || !dir.in_upper() => part,

@@ -26,8 +26,7 @@ pub(crate) const NAME_MAX: usize = 255;
 impl Tree {
     /// What is called `name` in `dir`; `None` if nothing is.
     pub(crate) fn lookup(&self, dir: &Arc<Node>, name: &[u8]) -> Res<Option<Seen>> {
-        let _looking = self.shared();
-        self.child(dir, name)
+        self.look(|| self.child(dir, name))
     }
 
     /// The directory above `dir`; the root's is the root.

@@ -13,7 +13,7 @@ use super::node::{Node, OpenFile, Rest};
 use super::{Res, Tree};
 use crate::kind::Kind;
 use crate::overlay::is_reserved;
-use crate::upper::{Owner, Under, proc_path, statx_at, statx_fd};
+use crate::upper::{Owner, Under, proc_path, statx_fd};
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +81,7 @@ impl Tree {
             }
             made?
         };
-        let stat = Box::new(statx_at(&free.dir, name)?);
+        let stat = Box::new(self.upper()?.stat_at(&free.dir, name)?);
         let seen = if matches!(new, New::Directory { .. }) {
             self.child(dir, name)?.ok_or(Errno::IO)?
         } else {
@@ -113,20 +113,17 @@ impl Tree {
         } else {
             self.link_to(node, (*free.dir).as_fd(), name)?;
         }
-        let stat = Box::new(statx_at(&free.dir, name)?);
+        let stat = Box::new(upper.stat_at(&free.dir, name)?);
         Ok(Seen { node: self.intern_upper(dir, name, &stat), stat: Some(stat) })
     }
 
     fn link_to(&self, node: &Arc<Node>, dir: BorrowedFd<'_>, name: &[u8]) -> Res<()> {
         match self.at(node)? {
-            At::Name(from, old) => rustix::fs::linkat(&from, &*old, dir, name, AtFlags::empty()),
-            At::Fd(fd) => rustix::fs::linkat(
-                rustix::fs::CWD,
-                proc_path(&fd),
-                dir,
-                name,
-                AtFlags::SYMLINK_FOLLOW,
-            ),
+            At::Name(from, old) => self.upper()?.link(((*from).as_fd(), &old), (dir, name)),
+            At::Fd(fd) => self.upper()?.allowed(dir, || {
+                let (at, path) = (rustix::fs::CWD, proc_path(&fd));
+                rustix::fs::linkat(at, path, dir, name, AtFlags::SYMLINK_FOLLOW)
+            }),
         }
     }
 
@@ -179,24 +176,26 @@ impl Tree {
     ) -> Res<Option<OwnedFd>> {
         let upper = self.upper()?;
         let mode = Mode::from_raw_mode(owner.mode);
-        let file = match new {
-            New::File { .. } => {
-                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                Some(rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW, mode)?)
-            }
-            New::Directory { .. } => {
-                rustix::fs::mkdirat(dir, name, mode)?;
-                None
-            }
-            New::Symlink { target } => {
-                rustix::fs::symlinkat(target, dir, name)?;
-                None
-            }
-            New::Node { kind, rdev, .. } => {
-                rustix::fs::mknodat(dir, name, kind.file_type(), mode, rdev)?;
-                None
-            }
-        };
+        let file = upper.allowed(dir, || {
+            Ok(match new {
+                New::File { .. } => {
+                    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                    Some(rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW, mode)?)
+                }
+                New::Directory { .. } => {
+                    rustix::fs::mkdirat(dir, name, mode)?;
+                    None
+                }
+                New::Symlink { target } => {
+                    rustix::fs::symlinkat(target, dir, name)?;
+                    None
+                }
+                New::Node { kind, rdev, .. } => {
+                    rustix::fs::mknodat(dir, name, kind.file_type(), mode, rdev)?;
+                    None
+                }
+            })
+        })?;
         let is_link = matches!(new, New::Symlink { .. });
         let owned = match &file {
             Some(file) => upper.set_owner(file, owner, is_link),

@@ -63,6 +63,20 @@ pub(crate) struct Tree {
     incomplete: Condvar,
 }
 
+/// The namespace, held exclusively.
+struct Changing<'a> {
+    upper: Option<&'a UpperDir>,
+    _guard: RwLockWriteGuard<'a, ()>,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        if let Some(upper) = self.upper {
+            upper.set_forced(false);
+        }
+    }
+}
+
 impl Tree {
     pub(crate) fn new(lower: Lower, upper: Option<UpperDir>) -> Result<Tree, LowerError> {
         let parts = overlay::root(&lower)?;
@@ -130,8 +144,25 @@ impl Tree {
     }
 
     /// For those who change what is where.
-    fn exclusive(&self) -> RwLockWriteGuard<'_, ()> {
-        self.namespace.write().unwrap_or_else(PoisonError::into_inner)
+    fn exclusive(&self) -> Changing<'_> {
+        let guard = self.namespace.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(upper) = &self.upper {
+            upper.set_forced(true);
+        }
+        Changing { upper: self.upper.as_ref(), _guard: guard }
+    }
+
+    /// Looks at the upper; what modes forbid, for which nobody else may look, once more.
+    fn look<T>(&self, mut work: impl FnMut() -> Res<T>) -> Res<T> {
+        let looking = self.shared();
+        let result = work();
+        drop(looking);
+        let can_force = self.upper.as_ref().is_some_and(UpperDir::can_force);
+        if !can_force || !matches!(result, Err(Errno::ACCESS)) {
+            return result;
+        }
+        let _changing = self.exclusive();
+        work()
     }
 
     /// Names what is wrong with a layer in the log; the caller gets EIO for this file and no other.
@@ -177,10 +208,9 @@ impl Tree {
             at = place.parent;
         };
         names.reverse();
-        let path = if names.is_empty() { b".".to_vec() } else { names.join(&b'/') };
         let fd = Arc::new(match base {
-            Some(base) => upper.open_dir(&base, &path)?,
-            None => upper.open_dir(&upper.root, &path)?,
+            Some(base) => upper.open_below(&base, &names)?,
+            None => upper.open_below(&upper.root, &names)?,
         });
         let mut fds = fds();
         if fds.len() >= MAX_DIR_FDS {

@@ -80,7 +80,8 @@ impl Tree {
         let (from_fd, to_fd) = (self.bring_up_dir(from.dir)?, self.bring_up_dir(to.dir)?);
         self.mark_moving(&source.node, self.is_below(to.dir, to.name)?)?;
         self.mark_moving(&target.node, self.is_below(from.dir, from.name)?)?;
-        rustix::fs::renameat_with(&from_fd, from.name, &to_fd, to.name, RenameFlags::EXCHANGE)?;
+        let (old, new) = (((*from_fd).as_fd(), from.name), ((*to_fd).as_fd(), to.name));
+        self.upper()?.rename(old, new, RenameFlags::EXCHANGE)?;
         self.moved(&source.node, from, to);
         self.moved(&target.node, to, from);
         Ok(())
@@ -140,10 +141,10 @@ impl Tree {
         let upper = self.upper()?;
         let below = self.is_below(from.dir, from.name)?;
         let under = upper.look(to_fd.as_fd(), to.name)?;
+        let (old, new) = ((from_fd.as_fd(), from.name), (to_fd.as_fd(), to.name));
         if is_dir && !matches!(under, Under::Nothing) {
             // What is there is a whiteout, or an empty directory that may hold whiteouts: swap, then clean up.
-            let flags = RenameFlags::EXCHANGE;
-            rustix::fs::renameat_with(from_fd, from.name, to_fd, to.name, flags)?;
+            upper.rename(old, new, RenameFlags::EXCHANGE)?;
             let left_is_dir = matches!(under, Under::Entry(_));
             return match (below, left_is_dir) {
                 (true, false) => Ok(()),
@@ -153,12 +154,12 @@ impl Tree {
             };
         }
         if !below {
-            return rustix::fs::renameat(from_fd, from.name, to_fd, to.name);
+            return upper.rename(old, new, RenameFlags::empty());
         }
-        match rustix::fs::renameat_with(from_fd, from.name, to_fd, to.name, RenameFlags::WHITEOUT) {
+        match upper.rename(old, new, RenameFlags::WHITEOUT) {
             // Not on every file system, not for every user: then in two steps, the new name first.
             Err(Errno::INVAL | Errno::PERM | Errno::NOSYS) => {
-                rustix::fs::renameat(from_fd, from.name, to_fd, to.name)?;
+                upper.rename(old, new, RenameFlags::empty())?;
                 upper.make_whiteout(from_fd.as_fd(), from.name)
             }
             result => result,

@@ -1,5 +1,6 @@
 //! Extended attributes. The overlay's own are neither shown nor set.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::XattrFlags;
@@ -23,6 +24,22 @@ fn lower_part(node: &Node) -> Res<LowerPart> {
     part.or_else(|| node.lowers().parts.first().copied()).ok_or(Errno::IO)
 }
 
+/// The value of an attribute of the upper.
+fn value_of(fd: &OwnedFd, name: &[u8]) -> Res<Vec<u8>> {
+    let path = proc_path(fd);
+    // Most are short.
+    let mut value = vec![0; 256];
+    let len = match rustix::fs::getxattr(&*path, name, &mut value) {
+        Err(Errno::RANGE) => {
+            value.resize(VALUE_MAX, 0);
+            rustix::fs::getxattr(&*path, name, &mut value)?
+        }
+        len => len?,
+    };
+    value.truncate(len);
+    Ok(value)
+}
+
 impl Tree {
     /// Whether any file can have attributes.
     pub(crate) fn has_xattrs(&self) -> bool {
@@ -36,29 +53,24 @@ impl Tree {
         if is_private(name) {
             return Err(Errno::NODATA);
         }
-        let _looking = self.shared();
+        self.look(|| self.get_xattr_locked(node, name))
+    }
+
+    fn get_xattr_locked(&self, node: &Arc<Node>, name: &[u8]) -> Res<Arc<Vec<u8>>> {
         if !node.in_upper() {
             let found = self.lower.xattr(lower_part(node)?, name);
             return found.map_err(|error| self.damaged(node, &error))?.ok_or(Errno::NODATA);
         }
         let fd = self.path_fd(node)?;
-        let path = proc_path(&fd);
-        // Most are short; a value has at most 64 KiB.
-        let mut value = vec![0; 256];
-        let len = match rustix::fs::getxattr(&*path, name, &mut value) {
-            Err(Errno::RANGE) => {
-                value.resize(VALUE_MAX, 0);
-                rustix::fs::getxattr(&*path, name, &mut value)?
-            }
-            len => len?,
-        };
-        value.truncate(len);
-        Ok(Arc::new(value))
+        self.upper()?.allowed(&fd, || value_of(&fd, name)).map(Arc::new)
     }
 
     /// All names, each ended by a zero byte.
     pub(crate) fn list_xattrs(&self, node: &Arc<Node>) -> Res<Vec<u8>> {
-        let _looking = self.shared();
+        self.look(|| self.list_xattrs_locked(node))
+    }
+
+    fn list_xattrs_locked(&self, node: &Arc<Node>) -> Res<Vec<u8>> {
         let mut names = Vec::new();
         let mut add = |name: &[u8]| {
             if !name.is_empty() && !is_private(name) {
@@ -97,9 +109,11 @@ impl Tree {
             return Err(Errno::PERM);
         }
         self.bring_up(node, false)?;
-        let _looking = self.shared();
-        let fd = self.path_fd(node)?;
-        rustix::fs::setxattr(proc_path(&fd), name, value, flags)
+        self.look(|| {
+            let fd = self.path_fd(node)?;
+            let set = || rustix::fs::setxattr(proc_path(&fd), name, value, flags);
+            self.upper()?.allowed(&fd, set)
+        })
     }
 
     pub(crate) fn remove_xattr(&self, node: &Arc<Node>, name: &[u8]) -> Res<()> {
@@ -108,8 +122,9 @@ impl Tree {
         }
         self.get_xattr(node, name)?; // no copy for nothing
         self.bring_up(node, false)?;
-        let _looking = self.shared();
-        let fd = self.path_fd(node)?;
-        rustix::fs::removexattr(proc_path(&fd), name)
+        self.look(|| {
+            let fd = self.path_fd(node)?;
+            self.upper()?.allowed(&fd, || rustix::fs::removexattr(proc_path(&fd), name))
+        })
     }
 }

@@ -34,12 +34,44 @@ impl UpperDir {
         }
     }
 
+    /// Renames in the upper.
+    pub(crate) fn rename(
+        &self,
+        from: (BorrowedFd<'_>, &[u8]),
+        to: (BorrowedFd<'_>, &[u8]),
+        flags: RenameFlags,
+    ) -> Res<()> {
+        // A directory that gets another parent is written itself.
+        self.allowed_at(from.0, from.1, || {
+            let rename = || match flags.is_empty() {
+                true => rustix::fs::renameat(from.0, from.1, to.0, to.1),
+                false => rustix::fs::renameat_with(from.0, from.1, to.0, to.1, flags),
+            };
+            match flags.contains(RenameFlags::EXCHANGE) {
+                true => self.allowed_at(to.0, to.1, rename),
+                false => self.allowed(to.0, rename),
+            }
+        })
+    }
+
+    /// Makes a hard link in the upper.
+    pub(crate) fn link(
+        &self,
+        from: (BorrowedFd<'_>, &[u8]),
+        to: (BorrowedFd<'_>, &[u8]),
+    ) -> Res<()> {
+        self.allowed(from.0, || {
+            let link = || rustix::fs::linkat(from.0, from.1, to.0, to.1, AtFlags::empty());
+            self.allowed(to.0, link)
+        })
+    }
+
     /// Moves a finished temporary to a name that doesn't exist in the upper.
     pub(crate) fn place(&self, temporary: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> Res<()> {
-        match rustix::fs::renameat_with(self.work(), temporary, dir, name, RenameFlags::NOREPLACE) {
+        match self.rename((self.work(), temporary), (dir, name), RenameFlags::NOREPLACE) {
             // Some file systems don't know the flag; nobody else writes here.
             Err(Errno::INVAL | Errno::NOSYS) => {
-                rustix::fs::renameat(self.work(), temporary, dir, name)
+                self.rename((self.work(), temporary), (dir, name), RenameFlags::empty())
             }
             result => result,
         }
@@ -54,10 +86,11 @@ impl UpperDir {
         dir: BorrowedFd<'_>,
         name: &[u8],
     ) -> Res<()> {
+        let (from, to) = ((self.work(), temporary), (dir, name));
         if !is_dir {
-            return rustix::fs::renameat(self.work(), temporary, dir, name);
+            return self.rename(from, to, RenameFlags::empty());
         }
-        rustix::fs::renameat_with(self.work(), temporary, dir, name, RenameFlags::EXCHANGE)?;
+        self.rename(from, to, RenameFlags::EXCHANGE)?;
         self.discard(temporary);
         Ok(())
     }
@@ -80,10 +113,10 @@ impl UpperDir {
 
     /// Removes a directory whose only entries, if any, are whiteouts.
     pub(crate) fn remove_emptied_dir(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<()> {
-        match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+        match self.allowed(dir, || rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR)) {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {
                 let temporary = self.temporary();
-                rustix::fs::renameat(dir, name, self.work(), &temporary)?;
+                self.rename((dir, name), (self.work(), &temporary), RenameFlags::empty())?;
                 self.discard(&temporary);
                 Ok(())
             }
@@ -126,6 +159,7 @@ impl UpperDir {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
             result => return result,
         }
+        self.open_up(dir, name);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let inner = rustix::fs::openat(dir, name, flags, Mode::empty())?;
         for (child, _) in self.list(&inner)? {
@@ -144,7 +178,7 @@ impl UpperDir {
     /// Takes back an entry that couldn't be finished.
     pub(crate) fn remove_made(&self, dir: BorrowedFd<'_>, name: &[u8], is_dir: bool) {
         let flags = if is_dir { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        if let Err(error) = rustix::fs::unlinkat(dir, name, flags) {
+        if let Err(error) = self.allowed(dir, || rustix::fs::unlinkat(dir, name, flags)) {
             tracing::warn!(%error, "cannot take back an entry that could not be made");
         }
     }

@@ -80,19 +80,6 @@ pub(crate) fn is_private(name: &[u8]) -> bool {
     name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.")
 }
 
-/// An attribute of the inode at `path`; `None` if there is none.
-fn attribute(path: &[u8], name: &str) -> Res<Option<Vec<u8>>> {
-    let mut value = vec![0; 4096];
-    match rustix::fs::lgetxattr(path, name, &mut value) {
-        Ok(len) => {
-            value.truncate(len);
-            Ok(Some(value))
-        }
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
 fn path_at(dir: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
     let mut path = format!("/proc/self/fd/{}/", dir.as_raw_fd()).into_bytes();
     path.extend_from_slice(name);
@@ -100,6 +87,34 @@ fn path_at(dir: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
 }
 
 impl UpperDir {
+    /// An attribute of what is under `name`; `None` if there is none.
+    fn attribute(&self, dir: BorrowedFd<'_>, name: &[u8], what: &str) -> Res<Option<Vec<u8>>> {
+        let path = path_at(dir, name);
+        self.allowed_at(dir, name, || {
+            let mut value = vec![0; 4096];
+            match rustix::fs::lgetxattr(&*path, what, &mut value) {
+                Ok(len) => {
+                    value.truncate(len);
+                    Ok(Some(value))
+                }
+                Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None),
+                Err(errno) => Err(errno),
+            }
+        })
+    }
+
+    /// Sets an attribute of an inode.
+    fn set_attribute(
+        &self,
+        inode: impl AsFd,
+        what: &str,
+        value: &[u8],
+        how: XattrFlags,
+    ) -> Res<()> {
+        let path = proc_path(&inode);
+        self.allowed(&inode, || rustix::fs::setxattr(&*path, what, value, how))
+    }
+
     pub(super) fn is_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8], stat: &Statx) -> Res<bool> {
         let mode = u32::from(stat.stx_mode) & libc::S_IFMT;
         if mode == libc::S_IFCHR {
@@ -109,7 +124,7 @@ impl UpperDir {
         if mode != libc::S_IFREG || stat.stx_size != 0 || !self.has_attribute_whiteouts(dir)? {
             return Ok(false);
         }
-        Ok(attribute(&path_at(dir, name), self.marks.whiteout())?.is_some())
+        Ok(self.attribute(dir, name, self.marks.whiteout())?.is_some())
     }
 
     /// Whether a listed entry is a whiteout.
@@ -117,7 +132,7 @@ impl UpperDir {
         if kind == Some(Kind::File) && !self.has_attribute_whiteouts(&dir)? {
             return Ok(false);
         }
-        match statx_at(&dir, name) {
+        match self.stat_at(&dir, name) {
             Ok(stat) => self.is_whiteout(dir.as_fd(), name, &stat),
             Err(Errno::NOENT) => Ok(true),
             Err(errno) => Err(errno),
@@ -126,13 +141,13 @@ impl UpperDir {
 
     /// Whether a directory says that it holds whiteouts made of attributes.
     fn has_attribute_whiteouts(&self, dir: impl AsFd) -> Res<bool> {
-        Ok(attribute(&path_at(dir.as_fd(), b"."), self.marks.opaque())?.is_some_and(|v| v == b"x"))
+        Ok(self.attribute(dir.as_fd(), b".", self.marks.opaque())?.is_some_and(|v| v == b"x"))
     }
 
     /// Puts a whiteout under a name that doesn't exist.
     pub(crate) fn make_whiteout(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<()> {
         let kind = rustix::fs::FileType::CharacterDevice;
-        match rustix::fs::mknodat(dir, name, kind, Mode::empty(), 0) {
+        match self.allowed(dir, || rustix::fs::mknodat(dir, name, kind, Mode::empty(), 0)) {
             Err(Errno::PERM) => self.make_attribute_whiteout(dir, name),
             result => result,
         }
@@ -156,8 +171,7 @@ impl UpperDir {
 
     /// Says on a directory that whiteouts made of attributes are in it, as overlayfs wants it.
     fn announce_whiteouts(&self, dir: BorrowedFd<'_>) -> Res<()> {
-        let (dir, name) = (proc_path(&dir), self.marks.opaque());
-        match rustix::fs::setxattr(&*dir, name, b"x", XattrFlags::CREATE) {
+        match self.set_attribute(dir, self.marks.opaque(), b"x", XattrFlags::CREATE) {
             Err(Errno::EXIST) => Ok(()),
             result => result,
         }
@@ -174,20 +188,22 @@ impl UpperDir {
 
     /// The marks of the upper directory `name` in `dir`.
     pub(crate) fn dir_marks(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<Marks> {
-        let path = path_at(dir, name);
-        let opaque = attribute(&path, self.marks.opaque())?.is_some_and(|value| value == b"y");
-        let redirect = attribute(&path, self.marks.redirect())?.map(Vec::into_boxed_slice);
+        let opaque =
+            self.attribute(dir, name, self.marks.opaque())?.is_some_and(|value| value == b"y");
+        let redirect = self.attribute(dir, name, self.marks.redirect())?.map(Vec::into_boxed_slice);
         Ok(Marks { opaque, redirect })
     }
 
     /// What says of the file `name` in `dir` that a part of it is still in its layer.
     pub(crate) fn incomplete(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<Option<Incomplete>> {
-        let path = path_at(dir, name);
-        if attribute(&path, self.marks.metacopy())?.is_none() {
+        if self.attribute(dir, name, self.marks.metacopy())?.is_none() {
             return Ok(None);
         }
-        let at = attribute(&path, self.marks.redirect())?.unwrap_or_default().into_boxed_slice();
-        match attribute(&path, self.marks.partial())? {
+        let at = self
+            .attribute(dir, name, self.marks.redirect())?
+            .unwrap_or_default()
+            .into_boxed_slice();
+        match self.attribute(dir, name, self.marks.partial())? {
             Some(text) => Ok(Some(Incomplete::parse(&text, at).ok_or(Errno::IO)?)),
             // Overlayfs with `metacopy=on` wrote it: all of it is in the layer.
             None => Ok(Some(Incomplete { path: at, limit: u64::MAX, source: None })),
@@ -197,9 +213,7 @@ impl UpperDir {
     /// Says of a file that a part of it is still in its layer. Overlayfs takes it for a file of which only the metadata was
     /// copied: it refuses to open it, or with `metacopy=on` reads the layer's.
     pub(crate) fn set_incomplete(&self, fd: impl AsFd, what: &Incomplete) -> Res<()> {
-        let path = proc_path(&fd);
-        let set =
-            |name, value: &[u8]| rustix::fs::setxattr(&*path, name, value, XattrFlags::empty());
+        let set = |name, value: &[u8]| self.set_attribute(&fd, name, value, XattrFlags::empty());
         set(self.marks.partial(), what.text().as_bytes())?;
         set(self.marks.redirect(), &what.path)?;
         // An empty value is lost by some tools; this one means the same.
@@ -209,8 +223,7 @@ impl UpperDir {
     /// Changes where the part that is still in the layer ends.
     pub(crate) fn set_limit(&self, fd: impl AsFd, what: &Incomplete) -> Res<()> {
         let text = what.text();
-        let name = self.marks.partial();
-        rustix::fs::setxattr(proc_path(&fd), name, text.as_bytes(), XattrFlags::empty())
+        self.set_attribute(fd, self.marks.partial(), text.as_bytes(), XattrFlags::empty())
     }
 
     /// Says that all of a file is here.
@@ -218,7 +231,7 @@ impl UpperDir {
         let path = proc_path(&fd);
         // The first one counts; a crash may leave the others.
         for name in [self.marks.metacopy(), self.marks.redirect(), self.marks.partial()] {
-            match rustix::fs::removexattr(&*path, name) {
+            match self.allowed(&fd, || rustix::fs::removexattr(&*path, name)) {
                 Err(Errno::NODATA) => {}
                 result => result?,
             }
@@ -228,15 +241,15 @@ impl UpperDir {
 
     /// Hides everything below the directory.
     pub(crate) fn set_opaque(&self, dir: impl AsFd) -> Res<()> {
-        rustix::fs::setxattr(proc_path(&dir), self.marks.opaque(), b"y", XattrFlags::empty())
+        self.set_attribute(dir, self.marks.opaque(), b"y", XattrFlags::empty())
     }
 
     /// Records where the layers below have the directory.
     pub(crate) fn set_redirect(&self, dir: impl AsFd, path: &[u8]) -> Res<()> {
-        rustix::fs::setxattr(proc_path(&dir), self.marks.redirect(), path, XattrFlags::empty())
+        self.set_attribute(dir, self.marks.redirect(), path, XattrFlags::empty())
     }
 
     pub(super) fn remove_at(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<()> {
-        rustix::fs::unlinkat(dir, name, AtFlags::empty())
+        self.allowed(dir, || rustix::fs::unlinkat(dir, name, AtFlags::empty()))
     }
 }

@@ -14,6 +14,7 @@
 //! directory descriptors, directories by `openat2` with `RESOLVE_BENEATH | NO_SYMLINKS | NO_XDEV`, the last
 //! name of a path always without following it.
 
+mod force;
 mod make;
 mod marks;
 mod open;
@@ -44,6 +45,10 @@ pub(crate) struct UpperDir {
     /// Copied-up files are not synced: the upper is thrown away after a crash.
     pub(crate) volatile: bool,
     next_temporary: AtomicU64,
+    /// Modes don't hold for this process.
+    passes_modes: bool,
+    /// What modes forbid is done anyhow just now.
+    forced: AtomicBool,
     /// Files of the upper may be incomplete, says the lock file.
     incomplete: AtomicBool,
     /// An earlier mount said so too.
@@ -81,7 +86,7 @@ pub(crate) fn proc_path(fd: &impl AsFd) -> String {
 impl UpperDir {
     /// What is under `name` in `dir`.
     pub(crate) fn look(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<Under> {
-        let stat = match statx_at(dir, name) {
+        let stat = match self.stat_at(dir, name) {
             Ok(stat) => stat,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Under::Nothing),
             Err(errno) => return Err(errno),
@@ -93,27 +98,61 @@ impl UpperDir {
         })
     }
 
-    /// Opens a directory below `dir` by a path of names.
+    /// What is under `name`, a link not followed.
+    pub(crate) fn stat_at(&self, dir: impl AsFd, name: &[u8]) -> Res<Statx> {
+        let dir = dir.as_fd();
+        self.allowed(dir, || statx_at(dir, name))
+    }
+
+    /// Opens a directory below `dir` by a path of names, which may be longer than the system takes at once.
+    pub(crate) fn open_below(&self, dir: impl AsFd, names: &[Box<[u8]>]) -> Res<OwnedFd> {
+        const AT_ONCE: usize = 2048;
+        let mut at = self.open_dir(dir, b".")?;
+        let mut rest = names;
+        while !rest.is_empty() {
+            let mut len = 0;
+            let count = rest.iter().take_while(|name| {
+                len += name.len() + 1;
+                len <= AT_ONCE
+            });
+            let (now, later) = rest.split_at(count.count());
+            at = match self.open_dir(&at, &now.join(&b'/')) {
+                Err(Errno::ACCESS) => {
+                    now.iter().try_fold(at, |at, name| self.open_dir(&at, name))?
+                }
+                opened => opened?,
+            };
+            rest = later;
+        }
+        Ok(at)
+    }
+
+    /// Opens a directory below `dir` by a short path.
     pub(crate) fn open_dir(&self, dir: impl AsFd, path: &[u8]) -> Res<OwnedFd> {
-        rustix::fs::openat2(
-            dir,
-            path,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
-        )
+        let dir = dir.as_fd();
+        self.allowed(dir, || {
+            rustix::fs::openat2(
+                dir,
+                path,
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
+            )
+        })
     }
 
     /// Opens what is under `name` without opening it: to change or to keep the inode itself.
     pub(crate) fn open_path(&self, dir: impl AsFd, name: &[u8]) -> Res<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(dir, name, flags, Mode::empty())
+        let dir = dir.as_fd();
+        self.allowed(dir, || rustix::fs::openat(dir, name, flags, Mode::empty()))
     }
 
     /// The names in `dir` with their kinds, whiteouts included, `.` and `..` not.
     pub(crate) fn list(&self, dir: impl AsFd) -> Res<Vec<Name>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat(dir, c".", flags, Mode::empty())?;
+        let dir = dir.as_fd();
+        let dir = self.allowed(dir, || rustix::fs::openat(dir, c".", flags, Mode::empty()))?;
         let mut buffer = Vec::with_capacity(32 << 10);
         let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
         let mut names = Vec::new();

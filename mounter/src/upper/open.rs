@@ -94,6 +94,8 @@ impl UpperDir {
             grain: None,
             volatile,
             next_temporary: AtomicU64::new(0),
+            passes_modes: super::force::passes_modes(),
+            forced: AtomicBool::new(false),
             incomplete: AtomicBool::new(false),
             left_incomplete: false,
         };
@@ -131,6 +133,15 @@ impl UpperDir {
         rustix::fs::setxattr(&path, set, b"y", XattrFlags::empty())
             .and_then(|()| rustix::fs::removexattr(&path, unset))
             .is_ok()
+    }
+}
+
+impl Drop for UpperDir {
+    fn drop(&mut self) {
+        // Said, not only closed: a child that another thread is just starting has the descriptor, too.
+        if let Err(error) = rustix::fs::flock(&self.lock, FlockOperation::Unlock) {
+            tracing::debug!(%error, "an upper stays locked until its lock is closed");
+        }
     }
 }
 

@@ -153,3 +153,29 @@ pub fn names(dir: impl AsRef<Path>) -> Vec<String> {
     names.sort();
     names
 }
+
+/// The user that ordinary tests are run as: it has a name, by which fusermount3 knows it.
+const NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+
+/// Runs all tests of this program once more as an ordinary user, whose mounts fusermount3 makes, but for `skip`: those
+/// that need what only root may do.
+pub fn once_more_as_an_ordinary_user(skip: &[&str]) {
+    if !rustix::process::geteuid().is_root() {
+        return; // it is one already
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let open = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o777);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    let program = dir.path().join("test");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = std::process::Command::new("setpriv");
+    command.args(NOBODY).arg(&program).current_dir(dir.path()).env("TMPDIR", dir.path());
+    command.args(["--skip", "once_more_as_an_ordinary_user"]);
+    for test in skip {
+        command.args(["--skip", test]);
+    }
+    let output = command.output().expect("this test needs setpriv from util-linux");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "as an ordinary user (needs fusermount3): {said}{errors}");
+}
