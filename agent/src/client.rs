@@ -6,16 +6,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify;
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::control::{ControlError, Remote, Size};
+use crate::control::Size;
 use crate::events;
-use crate::files::{FileError, Lock, PATIENCE};
+use crate::files::{FileError, Lock};
 use crate::handover::Handover;
 use crate::logs::{self, Entry};
 use crate::report::{Report, Reports};
@@ -199,34 +198,6 @@ impl StartedJob {
     }
 }
 
-/// Asks the job to end, makes it after `timeout` seconds, and returns when nothing of it is left. What is `None` is as the
-/// job was told when it was started.
-pub fn stop(job: &JobDir, signal: Option<i32>, timeout: Option<u64>) -> Result<(), ControlError> {
-    match Remote::connect(job)?.stop(signal, timeout) {
-        // It doesn't answer: stuck in a file system, say. Without its init there is no job.
-        Err(ControlError::Talk { .. }) => kill_init(job)?,
-        result => result?,
-    }
-    let given = timeout.or_else(|| Some(job.config().ok()?.stop_timeout)).unwrap_or_default();
-    Ok(job.wait_until_released(Duration::from_secs(given).saturating_add(PATIENCE))?)
-}
-
-/// Kills the job's init, and with it the job, without asking the supervisor.
-fn kill_init(job: &JobDir) -> Result<(), ControlError> {
-    let Some(pid) = job.status()?.and_then(|status| Pid::from_raw(status.pid?)) else {
-        return Ok(());
-    };
-    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(()) };
-    // Still owned after the descriptor was had: so the process it names is the job's, not a later one.
-    if job.is_owned() {
-        pidfd_send_signal(&pidfd, Signal::KILL).map_err(|error| ControlError::Talk {
-            id: job.id().to_owned(),
-            source: error.into(),
-        })?;
-    }
-    Ok(())
-}
-
 /// Hands every entry of the job's log to `each`, those yet to come included, until the job has ended.
 pub fn follow(
     job: &JobDir,
@@ -285,6 +256,10 @@ pub fn remove(job: &JobDir) -> Result<(), RemoveError> {
     if let Ok(config) = job.config() {
         events::record(job, &config, "destroy", &[]);
     }
+    let left = job.status().ok().flatten().and_then(|status| status.cgroup);
+    if left.is_some_and(|group| !mica_launcher::cleanup(&group)) {
+        return Err(RemoveError::Stuck(job.id().to_owned()));
+    }
     Ok(job.remove(&lock)?)
 }
 
@@ -301,6 +276,9 @@ pub enum RemoveError {
     /// Its supervisor is there.
     #[error("job {0} is running")]
     Running(String),
+    /// A process of it can't be killed.
+    #[error("a process of job {0} hangs in the kernel and can't be killed")]
+    Stuck(String),
     /// Its folder cannot be removed.
     #[error(transparent)]
     File(#[from] FileError),

@@ -81,6 +81,14 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
+    /// It hangs in the kernel, where nobody can kill it.
+    #[error("job {id} cannot be ended: {} in the kernel", processes(pids))]
+    Stuck {
+        /// The job.
+        id: String,
+        /// The processes that have it.
+        pids: Vec<i32>,
+    },
     /// It says why.
     #[error("job {id} refuses")]
     Refused {
@@ -92,6 +100,14 @@ pub enum ControlError {
     /// The job's record cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
+}
+
+fn processes(pids: &[i32]) -> String {
+    match pids {
+        [] => "a process hangs".to_owned(),
+        [pid] => format!("process {pid} hangs"),
+        pids => format!("processes {pids:?} hang"),
+    }
 }
 
 /// The address of a job's socket. Its path goes through a descriptor: addresses are short, paths of folders may be long.
@@ -168,6 +184,9 @@ impl AsFd for Listener {
 /// How long a supervisor may take to do what is done at once.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long a program may take to start in a job.
+const STARTING: Duration = Duration::from_secs(120);
+
 /// A connection to the supervisor of a running job.
 #[derive(Debug)]
 pub struct Remote {
@@ -190,11 +209,13 @@ fn ask(socket: &OwnedFd, request: &Request, descriptors: &[BorrowedFd<'_>]) -> i
     message::send(socket, request, &all)
 }
 
-fn connect_once(job: &JobDir) -> rustix::io::Result<OwnedFd> {
+fn connect_once(job: &JobDir, patience: Duration) -> rustix::io::Result<OwnedFd> {
     let folder = open_folder(job.path())?;
     let socket = socket()?;
+    // For connecting too: nobody may take what waits.
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(patience))?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(patience))?;
     connect(&socket, &address(&folder)?)?;
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
     Ok(socket)
 }
 
@@ -204,10 +225,15 @@ impl Remote {
     /// # Errors
     /// The job does not run.
     pub fn connect(job: &JobDir) -> Result<Self, ControlError> {
+        Self::connect_within(job, PATIENCE)
+    }
+
+    /// The same with less patience, also for the answers.
+    pub(crate) fn connect_within(job: &JobDir, patience: Duration) -> Result<Self, ControlError> {
         let id = job.id().to_owned();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience;
         loop {
-            match connect_once(job) {
+            match connect_once(job, patience) {
                 Ok(socket) => return Ok(Self { id, socket }),
                 Err(Errno::NOENT | Errno::CONNREFUSED) => {
                     // A folder that is gone looks owned: nobody else can take its lock.
@@ -234,6 +260,9 @@ impl Remote {
         let memory = message::to_memory("mica-exec", spec).map_err(|source| self.talk(source))?;
         let mut descriptors = vec![memory.as_fd()];
         descriptors.extend(streams.into_iter().flatten());
+        // Until the program runs; its file may have to be fetched first.
+        sockopt::set_socket_timeout(&self.socket, sockopt::Timeout::Recv, Some(STARTING))
+            .map_err(|error| self.talk(error.into()))?;
         let terminal = self.call(&Request::Exec { terminal: streams.err() }, &descriptors)?;
         Ok(Connected { remote: self, terminal })
     }
@@ -325,11 +354,19 @@ impl Remote {
 
     fn receive(&self) -> Result<(Reply, Option<OwnedFd>), ControlError> {
         let message = message::receive(&self.socket, RecvFlags::empty())
-            .map_err(|source| self.talk(source))?
+            .map_err(|source| self.talk(late(source)))?
             .ok_or_else(|| ControlError::NotRunning(self.id.clone()))?;
         let reply =
             serde_json::from_slice(&message.bytes).map_err(|error| self.talk(error.into()))?;
         Ok((reply, message.descriptors.into_iter().next()))
+    }
+}
+
+/// A limit of a socket is told as "try again".
+fn late(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "it does not answer"),
+        _ => error,
     }
 }
 

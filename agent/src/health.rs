@@ -10,30 +10,45 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::config::HealthCheck;
 use crate::status::{Health, HealthState};
+use crate::task::{Task, Waker};
 
 /// Of what a check prints, so much is kept.
-const KEPT_OUTPUT: u64 = 4 << 10;
+const KEPT_OUTPUT: usize = 4 << 10;
 
 /// The checks of a running job.
 pub(crate) struct Monitor {
     check: HealthCheck,
+    waker: Waker,
     started: Instant,
     health: Health,
     /// When the next check begins, or the running one has taken too long.
     due: Instant,
     running: Option<Running>,
+    /// By which the job's init calls the next check.
+    number: u64,
 }
 
 struct Running {
-    program: Program,
-    output: File,
+    /// By which the job's init calls it.
+    number: u64,
+    program: State,
+    output: Option<File>,
+    /// What it printed, as far as it is kept.
+    printed: Vec<u8>,
+}
+
+enum State {
+    Starting(Task<Result<Program, LaunchError>>),
+    Runs(Program),
 }
 
 impl Monitor {
-    pub(crate) fn new(check: HealthCheck) -> Self {
+    /// Checks are called by numbers from `number` on.
+    pub(crate) fn new(check: HealthCheck, number: u64, waker: &Waker) -> Self {
         let started = Instant::now();
         let due = started + Duration::from_millis(check.interval_ms);
-        Self { check, started, health: Health::default(), due, running: None }
+        let (health, waker) = (Health::default(), waker.clone());
+        Self { check, waker, started, health, due, running: None, number }
     }
 
     pub(crate) fn health(&self) -> &Health {
@@ -45,37 +60,49 @@ impl Monitor {
         self.due
     }
 
-    /// What becomes readable when a check has ended.
-    pub(crate) fn running(&self) -> Option<BorrowedFd<'_>> {
-        self.running.as_ref().map(|running| running.program.as_fd())
+    /// What becomes readable when a check has ended, and when it has printed something.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let output = self.running.as_ref().and_then(|running| running.output.as_ref());
+        let program = self.running.as_ref().and_then(|running| match &running.program {
+            State::Runs(program) => Some(program.as_fd()),
+            State::Starting(_) => None,
+        });
+        program.into_iter().chain(output.map(AsFd::as_fd))
     }
 
     /// Begins a check, ends one that takes too long, collects one that has ended. True if the job's health is another now.
     pub(crate) fn tick(&mut self, job: &Job) -> bool {
         let late = Instant::now() >= self.due;
-        match &mut self.running {
-            None if late => match start(&self.check, job) {
-                Ok(running) => {
-                    self.running = Some(running);
-                    self.due = Instant::now() + Duration::from_millis(self.check.timeout_ms);
-                    false
-                }
-                Err(error) => self.settle(false, error.to_string()),
-            },
+        let Some(running) = &mut self.running else {
+            return late && self.begin(job);
+        };
+        running.drain();
+        match running.ended() {
+            Some(Ok(ending)) => {
+                running.drain();
+                let text = String::from_utf8_lossy(&running.printed).into_owned();
+                self.settle(ending == Ending::Exited(0), text)
+            }
+            Some(Err(error)) => self.settle(false, error),
+            None if late => {
+                // With all that it started; a job that has ended already is as good.
+                job.end(running.number).ok();
+                let text = format!("the check took more than {} ms", self.check.timeout_ms);
+                self.settle(false, text)
+            }
             None => false,
-            Some(running) => match running.program.try_wait() {
-                Ok(Some(ending)) => {
-                    let text = running.printed();
-                    self.settle(ending == Ending::Exited(0), text)
-                }
-                _ if late => {
-                    // Gone already is as good.
-                    running.program.signal(9).ok();
-                    let text = format!("the check took more than {} ms", self.check.timeout_ms);
-                    self.settle(false, text)
-                }
-                _ => false,
-            },
+        }
+    }
+
+    fn begin(&mut self, job: &Job) -> bool {
+        self.number += 1;
+        match start(&self.check, job, self.number, &self.waker) {
+            Ok(running) => {
+                self.running = Some(running);
+                self.due = Instant::now() + Duration::from_millis(self.check.timeout_ms);
+                false
+            }
+            Err(error) => self.settle(false, error.to_string()),
         }
     }
 
@@ -90,31 +117,55 @@ impl Monitor {
     }
 }
 
-fn start(check: &HealthCheck, job: &Job) -> Result<Running, LaunchError> {
-    let spec =
-        ExecSpec { argv: check.command.iter().map(Into::into).collect(), ..ExecSpec::default() };
-    let (stdio, output) = streams().map_err(LaunchError::Talk)?;
-    Ok(Running { program: job.exec(&spec, stdio)?, output })
+fn start(check: &HealthCheck, job: &Job, number: u64, waker: &Waker) -> io::Result<Running> {
+    let argv = check.command.iter().map(Into::into).collect();
+    let spec = ExecSpec { argv, ..ExecSpec::default() };
+    let (stdio, output) = streams()?;
+    let entrance = job.entrance(number)?;
+    let task = Task::start("mica-health", waker, move || entrance.exec(&spec, stdio))?;
+    let program = State::Starting(task);
+    Ok(Running { number, program, output: Some(output), printed: Vec::new() })
 }
 
 fn streams() -> io::Result<(Stdio, File)> {
-    let (output, stdout) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-    // The check shall wait for us, not fail, when it prints much.
-    rustix::fs::fcntl_setfl(&stdout, rustix::fs::OFlags::empty())?;
+    let (output, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::fs::fcntl_setfl(&output, rustix::fs::OFlags::NONBLOCK)?;
     let stderr = stdout.try_clone()?;
     let stdin = OwnedFd::from(File::open("/dev/null")?);
     Ok((Stdio::Streams { stdin, stdout, stderr }, output.into()))
 }
 
 impl Running {
-    fn printed(&mut self) -> String {
-        let mut bytes = Vec::new();
-        // It ends with "would block" if the check left a process with its output open.
-        (&mut self.output).take(KEPT_OUTPUT).read_to_end(&mut bytes).ok();
-        String::from_utf8_lossy(&bytes).into_owned()
+    /// How it ended, if it has, or why it didn't begin.
+    fn ended(&mut self) -> Option<Result<Ending, String>> {
+        if let State::Starting(task) = &self.program {
+            match task.poll()? {
+                Ok(Ok(program)) => self.program = State::Runs(program),
+                Ok(Err(error)) => return Some(Err(error.to_string())),
+                Err(panicked) => return Some(Err(io::Error::from(panicked).to_string())),
+            }
+        }
+        let State::Runs(program) = &mut self.program else { return None };
+        Some(Ok(program.try_wait().ok()??))
+    }
+
+    /// Takes what was printed, so that the check need not wait; the beginning is kept.
+    fn drain(&mut self) {
+        let Some(output) = &mut self.output else { return };
+        let mut buffer = [0; 16 << 10];
+        // As much as there is, but not for ever: the loop has other things to do.
+        for _ in 0..16 {
+            match output.read(&mut buffer) {
+                Ok(count @ 1..) => {
+                    let room = KEPT_OUTPUT - self.printed.len();
+                    self.printed.extend_from_slice(&buffer[..count.min(room)]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(0) | Err(_) => return self.output = None,
+            }
+        }
     }
 }
-
 /// A job's health after one more check.
 fn after(
     health: &Health,

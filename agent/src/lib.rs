@@ -48,10 +48,12 @@ mod admission;
 mod client;
 mod config;
 mod control;
+mod ending;
 mod enter;
 pub mod events;
 mod features;
 mod files;
+mod forced;
 mod handover;
 mod health;
 mod images;
@@ -67,24 +69,29 @@ mod processes;
 mod reconcile;
 mod removal;
 mod report;
+mod requests;
 mod session;
+mod sinks;
 mod stack;
 mod state;
 mod status;
 mod subids;
 mod supervisor;
+mod surroundings;
 mod sys;
+mod task;
 mod volumes;
 
 pub use client::{
     Attach, FollowError, HeldSignals, RemoveError, SUPERVISE, StartError, StartedJob, Supervisor,
-    follow, may_fork, remove, start, stop,
+    follow, may_fork, remove, start,
 };
 pub use config::{
     HealthCheck, ImageMount, JobConfig, JobLayer, LazySource, Restart, StackConfig, UnknownRestart,
     UpperDirs,
 };
 pub use control::{Connected, ControlError, Remote, Size};
+pub use ending::{signal, stop};
 pub use enter::{EnterError, in_job};
 pub use files::{FileError, Lock};
 pub use images::ImageError;

@@ -1,92 +1,22 @@
-//! The job's output: to the log and to the commands that are attached; and what these type, to the job.
+//! The job's output: to its log first, then to the commands that are attached; and what these type, to the job.
 //!
 //! Who reads the starting command's output may have had enough (`mica run … | head`). While that command is there, this is
-//! passed on: the job's pipe is closed, and it gets SIGPIPE as it would in the command's place. When a command is gone,
-//! the job writes to its log and to the others, and knows nothing of it.
+//! passed on: the job's pipe is closed, and it gets SIGPIPE as it would in the command's place; a job with a terminal is
+//! hung up. When a command is gone, the job writes to its log and to the others, and knows nothing of it.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
-use crate::files::FileError;
 use crate::logs::{LineSplitter, LogWriter, Stream};
-use crate::state::JobDir;
-
-/// The sink of the command that started the job.
-pub(crate) const STARTER: u64 = 0;
-
-/// A command that gets the job's output.
-#[derive(Debug)]
-pub(crate) struct Sink {
-    /// Under which it is removed.
-    pub(crate) id: u64,
-    pub(crate) stdout: File,
-    pub(crate) stderr: File,
-    /// Of the starting command: a pipe that it reads while it is there.
-    pub(crate) starter: Option<OwnedFd>,
-}
-
-/// The commands that are attached.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Sinks(Arc<Mutex<Vec<Arc<Sink>>>>);
-
-impl Sinks {
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Sink>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn add(&self, sink: Sink) {
-        self.lock().push(Arc::new(sink));
-    }
-
-    pub(crate) fn remove(&self, id: u64) {
-        self.lock().retain(|sink| sink.id != id);
-    }
-
-    /// Passes bytes on to all. Says whether the job's output is still wanted. Nothing is locked while it is written.
-    fn write(&self, stream: Stream, bytes: &[u8]) -> bool {
-        let sinks = self.lock().clone();
-        let mut wanted = true;
-        for sink in sinks {
-            let to = if stream == Stream::Stdout { &sink.stdout } else { &sink.stderr };
-            let Err(error) = write_all(to, bytes) else { continue };
-            if error.kind() == io::ErrorKind::BrokenPipe
-                && sink.starter.as_ref().is_some_and(has_reader)
-            {
-                wanted = false;
-            }
-            self.remove(sink.id);
-        }
-        wanted
-    }
-}
-
-/// Writes everything, also to a descriptor that somebody has made non-blocking.
-fn write_all(mut to: &File, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match to.write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => bytes = &bytes[count..],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                poll(&mut [PollFd::new(to, PollFlags::OUT)], None)?;
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-/// Whether the other end of a pipe is open.
-fn has_reader(pipe: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(pipe, PollFlags::empty())];
-    poll(&mut fds, Some(&Timespec::default())).is_ok() && !fds[0].revents().contains(PollFlags::ERR)
-}
+use crate::sinks::{Sinks, write_all};
+use crate::task::{Waker, thread};
 
 /// The way to the job's standard input: a pipe, or its terminal. A restarted job has a new one.
 #[derive(Clone, Debug, Default)]
@@ -102,9 +32,9 @@ impl Input {
     }
 
     /// Passes on what a command sends, until it is gone.
-    pub(crate) fn pump(&self, from: OwnedFd) {
+    pub(crate) fn pump(&self, from: OwnedFd) -> io::Result<()> {
         let input = self.clone();
-        std::thread::spawn(move || {
+        thread("mica-input", move || {
             let mut from = File::from(from);
             let mut buffer = vec![0; 16 << 10];
             while let Ok(count @ 1..) = from.read(&mut buffer) {
@@ -114,13 +44,16 @@ impl Input {
                     write_all(&to, &buffer[..count]).ok();
                 }
             }
-        });
+        })
     }
 }
 
 /// The threads that pass a job's output on, and the moment of its first byte.
 pub(crate) struct Output {
-    threads: Vec<JoinHandle<()>>,
+    /// So many streams are still read.
+    open: Arc<AtomicUsize>,
+    /// Each thread's.
+    stops: Vec<Waker>,
     first: Arc<OnceLock<Duration>>,
 }
 
@@ -131,36 +64,50 @@ struct Pump {
     sinks: Sinks,
     since: Instant,
     first: Arc<OnceLock<Duration>>,
+    /// Readable when nobody wants more.
+    stop: Waker,
 }
 
 impl Output {
-    /// Reads the streams until they end; `since` is when the supervisor started.
+    /// Reads the streams until they end, and wakes `waker` then; `since` is when the supervisor started.
     pub(crate) fn start(
-        job: &JobDir,
-        streams: impl IntoIterator<Item = (Stream, OwnedFd)>,
+        log: LogWriter,
+        streams: Vec<(Stream, OwnedFd)>,
         sinks: &Sinks,
+        waker: &Waker,
         since: Instant,
-    ) -> Result<Self, FileError> {
-        let log = Arc::new(Mutex::new(LogWriter::open(job.path())?));
-        let first = Arc::new(OnceLock::new());
-        let threads = streams
-            .into_iter()
-            .map(|(stream, pipe)| {
-                let (log, first, sinks) = (log.clone(), first.clone(), sinks.clone());
-                let pump = Pump { stream, log, sinks, since, first };
-                std::thread::spawn(move || pump.run(File::from(pipe)))
-            })
-            .collect();
-        Ok(Self { threads, first })
+    ) -> io::Result<Self> {
+        let log = Arc::new(Mutex::new(log));
+        let open = Arc::new(AtomicUsize::new(streams.len()));
+        let mut output = Self { open, stops: Vec::new(), first: Arc::new(OnceLock::new()) };
+        for (stream, pipe) in streams {
+            let (log, first, sinks) = (log.clone(), output.first.clone(), sinks.clone());
+            let stop = Waker::new()?;
+            output.stops.push(stop.clone());
+            let pump = Pump { stream, log, sinks, since, first, stop };
+            let (open, waker) = (Arc::clone(&output.open), waker.clone());
+            thread("mica-pump", move || {
+                pump.run(pipe.into());
+                open.fetch_sub(1, Ordering::AcqRel);
+                waker.wake();
+            })?;
+        }
+        sinks.set_pumps(output.stops.clone());
+        Ok(output)
     }
 
-    /// Waits until all output has been passed on; the job must have ended. Returns when the first byte came.
-    pub(crate) fn finish(self) -> Option<Duration> {
-        for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!("a thread that passes output on has panicked");
-            }
-        }
+    /// Whether all that the job printed has been taken.
+    pub(crate) fn is_done(&self) -> bool {
+        self.open.load(Ordering::Acquire) == 0
+    }
+
+    /// Reads no more: what is left is nobody's.
+    pub(crate) fn stop(&self) {
+        self.stops.iter().for_each(Waker::wake);
+    }
+
+    /// When the first byte came.
+    pub(crate) fn first(&self) -> Option<Duration> {
         self.first.get().copied()
     }
 }
@@ -169,24 +116,17 @@ impl Pump {
     fn run(self, mut pipe: File) {
         let mut lines = LineSplitter::default();
         let mut buffer = vec![0; 64 << 10];
-        loop {
+        while self.wait(&pipe) {
             match pipe.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(count) => {
                     self.first.get_or_init(|| self.since.elapsed());
-                    let wanted = self.sinks.write(self.stream, &buffer[..count]);
                     self.record(|log, stream| lines.push(&buffer[..count], stream, log));
-                    if !wanted {
-                        break;
-                    }
+                    self.sinks.write(self.stream, &buffer[..count]);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // A terminal whose last program has gone.
-                Err(error)
-                    if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) =>
-                {
-                    break;
-                }
+                Err(error) if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => break,
                 Err(error) => {
                     tracing::error!(%error, "cannot read the job's output");
                     break;
@@ -194,6 +134,19 @@ impl Pump {
             }
         }
         self.record(|log, stream| lines.finish(stream, log));
+    }
+
+    /// Waits for output; false if nobody wants it.
+    fn wait(&self, pipe: &File) -> bool {
+        let mut fds = [PollFd::new(pipe, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
+        loop {
+            match poll(&mut fds, None) {
+                Err(Errno::INTR) => {}
+                // Reading will say what is wrong.
+                Err(_) => return true,
+                Ok(_) => return fds[1].revents().is_empty(),
+            }
+        }
     }
 
     /// A full disk costs lines of the log, never the job.

@@ -60,6 +60,16 @@ fn is_abandoned(config: &JobConfig, status: Option<&Status>) -> bool {
     status.is_none_or(|status| !status.is_final() || status.cgroup.is_some() || config.remove)
 }
 
+/// Ends one job whose supervisor is gone; the caller holds its lock.
+pub(crate) fn end_one(job: &JobDir, lock: &Lock) -> Result<(), FileError> {
+    match look(job) {
+        Some((config, status)) if is_abandoned(&config, status.as_ref()) => {
+            end(job, &config, status, lock).map(drop)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Ends one job that nobody owns; says whether it ran.
 fn end(
     job: &JobDir,
@@ -116,10 +126,10 @@ fn is_group(path: &Path, name: &str) -> bool {
 }
 
 /// Where cgroup hierarchies are mounted (cgroups(7)).
-const CGROUPS: &str = "/sys/fs/cgroup";
+pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The groups that the launcher made for a job, found by their name below `root`.
-fn find_cgroup(root: &Path, id: &str) -> Cgroup {
+pub(crate) fn find_cgroup(root: &Path, id: &str) -> Cgroup {
     let name = format!("mica-{id}");
     let mut found = Cgroup::default();
     let mut folders = vec![root.to_owned()];

@@ -35,25 +35,36 @@ pub enum MountReport {
 
 /// The supervisor's end.
 #[derive(Debug)]
-pub(crate) struct Reporter(Option<File>);
+pub(crate) struct Reporter {
+    pipe: Option<File>,
+    started: bool,
+}
 
 impl Reporter {
     pub(crate) fn new(pipe: OwnedFd) -> Self {
-        Self(Some(File::from(pipe)))
+        Self { pipe: Some(File::from(pipe)), started: false }
     }
 
     /// A copy of the pipe, which tells whether the command is there.
     pub(crate) fn pipe(&self) -> Option<OwnedFd> {
-        self.0.as_ref()?.try_clone().ok().map(OwnedFd::from)
+        self.pipe.as_ref()?.try_clone().ok().map(OwnedFd::from)
+    }
+
+    /// Says that the program runs: the first time only, as a command that is stopped itself reads nothing, and the pipe
+    /// must not fill up while the job is started again and again.
+    pub(crate) fn send_started(&mut self, status: &Status) {
+        if !std::mem::replace(&mut self.started, true) {
+            self.send(&Report::Started(status.clone()));
+        }
     }
 
     /// Sends a message; a command that is gone is no longer interested.
     pub(crate) fn send(&mut self, report: &impl Serialize) {
-        let Some(pipe) = &mut self.0 else { return };
+        let Some(pipe) = &mut self.pipe else { return };
         let mut line = serde_json::to_vec(report).unwrap_or_default();
         line.push(b'\n');
         if pipe.write_all(&line).is_err() {
-            self.0 = None;
+            self.pipe = None;
         }
     }
 }

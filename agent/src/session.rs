@@ -1,26 +1,28 @@
-//! What a supervisor listens to while its job runs: the job's end, signals, commands, the clock. One loop, one thread.
+//! What a supervisor listens to at every moment, while it starts its job, while the job runs and while it ends: the job's
+//! end, signals, commands, work that threads do, the clock. One loop, one thread, which waits for nothing but them.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use mica_launcher::{ExecSpec, Exit, Job, Limits, Program, Stdio, message};
+use mica_launcher::{Exit, Job, LaunchError, Limits, Program};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::RecvFlags;
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGKILL, SIGTERM};
 
 use crate::config::{JobConfig, Restart};
-use crate::control::{Listener, Reply, Request, Size};
+use crate::control::{Listener, Reply};
 use crate::events;
+use crate::forced;
 use crate::health::Monitor;
-use crate::output::{Input, STARTER, Sink, Sinks};
+use crate::job::JobDir;
+use crate::output::{Input, Output};
 use crate::peer::Peer;
-use crate::state::JobDir;
-use crate::status::{Failure, Phase, Status, not_running, refusal};
+use crate::sinks::{STARTER, Sinks};
+use crate::status::{Phase, Status};
 use crate::sys;
+use crate::task::{Panicked, Task, Waker};
 
 /// Whether the job is to be started again when it ends.
 #[derive(Clone, Copy, Debug)]
@@ -28,33 +30,62 @@ pub(crate) struct Wishes {
     pub(crate) restart: Restart,
     /// Somebody ended it on purpose.
     pub(crate) stopped: bool,
+    /// The signal by which.
+    pub(crate) signal: i32,
+    /// And nobody waits for what it still has to do.
+    pub(crate) hurry: bool,
 }
 
 /// When nothing has happened for so long, nothing will for a while.
 const SETTLED: Duration = Duration::from_secs(1);
-
+/// A step that is to be given up may still end by itself for so long.
+const GRACE: Duration = Duration::from_millis(300);
+/// A killed job that is still there hangs in a file system; ours lets go of it then.
+const FORCE: Duration = Duration::from_millis(400);
+/// One that hangs in another is given up.
+const GIVE_UP: Duration = Duration::from_secs(2);
+/// Without descriptors nobody is listened to for so long.
+const DEAF: Duration = Duration::from_millis(100);
 /// Connections that have not asked for anything yet, at most.
 const MOST_SILENT: usize = 32;
+/// More commands than these are sent away.
+const MAX_PEERS: usize = 256;
 
 /// Everything but the job itself, which may be started anew.
 pub(crate) struct Session {
-    job: JobDir,
-    config: JobConfig,
+    pub(super) job: JobDir,
+    pub(super) config: JobConfig,
     /// A signal to the supervisor is a wish to end; each writes a byte here.
     signals: UnixStream,
-    listener: Listener,
+    pub(super) listener: Listener,
     /// Broken when the starting command has gone or let go.
     starter: Option<OwnedFd>,
+    /// Of threads that have done something.
+    pub(crate) waker: Waker,
     pub(crate) sinks: Sinks,
     pub(crate) input: Input,
     /// The other end of the job's terminal.
     pub(crate) terminal: Option<OwnedFd>,
-    peers: Vec<Peer>,
-    /// For the next peer.
+    pub(super) peers: Vec<Peer>,
+    /// Programs that are being started in the job for peers.
+    pub(super) starting: Vec<Starting>,
+    /// For the next peer, which is also the number of its program.
     next_id: u64,
-    wishes: Wishes,
+    pub(super) wishes: Wishes,
     /// When the job, asked to end, has had its time.
-    kill_at: Option<Instant>,
+    pub(super) kill_at: Option<Instant>,
+    /// When it was killed.
+    pub(super) killed: Option<Instant>,
+    forced: bool,
+    /// No descriptor was left for a command.
+    deaf_until: Option<Instant>,
+}
+
+/// A program that is being started in the job.
+pub(super) struct Starting {
+    pub(super) peer: u64,
+    pub(super) command: String,
+    pub(super) task: Task<Result<(Program, Option<OwnedFd>), LaunchError>>,
 }
 
 /// What can wake the supervisor.
@@ -64,16 +95,28 @@ enum Source {
     Signals,
     Listener,
     Starter,
+    Tasks,
     Health,
     Peer(u64),
     Program(u64),
 }
 
 /// The job as it runs.
-struct Running<'a> {
-    job: &'a mut Job,
-    monitor: Option<Monitor>,
-    status: &'a mut Status,
+pub(super) struct Running<'a> {
+    pub(super) job: &'a mut Job,
+    pub(super) monitor: Option<Monitor>,
+    pub(super) status: &'a mut Status,
+}
+
+/// Why a step was not waited for.
+#[derive(Debug)]
+pub(crate) enum Interrupted {
+    /// Somebody wants the job to end, or the step took too long.
+    Stopped,
+    /// The loop can't wait.
+    Poll(io::Error),
+    /// There will be no result.
+    Panicked(Panicked),
 }
 
 /// Lets a wait for a lock end while there is a signal that nobody has read yet.
@@ -94,7 +137,6 @@ impl Session {
         job: &JobDir,
         config: &JobConfig,
         starter: Option<OwnedFd>,
-        sinks: Sinks,
     ) -> io::Result<Self> {
         let (signals, writer) = UnixStream::pair()?;
         signals.set_nonblocking(true)?;
@@ -102,19 +144,31 @@ impl Session {
             signal_hook::low_level::pipe::register(signal, writer.try_clone()?)?;
         }
         end_waits_on_signals(signals.try_clone()?);
+        let waker = Waker::new()?;
+        let wishes = Wishes {
+            restart: config.restart,
+            stopped: false,
+            signal: config.stop_signal,
+            hurry: false,
+        };
         Ok(Self {
             job: job.clone(),
             config: config.clone(),
             signals,
             listener: Listener::bind(job)?,
             starter,
-            sinks,
+            sinks: Sinks::new(&waker),
+            waker,
             input: Input::default(),
             terminal: None,
             peers: Vec::new(),
+            starting: Vec::new(),
             next_id: STARTER + 1,
-            wishes: Wishes { restart: config.restart, stopped: false },
+            wishes,
             kill_at: None,
+            killed: None,
+            forced: false,
+            deaf_until: None,
         })
     }
 
@@ -127,43 +181,133 @@ impl Session {
         &self.config.spec.limits
     }
 
-    /// Serves until the job ends.
+    /// Serves until a step of the start is done. It is given up when the job is to be stopped.
+    pub(crate) fn during<T: Send + 'static>(&mut self, task: &Task<T>) -> Result<T, Interrupted> {
+        self.wait_for(task, None, |wishes| wishes.stopped)
+    }
+
+    /// Serves until a step of the end is done, which may take so long. It is given up when somebody is in a hurry.
+    pub(crate) fn ending<T: Send + 'static>(
+        &mut self,
+        task: &Task<T>,
+        limit: Duration,
+    ) -> Result<T, Interrupted> {
+        self.wait_for(task, Some(Instant::now() + limit), |wishes| wishes.hurry)
+    }
+
+    fn wait_for<T: Send + 'static>(
+        &mut self,
+        task: &Task<T>,
+        until: Option<Instant>,
+        unwanted: impl Fn(&Wishes) -> bool,
+    ) -> Result<T, Interrupted> {
+        let mut given_up = None;
+        loop {
+            if let Some(result) = task.poll() {
+                return result.map_err(Interrupted::Panicked);
+            }
+            if given_up.is_none() && unwanted(&self.wishes) {
+                given_up = Some(Instant::now() + GRACE);
+            }
+            let until = earlier(until, given_up);
+            if until.is_some_and(|until| Instant::now() >= until) {
+                return Err(Interrupted::Stopped);
+            }
+            let ready = self.wait(None, until).map_err(Interrupted::Poll)?;
+            self.serve(&ready, None);
+        }
+    }
+
+    /// Serves until the job ends. The job, if it is killed and doesn't end, is left to the caller to be abandoned: `None`.
     pub(crate) fn watch(
         &mut self,
         job: &mut Job,
         monitor: Option<Monitor>,
         status: &mut Status,
-    ) -> io::Result<Exit> {
-        self.kill_at = None;
+    ) -> io::Result<Option<Exit>> {
+        (self.kill_at, self.killed, self.forced) = (None, None, false);
         let mut running = Running { job, monitor, status };
         let mut shrink_at = Some(Instant::now() + SETTLED);
+        if self.wishes.stopped {
+            // It came while the job was being started.
+            let (signal, hurry) = (self.wishes.signal, self.wishes.hurry);
+            self.stop(Some(&mut running), Some(signal), hurry.then_some(0));
+        }
         loop {
             // A paused job is not checked.
             let monitor =
                 running.monitor.as_ref().filter(|_| running.status.phase == Phase::Running);
             let due = monitor.map(Monitor::due);
-            let ready =
-                self.wait(Some(&running), earlier(earlier(self.kill_at, due), shrink_at))?;
+            let pressed = self.killed.map(|at| at + if self.forced { GIVE_UP } else { FORCE });
+            let until = [self.kill_at, due, shrink_at, pressed].into_iter().flatten().min();
+            let ready = self.wait(Some(&running), until)?;
             if shrink_at.is_some_and(|at| Instant::now() >= at) {
                 shrink_at = None;
                 sys::shrink();
             } else if !ready.is_empty() {
                 shrink_at = Some(Instant::now() + SETTLED);
             }
-            if ready.contains(&Source::Job) {
-                let exit = running.job.wait()?;
+            if ready.contains(&Source::Job)
+                && let Some(exit) = running.job.try_wait()?
+            {
                 self.programs_ended();
-                return Ok(exit);
+                return Ok(Some(exit));
             }
             if self.kill_at.is_some_and(|at| Instant::now() >= at) {
-                self.kill_at = None;
-                running.job.kill()?;
+                self.kill(&mut running);
+            }
+            if self.gives_up(&running) {
+                self.programs_ended();
+                return Ok(None);
             }
             if running.status.phase == Phase::Running {
                 self.check_health(&mut running);
             }
             self.serve(&ready, Some(&mut running));
         }
+    }
+
+    pub(super) fn kill(&mut self, running: &mut Running<'_>) {
+        self.kill_at = None;
+        self.killed.get_or_insert_with(Instant::now);
+        // It may have ended meanwhile, which the next round sees; and a frozen group doesn't die.
+        running.job.kill().ok();
+        if running.status.phase == Phase::Paused {
+            running.job.unpause().ok();
+        }
+    }
+
+    /// Presses on a killed job; true if that was to no avail.
+    fn gives_up(&mut self, running: &Running<'_>) -> bool {
+        let Some(killed) = self.killed else { return false };
+        if killed.elapsed() >= FORCE && !self.forced {
+            self.forced = true;
+            forced::abort_mounts(&self.job, &self.config);
+            running.job.kill_init().ok();
+        }
+        killed.elapsed() >= GIVE_UP
+    }
+
+    /// Serves until the job's output has been passed on. Whoever holds a stream of the job without using it, or doesn't read,
+    /// is waited for only if it is the starting command.
+    pub(crate) fn drain(&mut self, output: &Output) -> io::Result<()> {
+        let mut moved = self.sinks.moved();
+        let mut since = Instant::now();
+        while !output.is_done() || !self.sinks.are_idle() {
+            let patience = if self.wishes.stopped { GRACE } else { SETTLED };
+            if self.sinks.moved() != moved {
+                (moved, since) = (self.sinks.moved(), Instant::now());
+            } else if since.elapsed() >= patience {
+                if self.wishes.stopped || !self.sinks.starter_reads() {
+                    output.stop();
+                    self.sinks.remove_slow();
+                }
+                since = Instant::now();
+            }
+            let ready = self.wait(None, Some(since + patience))?;
+            self.serve(&ready, None);
+        }
+        Ok(())
     }
 
     /// Serves without a job, until then or until it is not to be started any more.
@@ -187,22 +331,26 @@ impl Session {
         running: Option<&Running<'_>>,
         until: Option<Instant>,
     ) -> io::Result<Vec<Source>> {
-        let mut sources = vec![Source::Signals, Source::Listener];
+        let mut sources = vec![Source::Signals, Source::Tasks];
         let mut fds = vec![
             PollFd::new(&self.signals, PollFlags::IN),
-            PollFd::new(&self.listener, PollFlags::IN),
+            PollFd::new(&self.waker, PollFlags::IN),
         ];
         let mut add = |source, fd, flags| {
             sources.push(source);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         };
+        let deaf = self.deaf_until.filter(|until| Instant::now() < *until);
+        if deaf.is_none() {
+            add(Source::Listener, self.listener.as_fd(), PollFlags::IN);
+        }
         if let Some(starter) = &self.starter {
             add(Source::Starter, starter.as_fd(), PollFlags::empty());
         }
         if let Some(running) = running {
             add(Source::Job, running.job.pidfd(), PollFlags::IN);
-            if let Some(check) = running.monitor.as_ref().and_then(Monitor::running) {
-                add(Source::Health, check, PollFlags::IN);
+            for source in running.monitor.iter().flat_map(Monitor::sources) {
+                add(Source::Health, source, PollFlags::IN);
             }
         }
         for peer in &self.peers {
@@ -211,6 +359,7 @@ impl Session {
                 add(Source::Program(peer.id), program.as_fd(), PollFlags::IN);
             }
         }
+        let until = earlier(until, deaf);
         let left = until.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = left.map(|left| Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
@@ -229,10 +378,12 @@ impl Session {
         for source in ready {
             match source {
                 Source::Job | Source::Health => {}
+                Source::Tasks => self.tasks_done(),
                 Source::Signals => {
-                    // As many as there were: one wish.
+                    // As many as there were: one wish. A second one can't wait.
                     while self.signals.read(&mut [0; 64]).is_ok_and(|count| count > 0) {}
-                    self.stop(running.as_deref_mut(), None, None);
+                    let timeout = self.wishes.stopped.then_some(0);
+                    self.stop(running.as_deref_mut(), None, timeout);
                 }
                 Source::Listener => self.accept(),
                 Source::Starter => {
@@ -246,216 +397,66 @@ impl Session {
         self.peers.retain(|peer| !peer.gone);
     }
 
+    fn tasks_done(&mut self) {
+        self.waker.clear();
+        if self.sinks.are_unwanted() {
+            // A terminal without its other end hangs up.
+            self.terminal = None;
+            self.input.lead_to(None);
+        }
+        self.programs_started();
+    }
+
     fn accept(&mut self) {
-        // A command that has gone meanwhile, or no more descriptors: the next try is another one's.
-        let Ok(Some(socket)) = self.listener.accept() else { return };
-        // Those that say nothing keep nobody out: the one that did so for longest makes room.
-        if self.peers.iter().filter(|peer| !peer.heard).count() >= MOST_SILENT {
-            self.peers
-                .iter_mut()
-                .filter(|peer| !peer.heard)
-                .take(1)
-                .for_each(|peer| peer.gone = true);
-        }
-        self.peers.push(Peer::new(self.next_id, socket));
-        self.next_id += 1;
-    }
-
-    fn hear(&mut self, id: u64, running: Option<&mut Running<'_>>) {
-        let Some(index) = self.peers.iter().position(|peer| peer.id == id) else { return };
-        let message = match message::receive(&self.peers[index].socket, RecvFlags::DONTWAIT) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Ok(Some(message)) => message,
-            Ok(None) | Err(_) => {
-                self.peers[index].gone = true;
-                self.sinks.remove(id);
-                return;
+        self.deaf_until = None;
+        match self.listener.accept() {
+            Ok(Some(socket)) if self.peers.len() < MAX_PEERS => {
+                // Those that say nothing keep nobody out: the one that did so for longest makes room.
+                let mut silent = self.peers.iter_mut().filter(|peer| !peer.heard);
+                if let (Some(first), true) = (silent.next(), silent.count() + 1 >= MOST_SILENT) {
+                    first.gone = true;
+                }
+                self.peers.push(Peer::new(self.next_id, socket));
+                self.next_id += 1;
             }
-        };
-        let (request, descriptors) = match self.listener.understand(message) {
-            Ok(request) => request,
-            Err(failure) => {
-                self.peers[index].gone = true;
-                return self.peers[index].say(&Reply::Failed(failure), None);
-            }
-        };
-        self.peers[index].heard = true;
-        let mut terminal = None;
-        let done = match request {
-            Request::Exec { terminal: size } => {
-                self.exec(index, running, size, descriptors).map(|fd| terminal = fd)
-            }
-            Request::Attach { input } => self.attach(index, input, descriptors),
-            Request::Wait => {
-                self.peers[index].attached = true;
-                Ok(())
-            }
-            Request::Resize(size) => self.resize(size),
-            Request::Signal(signal) => self.signal(index, running, signal),
-            Request::Stop { signal, timeout } => {
-                self.stop(running, signal, timeout);
-                Ok(())
-            }
-            Request::Pause(paused) => self.pause(running, paused),
-            Request::Update { limits, restart } => self.update(running, limits, restart),
-        };
-        let reply = done.map_or_else(Reply::Failed, |()| Reply::Done);
-        self.peers[index].say(&reply, terminal.as_ref().map(AsFd::as_fd));
-    }
-
-    fn exec(
-        &mut self,
-        index: usize,
-        running: Option<&mut Running<'_>>,
-        terminal: Option<Size>,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<Option<OwnedFd>, Failure> {
-        let running = running.ok_or_else(not_running)?;
-        if running.status.phase == Phase::Paused {
-            return Err(refusal("the job is paused", Some("`mica unpause` lets it go on")));
-        }
-        let mut descriptors = descriptors.into_iter();
-        let mut next =
-            || descriptors.next().ok_or_else(|| refusal("a descriptor is missing", None));
-        let spec: ExecSpec =
-            message::from_memory(next()?).map_err(|error| refusal(&error.to_string(), None))?;
-        let stdio = match terminal {
-            Some(Size { rows, columns }) => Stdio::Terminal { rows, columns },
-            None => Stdio::Streams { stdin: next()?, stdout: next()?, stderr: next()? },
-        };
-        let mut program = running.job.exec(&spec, stdio).map_err(|error| Failure::from(&error))?;
-        let terminal = program.take_terminal();
-        self.peers[index].program = Some(program);
-        let command = spec.argv.join(" ".as_ref()).to_string_lossy().into_owned();
-        events::record(&self.job, &self.config, "exec_start", &[("command", command)]);
-        Ok(terminal)
-    }
-
-    fn program_ended(&mut self, id: u64) {
-        let Some(peer) = self.peers.iter_mut().find(|peer| peer.id == id) else { return };
-        if let Some(Ok(Some(ending))) = peer.program.as_mut().map(Program::try_wait) {
-            peer.program = None;
-            peer.say(&Reply::Ended(ending.code()), None);
+            Ok(_) => {}
+            // A command that has gone meanwhile is nothing to wait for; descriptors are.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.deaf_until = Some(Instant::now() + DEAF),
         }
     }
 
-    /// The job's end is that of all its programs.
-    fn programs_ended(&mut self) {
-        for peer in &mut self.peers {
-            if let Some(Ok(ending)) = peer.program.take().map(|mut program| program.wait()) {
-                peer.say(&Reply::Ended(ending.code()), None);
-            }
-        }
-    }
-
-    fn attach(
-        &mut self,
-        index: usize,
-        input: bool,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<(), Failure> {
-        let mut descriptors = descriptors.into_iter();
-        let mut next =
-            || descriptors.next().ok_or_else(|| refusal("a descriptor is missing", None));
-        let (stdout, stderr) = (File::from(next()?), File::from(next()?));
-        if input {
-            self.input.pump(next()?);
-        }
-        let peer = &mut self.peers[index];
-        peer.attached = true;
-        self.sinks.add(Sink { id: peer.id, stdout, stderr, starter: None });
-        events::record(&self.job, &self.config, "attach", &[]);
-        Ok(())
-    }
-
-    fn resize(&self, size: Size) -> Result<(), Failure> {
-        let terminal =
-            self.terminal.as_ref().ok_or_else(|| refusal("the job has no terminal", None))?;
-        let size = rustix::termios::Winsize {
-            ws_row: size.rows,
-            ws_col: size.columns,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        rustix::termios::tcsetwinsize(terminal, size)
-            .map_err(|error| refusal(&error.to_string(), None))
-    }
-
-    fn signal(
-        &mut self,
-        index: usize,
-        running: Option<&mut Running<'_>>,
-        signal: i32,
-    ) -> Result<(), Failure> {
-        if let Some(program) = &self.peers[index].program {
-            // It may have ended just now.
-            program.signal(signal).ok();
-            return Ok(());
-        }
-        if signal == SIGKILL || signal == self.config.stop_signal {
-            self.wishes.stopped = true;
-        }
-        let running = running.ok_or_else(not_running)?;
-        events::record(&self.job, &self.config, "kill", &[("signal", signal.to_string())]);
-        running.job.signal(signal).map_err(|error| refusal(&error.to_string(), None))
-    }
-
-    fn stop(
+    pub(super) fn stop(
         &mut self,
         running: Option<&mut Running<'_>>,
         signal: Option<i32>,
         timeout: Option<u64>,
     ) {
-        self.wishes.stopped = true;
-        let Some(running) = running else { return };
         let timeout = timeout.unwrap_or(self.config.stop_timeout);
+        let wanted = signal.unwrap_or(self.config.stop_signal);
+        let wanted = if timeout == 0 { SIGKILL } else { wanted };
+        if !self.wishes.stopped {
+            self.wishes.signal = wanted;
+        }
+        self.wishes.stopped = true;
+        self.wishes.hurry |= timeout == 0;
+        let Some(running) = running else { return };
         let at = Instant::now() + Duration::from_secs(timeout.min(u64::from(u32::MAX)));
+        if self.kill_at.is_none() && self.killed.is_none() {
+            events::record(&self.job, &self.config, "stop", &[("signal", wanted.to_string())]);
+        }
+        if wanted == SIGKILL {
+            return self.kill(running);
+        }
         // A second wish can only shorten the time.
-        if self.kill_at.is_none() {
-            let signal = signal.unwrap_or(self.config.stop_signal);
-            events::record(&self.job, &self.config, "stop", &[("signal", signal.to_string())]);
+        if self.kill_at.is_none() && self.killed.is_none() {
             // It may have ended meanwhile, which the next round sees; and what is paused would not hear.
-            running.job.signal(if timeout == 0 { SIGKILL } else { signal }).ok();
+            running.job.signal(wanted).ok();
             if running.status.phase == Phase::Paused {
                 running.job.unpause().ok();
             }
         }
         self.kill_at = earlier(self.kill_at, Some(at));
-    }
-
-    fn pause(&mut self, running: Option<&mut Running<'_>>, paused: bool) -> Result<(), Failure> {
-        let running = running.ok_or_else(not_running)?;
-        let wanted = if paused { Phase::Paused } else { Phase::Running };
-        if running.status.phase == wanted {
-            let text = if paused { "the job is paused already" } else { "the job is not paused" };
-            return Err(refusal(text, None));
-        }
-        let done = if paused { running.job.pause() } else { running.job.unpause() };
-        done.map_err(|error| refusal(&error.to_string(), None))?;
-        running.status.phase = wanted;
-        self.write(running.status);
-        let action = if paused { "pause" } else { "unpause" };
-        events::record(&self.job, &self.config, action, &[]);
-        Ok(())
-    }
-
-    fn update(
-        &mut self,
-        running: Option<&mut Running<'_>>,
-        limits: Limits,
-        restart: Option<Restart>,
-    ) -> Result<(), Failure> {
-        if let Some(running) = running {
-            running
-                .job
-                .cgroup()
-                .update(&limits)
-                .map_err(|error| Failure::new(&error, Some(error.hint().into()), 1))?;
-        }
-        self.config.spec.limits.change(limits);
-        self.wishes.restart = restart.unwrap_or(self.wishes.restart);
-        events::record(&self.job, &self.config, "update", &[]);
-        Ok(())
     }
 
     fn check_health(&self, running: &mut Running<'_>) {
@@ -473,13 +474,13 @@ impl Session {
         }
     }
 
-    fn write(&self, status: &Status) {
+    pub(super) fn write(&self, status: &Status) {
         if let Err(error) = self.job.write_status(status) {
             tracing::error!(%error, "cannot record the job's state");
         }
     }
 }
 
-fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+pub(super) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     a.into_iter().chain(b).min()
 }

@@ -12,8 +12,10 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use mica_launcher::{IdMapping, IdRange};
 use rustix::io::{Errno, retry_on_intr};
@@ -86,9 +88,9 @@ impl SubIds {
         let pid = rustix::process::getpid().as_raw_nonzero().to_string();
         let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let helper = sys::fork(|| {
-            // The end of the other side, if that is killed, must be seen.
+            // Nothing of the caller's is kept open, and the end of the other side, if that is killed, must be seen.
             let theirs = &mut theirs;
-            if rustix::net::shutdown(&*theirs, rustix::net::Shutdown::Write).is_err()
+            if sys::let_go_of_all_but(theirs.as_raw_fd()).is_err()
                 || !theirs.read(&mut [0]).is_ok_and(|count| count == 1)
             {
                 return 3;
@@ -96,14 +98,28 @@ impl SubIds {
             let map = |program, own, ranges| u8::from(!run(program, &pid, own, ranges));
             map("newuidmap", uid, &self.uids) | map("newgidmap", gid, &self.gids) << 1
         })?;
-        Ok(Helper { pid: helper, go: ours })
+        Ok(Helper { pid: helper, go: ours, ended: false })
     }
 }
 
-/// The forked process.
+/// The forked process. One that is dropped is not needed, and ends.
 pub(crate) struct Helper {
     pid: Pid,
     go: UnixStream,
+    ended: bool,
+}
+
+/// How long the two programs may take, which look at the host's accounts.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        if !self.ended {
+            // It may have ended by itself.
+            rustix::process::kill_process(self.pid, rustix::process::Signal::KILL).ok();
+            retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty())).ok();
+        }
+    }
 }
 
 impl Helper {
@@ -111,8 +127,14 @@ impl Helper {
     pub(crate) fn map(mut self) -> Mapped {
         // One that is gone has mapped nothing, as its exit code says.
         let _ = self.go.write_all(b"g");
-        let status = retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()));
-        let code = status.ok().flatten().and_then(|(_, status)| status.exit_status()).unwrap_or(3);
+        // It closes its end when it ends.
+        let ends = self.go.set_read_timeout(Some(PATIENCE)).and_then(|()| self.go.read(&mut [0]));
+        let mut code = 3;
+        if ends.is_ok() {
+            let status = retry_on_intr(|| waitpid(Some(self.pid), WaitOptions::empty()));
+            self.ended = true;
+            code = status.ok().flatten().and_then(|(_, status)| status.exit_status()).unwrap_or(3);
+        }
         Mapped { uids: code & 1 == 0, gids: code & 2 == 0 }
     }
 }

@@ -18,26 +18,31 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use mica_launcher::{Exit, Job, LaunchError, Prepared, Stdio, launch};
+use mica_launcher::{Exit, Job, LaunchError, Stdio, launch};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::config::JobConfig;
 use crate::control::Size;
 use crate::events;
 use crate::files::FileError;
+use crate::forced;
 use crate::handover::Handover;
 use crate::health::Monitor;
-use crate::images::{ImageError, Images};
-use crate::logs::Stream;
+use crate::images::ImageError;
+use crate::job::JobDir;
+use crate::logs::{LogWriter, Stream};
 use crate::namespace::{self, NamespaceError};
 use crate::networks::{Attached, NetworkError};
-use crate::output::{Output, STARTER, Sink, Sinks};
+use crate::output::Output;
 use crate::report::{Report, Reporter};
-use crate::session::{Session, Wishes};
+use crate::session::{Interrupted, Session, Wishes};
+use crate::sinks::STARTER;
 use crate::stack::MountStackError;
-use crate::state::{JobDir, StateDir, now_ms};
+use crate::state::now_ms;
 use crate::status::{Failure, Phase, Status};
+use crate::surroundings::Surroundings;
 use crate::sys;
+use crate::task::{Task, Worker};
 
 /// Why a job did not start.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +68,12 @@ pub enum SuperviseError {
     /// No pipes, no signals.
     #[error("cannot prepare the job's streams")]
     Streams(#[source] io::Error),
+    /// No more threads.
+    #[error("cannot start the threads of the job's supervisor")]
+    Thread(#[source] io::Error),
+    /// Somebody wanted it to end first, by this signal.
+    #[error("the job was stopped while it was being started")]
+    Stopped(i32),
 }
 
 impl SuperviseError {
@@ -75,7 +86,7 @@ impl SuperviseError {
             Self::Image(error) => error,
             Self::Network(error) => error,
             Self::Launch(error) => error,
-            Self::Streams(_) => self,
+            Self::Streams(_) | Self::Thread(_) | Self::Stopped(_) => self,
         }
     }
 }
@@ -126,6 +137,13 @@ pub fn supervise(invocation: Invocation, hint: impl Fn(&SuperviseError) -> Optio
     // What never ran is of no interest once its error has been told.
     let never_ran = is_new && status.started_ms.is_none();
     if let Err(error) = &result {
+        if let SuperviseError::Stopped(_) | SuperviseError::Thread(_) = error
+            && let Ok(config) = job.config()
+        {
+            // Whatever it was at.
+            forced::abort_mounts(&job, &config);
+            forced::end_start(&job);
+        }
         tracing::error!(error = error as &dyn std::error::Error, "the job failed");
         status.phase = Phase::Failed;
         let failure = Failure::new(error, hint(error), exit_code(error));
@@ -164,6 +182,7 @@ pub fn supervise(invocation: Invocation, hint: impl Fn(&SuperviseError) -> Optio
 fn exit_code(error: &SuperviseError) -> i32 {
     match error {
         SuperviseError::Launch(error) => error.exit_code().into(),
+        SuperviseError::Stopped(signal) => 128 + signal,
         _ => 125,
     }
 }
@@ -182,6 +201,12 @@ const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// A job that ran for so long is one that works: the next wait is the first one again.
 const RAN_WELL: Duration = Duration::from_secs(10);
 
+/// How long taking down a job's mounts may take. Files that were copied up in part are completed then.
+const LEAVING: Duration = Duration::from_secs(600);
+
+/// Health checks are called by numbers from here on; programs of commands by those of the commands.
+const CHECKS: u64 = 1 << 32;
+
 impl Supervisor<'_> {
     fn run(&mut self, reporter: &mut Reporter) -> Result<(), SuperviseError> {
         self.job.write_status(self.status)?;
@@ -195,82 +220,84 @@ impl Supervisor<'_> {
         }
         // Its own session: what the terminal sends to the command is the command's to pass on.
         let _ = rustix::process::setsid();
-        let sinks = self.sinks(reporter).map_err(SuperviseError::Streams)?;
-        let mut session = Session::start(self.job, &config, reporter.pipe(), sinks)
-            .map_err(SuperviseError::Streams)?;
+        let mut session =
+            Session::start(self.job, &config, reporter.pipe()).map_err(SuperviseError::Streams)?;
         sys::hold_signals(false);
         namespace::enter()?;
         // Threads may begin here.
+        let worker = Worker::start(&session.waker).map_err(SuperviseError::Thread)?;
+        self.connect(&mut session, reporter).map_err(SuperviseError::Streams)?;
         if config.terminal && self.attached.is_some() {
             let typed = io::stdin().as_fd().try_clone_to_owned();
-            session.input.pump(typed.map_err(SuperviseError::Streams)?);
+            let pumped = typed.and_then(|typed| session.input.pump(typed));
+            pumped.map_err(SuperviseError::Thread)?;
         }
-        let _lease = config.stack.lease()?;
-        let attached = self.attach(&config)?;
-        let mut spec = config.spec.clone();
-        if let Some(attached) = &attached {
-            attached.connect(&mut spec);
-        }
-        let prepared = mica_launcher::prepare(&spec)?;
-        let mount = config.stack.mount_for(self.job, &config, &self.job.tree())?;
-        let images = Images::mount(self.job, &config)?;
-        images.show(&mut config.spec);
+        let (job, asked) = (self.job.clone(), config.clone());
+        let made = worker.begin(move || Surroundings::make(&job, asked));
+        let mut surroundings = self.wait(&mut session, &made)??;
+        self.status.link = surroundings.attached.as_ref().map(|attached| attached.link.clone());
         self.status.timings.mounted_us = Some(self.elapsed_us());
-        let init = Init { attached: attached.as_ref(), prepared };
-        let ended = self.run_again_and_again(&config, &mut session, reporter, init);
-        drop(attached);
-        images.unmount();
-        if let Some(trace) = &config.stack.trace {
-            trace.save(mount.trace());
+        let ended = self.run_again_and_again(&worker, &mut session, reporter, &mut surroundings);
+        if matches!(ended, Err(SuperviseError::Stopped(_))) {
+            return ended;
         }
-        if let Err(error) = mount.unmount() {
-            // The mount is gone with this process and its namespace in any case.
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot unmount the stack");
+        let left = worker.begin(move || surroundings.leave());
+        match session.ending(&left, LEAVING) {
+            Ok(()) => {}
+            // The mounts are gone with this process and its namespace in any case.
+            Err(why) => {
+                tracing::warn!(?why, "the job's mounts are not left in time");
+                forced::abort_mounts(self.job, &config);
+            }
         }
         session.end(self.status.exit_code.unwrap_or(125));
         ended
     }
 
-    /// Puts the job on its network, for as long as what is returned lives.
-    fn attach(&mut self, config: &JobConfig) -> Result<Option<Attached>, SuperviseError> {
-        let Some(wanted) = &config.network else { return Ok(None) };
-        let state = StateDir::open(self.job.root())?;
-        let attached = state.networks().attach(self.job, wanted, &config.spec.ports)?;
-        self.status.link = Some(attached.link.clone());
-        Ok(Some(attached))
+    /// Waits for a step of the start.
+    fn wait<T: Send + 'static>(
+        &self,
+        session: &mut Session,
+        task: &Task<T>,
+    ) -> Result<T, SuperviseError> {
+        let done = session.during(task);
+        if done.is_ok() && session.wishes().stopped {
+            return Err(SuperviseError::Stopped(session.wishes().signal));
+        }
+        done.map_err(|why| match why {
+            Interrupted::Stopped => SuperviseError::Stopped(session.wishes().signal),
+            Interrupted::Poll(error) => SuperviseError::Streams(error),
+            Interrupted::Panicked(panicked) => SuperviseError::Thread(panicked.into()),
+        })
     }
 
-    /// Where output goes if the starting command stays.
-    fn sinks(&self, reporter: &Reporter) -> io::Result<Sinks> {
-        let sinks = Sinks::default();
+    /// Sends output to the starting command if that stays.
+    fn connect(&self, session: &mut Session, reporter: &Reporter) -> io::Result<()> {
         if self.attached.is_none() {
-            return Ok(sinks);
+            return Ok(());
         }
         let (stdout, stderr) = (io::stdout(), io::stderr());
-        sinks.add(Sink {
-            id: STARTER,
-            stdout: File::from(stdout.as_fd().try_clone_to_owned()?),
-            stderr: File::from(stderr.as_fd().try_clone_to_owned()?),
-            starter: reporter.pipe(),
-        });
+        let output = [stdout.as_fd().try_clone_to_owned()?, stderr.as_fd().try_clone_to_owned()?];
+        session.sinks.add(STARTER, output, reporter.pipe())?;
         // When the command lets go of the job, nothing of ours keeps its terminal or its pipes open.
         let null = File::options().read(true).write(true).open("/dev/null")?;
         rustix::stdio::dup2_stdout(&null)?;
         rustix::stdio::dup2_stderr(&null)?;
-        Ok(sinks)
+        Ok(())
     }
 
     fn run_again_and_again(
         &mut self,
-        config: &JobConfig,
+        worker: &Worker,
         session: &mut Session,
         reporter: &mut Reporter,
-        mut init: Init<'_>,
+        surroundings: &mut Surroundings,
     ) -> Result<(), SuperviseError> {
         let mut delay = FIRST_DELAY;
         loop {
             let started = Instant::now();
-            let exit = self.launch(config, session, reporter, &mut init)?;
+            let exit = self.launch(worker, session, reporter, surroundings)?;
+            let config = &surroundings.config;
             let code = exit.code();
             self.status.exit_code = Some(code);
             self.status.oom_killed = exit.oom_killed;
@@ -279,7 +306,7 @@ impl Supervisor<'_> {
                 events::record(self.job, config, "oom", &[]);
             }
             events::record(self.job, config, "die", &[("exitCode", code.to_string())]);
-            let Wishes { restart, stopped } = session.wishes();
+            let Wishes { restart, stopped, .. } = session.wishes();
             if stopped || !restart.again(code, self.status.restarts) {
                 self.status.phase = Phase::Exited;
                 return Ok(());
@@ -303,22 +330,25 @@ impl Supervisor<'_> {
 
     fn launch(
         &mut self,
-        config: &JobConfig,
+        worker: &Worker,
         session: &mut Session,
         reporter: &mut Reporter,
-        init: &mut Init<'_>,
+        surroundings: &mut Surroundings,
     ) -> Result<Exit, SuperviseError> {
+        let config = &surroundings.config;
         let Streams { stdio, mut outputs, input } =
             self.streams(config).map_err(SuperviseError::Streams)?;
         let mut spec = config.spec.clone();
         spec.limits = session.limits().clone();
-        if let Some(attached) = init.attached {
+        if let Some(attached) = &surroundings.attached {
             attached.connect(&mut spec);
         }
-        let mut job = match init.prepared.take() {
+        let prepared = surroundings.prepared.take();
+        let launched = worker.begin(move || match prepared {
             Some(prepared) => prepared.launch(&spec, stdio),
             None => launch(&spec, stdio),
-        }?;
+        });
+        let mut job = self.wait(session, &launched)??;
         session.input.lead_to(input);
         if let Some(terminal) = job.program().take_terminal() {
             let copy = || terminal.try_clone().map_err(SuperviseError::Streams);
@@ -326,18 +356,25 @@ impl Supervisor<'_> {
             session.terminal = Some(copy()?);
             outputs.push((Stream::Stdout, terminal));
         }
-        let output = Output::start(self.job, outputs, &session.sinks, self.since)?;
-        let further = init.attached.into_iter().flat_map(Attached::warnings);
+        let log = LogWriter::open(self.job.path())?;
+        let output = Output::start(log, outputs, &session.sinks, &session.waker, self.since)
+            .map_err(SuperviseError::Thread)?;
+        let further = surroundings.attached.iter().flat_map(Attached::warnings);
         self.status.warnings = job.warnings().iter().cloned().chain(further).collect();
         self.record_start(config, &job)?;
-        reporter.send(&Report::Started(self.status.clone()));
-        let monitor = config.health.clone().map(Monitor::new);
+        reporter.send_started(self.status);
+        let health = config.health.clone();
+        let monitor = health.map(|check| Monitor::new(check, CHECKS, &session.waker));
         let exit =
             session.watch(&mut job, monitor, self.status).map_err(SuperviseError::Streams)?;
+        let exit = exit.unwrap_or_else(|| {
+            tracing::error!("a process of the job is stuck in the kernel and can't be killed");
+            job.abandon()
+        });
         session.terminal = None;
         session.input.lead_to(None);
-        let first = output.finish();
-        self.status.timings.first_output_us = first.map(as_us);
+        session.drain(&output).map_err(SuperviseError::Streams)?;
+        self.status.timings.first_output_us = output.first().map(as_us);
         Ok(exit)
     }
 
@@ -377,13 +414,6 @@ impl Supervisor<'_> {
     fn elapsed_us(&self) -> u64 {
         as_us(self.since.elapsed())
     }
-}
-
-/// What a job's program is started with.
-struct Init<'a> {
-    attached: Option<&'a Attached>,
-    /// For the first start.
-    prepared: Option<Prepared>,
 }
 
 /// A job's streams.

@@ -61,6 +61,19 @@ pub(crate) fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
+/// Closes everything but this descriptor, and puts `/dev/null` in the place of the standard ones.
+///
+/// Only for a forked child that never comes back to the code which owns them.
+pub(crate) fn let_go_of_all_but(keep: RawFd) -> io::Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    // Closed with the others.
+    std::mem::forget(null);
+    close_all_but(&[keep])
+}
+
 /// Lets `/proc` and `ps` show this command line, of words that end with a NUL each, for this process.
 ///
 /// Where the kernel can't (it takes `CONFIG_CHECKPOINT_RESTORE`), they show what the process was started with.

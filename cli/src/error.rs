@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use mica_agent::{ControlError, Failure};
+use mica_agent::{ControlError, Failure, StartError};
 
 use crate::output::note;
 
@@ -79,10 +79,14 @@ pub(crate) fn report(error: &anyhow::Error, usual: u8) -> ExitCode {
     ExitCode::from(exit_code.unwrap_or(usual))
 }
 
+/// Whether nobody reads what we print. Pipes and sockets to other processes of ours break as errors.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    let broken = |cause: &(dyn std::error::Error + 'static)| {
+        let error = cause.downcast_ref::<std::io::Error>();
+        error.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    error.chain().any(broken)
+        && error.chain().all(|cause| !cause.is::<ControlError>() && !cause.is::<StartError>())
 }
 
 fn render(error: &anyhow::Error) -> (String, Option<u8>) {

@@ -5,12 +5,12 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use mica_agent::{Connected, Size};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use signal_hook::consts::signal::SIGWINCH;
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::{Handle, Signals};
 
 use crate::error::{Advise, MICA_FAILED};
 
@@ -100,6 +100,8 @@ pub(crate) enum Over {
     Ended,
     /// The person let go of it.
     Detached,
+    /// Nobody reads what it prints.
+    Unread,
 }
 
 /// Bytes between this command's streams and a program's.
@@ -115,13 +117,15 @@ pub(crate) struct Dialogue {
     pub(crate) stdout: Option<OwnedFd>,
     /// From here to standard error.
     pub(crate) stderr: Option<OwnedFd>,
+    /// Others write to standard output: it is over when nobody reads that.
+    pub(crate) watched: bool,
 }
 
 impl Dialogue {
     /// Passes bytes on until `end` becomes readable, or the person lets go.
     pub(crate) fn run(&mut self, end: BorrowedFd<'_>) -> io::Result<Over> {
         loop {
-            let [input, out, err, ended] = self.wait(end)?;
+            let [input, out, err, ended, unread] = self.wait(end)?;
             if input && !self.typed {
                 self.typed = true;
             } else if input && self.take_input() {
@@ -137,13 +141,16 @@ impl Dialogue {
             if ended && !out && !err {
                 return Ok(Over::Ended);
             }
+            if unread {
+                return Ok(Over::Unread);
+            }
         }
     }
 
     /// What is ready. Of the input first what is typed and then the program that takes it: nobody waits for a program
     /// that reads nothing, while it waits for its output to be read.
-    fn wait(&self, end: BorrowedFd<'_>) -> io::Result<[bool; 4]> {
-        let stdin = io::stdin();
+    fn wait(&self, end: BorrowedFd<'_>) -> io::Result<[bool; 5]> {
+        let (stdin, stdout) = (io::stdin(), io::stdout());
         let (read, write) = (PollFlags::IN, PollFlags::OUT);
         let sources = [
             self.input.as_ref().map(|to| match self.typed {
@@ -153,6 +160,8 @@ impl Dialogue {
             self.stdout.as_ref().map(|fd| (fd.as_fd(), read)),
             self.stderr.as_ref().map(|fd| (fd.as_fd(), read)),
             Some((end, read)),
+            // Only a pipe without a reader is told of.
+            self.watched.then(|| (stdout.as_fd(), PollFlags::empty())),
         ];
         let mut fds: Vec<PollFd<'_>> = sources
             .iter()
@@ -200,7 +209,7 @@ fn pass_on(from: Option<&OwnedFd>, to: &mut impl Write) -> bool {
 /// A dialogue with what a job's supervisor connects this command with; ends with its exit code, or 0 when let go of.
 pub(crate) fn converse(mut dialogue: Dialogue, connected: &Connected) -> anyhow::Result<ExitCode> {
     let code = loop {
-        if dialogue.run(connected.as_fd())? == Over::Detached {
+        if dialogue.run(connected.as_fd())? != Over::Ended {
             break Some(0);
         }
         // Answers to signals and sizes are no end.
@@ -213,18 +222,29 @@ pub(crate) fn converse(mut dialogue: Dialogue, connected: &Connected) -> anyhow:
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(MICA_FAILED)))
 }
 
-/// Runs `work` while signals to this command are handed to `each`, by a thread that nobody waits for in the end: that would
-/// cost up to a millisecond.
-pub(crate) fn with_signals<T>(
-    mut signals: Signals,
-    each: impl FnMut(i32) + Send + 'static,
-    work: impl FnOnce() -> T,
-) -> T {
-    let handle = signals.handle();
-    std::thread::spawn(move || signals.forever().for_each(each));
-    let result = work();
-    handle.close();
-    result
+/// While this lives, signals to this command are handed on, by a thread that nobody waits for in the end: that would cost up
+/// to a millisecond.
+pub(crate) struct Passing(Handle);
+
+impl Passing {
+    /// Hands them to `each`.
+    pub(crate) fn start(
+        mut signals: Signals,
+        each: impl FnMut(i32) + Send + 'static,
+    ) -> anyhow::Result<Self> {
+        let handle = signals.handle();
+        std::thread::Builder::new()
+            .name("mica-signals".to_owned())
+            .spawn(move || signals.forever().for_each(each))
+            .context("cannot start the thread that passes signals on")?;
+        Ok(Self(handle))
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// Passes a change of the terminal's size on by `resize`, and what is no such signal by `signal`.

@@ -13,13 +13,13 @@ use rustix::process::{
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{Cgroup, Usage};
+use crate::entrance::Entrance;
 use crate::error::LaunchError;
-use crate::facts::{FactsError, read_in};
 use crate::ids::IdMaps;
 use crate::launch::{Stdio, early_error};
 use crate::process::{ExecSpec, Process};
-use crate::spec::Root;
 use crate::sys;
+use crate::view::Root;
 use crate::wire::{self, Command, Report, Start};
 
 /// How a program ended.
@@ -82,13 +82,18 @@ impl Program {
         self.pid
     }
 
-    /// Sends it a signal.
+    /// Sends it, and the processes of its group, a signal; itself only where the kernel knows no groups here (before 6.9).
     ///
     /// # Errors
     /// It has ended, or there is no such signal.
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         let pidfd = self.pidfd.as_ref().ok_or(Errno::SRCH)?;
-        sys::pidfd_send_signal(pidfd.as_fd(), signal)
+        match sys::pidfd_send_signal(pidfd.as_fd(), signal, true) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                sys::pidfd_send_signal(pidfd.as_fd(), signal, false)
+            }
+            result => result,
+        }
     }
 
     /// The other end of its terminal, if it was started with one; once.
@@ -97,7 +102,7 @@ impl Program {
     }
 
     /// Waits until it runs.
-    fn started(&mut self, cgroup: &Cgroup) -> Result<(), LaunchError> {
+    pub(crate) fn started(&mut self, cgroup: &Cgroup) -> Result<(), LaunchError> {
         loop {
             let message =
                 wire::receive(&self.report, RecvFlags::empty()).map_err(LaunchError::Talk)?;
@@ -176,8 +181,8 @@ fn decode(bytes: &[u8]) -> Result<Report, LaunchError> {
     serde_json::from_slice(bytes).map_err(|error| LaunchError::Talk(error.into()))
 }
 
-/// How long the init of a job without a process namespace may take to kill what it started.
-const INIT_HAS: Duration = Duration::from_secs(5);
+/// How long a job that is dropped may take to die. What is stuck in the kernel then is left to whoever cleans up.
+const DYING: Duration = Duration::from_secs(2);
 
 /// A running job. Dropping it kills the job and removes its cgroup.
 #[derive(Debug)]
@@ -305,7 +310,7 @@ impl Job {
         wire::send(&self.control, &Command::Signal(signal), &[])
     }
 
-    /// Kills every process of the job.
+    /// Kills every process of the job, and waits for none of them.
     ///
     /// # Errors
     /// The job has ended.
@@ -314,10 +319,17 @@ impl Job {
         if !self.own_pids {
             // Nobody but the init knows which processes are the job's, so it has to kill them.
             rustix::net::shutdown(&self.control, Shutdown::Both).ok();
-            if self.ended(INIT_HAS)? {
-                return Ok(());
-            }
+            return Ok(());
         }
+        self.kill_init()
+    }
+
+    /// Kills the init itself. One without a process namespace kills what it started, when told by [`Job::kill`], unless it
+    /// is killed before.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn kill_init(&self) -> io::Result<()> {
         match pidfd_send_signal(&self.pidfd, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
             Err(error) => Err(error.into()),
@@ -351,37 +363,49 @@ impl Job {
         }
     }
 
-    /// Starts a further program in the job: the same namespaces, cgroup, filter and rights.
+    /// Starts a further program in the job: the same namespaces, cgroup, filter and rights. Waits until it runs, as long as
+    /// that takes: [`Job::entrance`] does it elsewhere.
     ///
     /// # Errors
     /// It could not be started.
     pub fn exec(&self, spec: &ExecSpec, stdio: Stdio) -> Result<Program, LaunchError> {
-        let (passwd, group) = match spec.user {
-            Some(_) => (self.account_file("etc/passwd")?, self.account_file("etc/group")?),
-            None => Default::default(),
-        };
-        let process = self.process.further(spec, &passwd, &group, self.ids.as_ref())?;
-        stdio.give_pipes(process.uid, self.ids.as_ref());
-        let talk = LaunchError::Talk;
-        let memory = wire::to_memory("mica-exec", &process).map_err(talk)?;
-        let (report, report_of_init) = wire::report_pair().map_err(talk)?;
-        let (streams, given) = stdio.parts();
-        let mut descriptors = vec![memory.as_fd(), report_of_init.as_fd()];
-        descriptors.extend(given);
-        wire::send(&self.control, &Command::Exec(streams), &descriptors).map_err(talk)?;
-        drop((report_of_init, stdio));
-        let mut program = Program::new(report);
-        program.started(&self.cgroup)?;
-        Ok(program)
+        self.entrance(0).map_err(LaunchError::Talk)?.exec(spec, stdio)
     }
 
-    /// As the job sees it, with whatever is mounted there. A host that doesn't let us look shows us what the root was made of.
-    fn account_file(&self, file: &str) -> Result<String, FactsError> {
-        let seen = format!("/proc/{}/root", self.init.as_raw_nonzero());
-        read_in(seen.as_ref(), file).or_else(|_| match &self.root {
-            Root::Tree(tree) => read_in(tree, file),
-            Root::Host { .. } => read_in("/".as_ref(), file),
+    /// Kills the program that was started by the entrance of this number, and what it started, running or still starting.
+    ///
+    /// # Errors
+    /// The job has ended.
+    pub fn end(&self, number: u64) -> io::Result<()> {
+        wire::send(&self.control, &Command::End(number), &[])
+    }
+
+    /// What starts a program in the job, from any thread. The program is called by this `number` then.
+    ///
+    /// # Errors
+    /// No more descriptors.
+    pub fn entrance(&self, number: u64) -> io::Result<Entrance> {
+        Ok(Entrance {
+            number,
+            init: self.init,
+            control: self.control.try_clone()?,
+            cgroup: self.cgroup.clone(),
+            process: self.process.clone(),
+            root: self.root.clone(),
+            ids: self.ids.clone(),
         })
+    }
+
+    /// Lets go of a job that doesn't die although it was killed: a process of it is stuck in the kernel. What it used so far,
+    /// and an ending by `SIGKILL`; the cgroup is left for [`crate::cleanup`].
+    pub fn abandon(mut self) -> Exit {
+        self.kill_init().ok();
+        self.reaped = true;
+        Exit {
+            ending: Ending::Killed(libc::SIGKILL),
+            oom_killed: false,
+            usage: self.cgroup.usage(),
+        }
     }
 
     /// How the job ended and what it used, if it has ended; its cgroup is removed then.
@@ -415,8 +439,8 @@ impl Job {
             }
             self.reap()?;
         }
-        // The init reports before it ends, so this doesn't block.
-        let ending = self.program.wait()?;
+        // The init reports before it ends. A process that hangs in the kernel may keep the socket open without it.
+        let ending = self.program.try_wait()?.unwrap_or(Ending::Killed(libc::SIGKILL));
         let usage = self.usage.clone().unwrap_or_default();
         Ok(Some(Exit { ending, oom_killed: usage.oom_kills.is_some_and(|kills| kills > 0), usage }))
     }
@@ -446,7 +470,12 @@ impl Drop for Job {
         if !self.reaped {
             // Nothing more can be done about a failure here; `cleanup` comes back to it.
             self.kill().ok();
-            self.reap().ok();
+            if !self.ended(DYING).unwrap_or(false) {
+                self.kill_init().ok();
+            }
+            if self.ended(DYING / 2).unwrap_or(false) {
+                self.reap().ok();
+            }
         }
     }
 }

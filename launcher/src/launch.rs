@@ -18,6 +18,7 @@
 //!
 //! The thread that serves the job's root must not be the one that calls [`launch`]: the init reads from that root.
 
+use std::cell::Cell;
 use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io;
@@ -133,6 +134,21 @@ impl Stdio {
 }
 
 static HOOKED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    static STAYS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Says that the calling thread ends with its process and not before, as the first thread does: jobs that it launches are
+/// killed by the kernel when it ends.
+pub fn this_thread_stays() {
+    STAYS.set(true);
+}
+
+/// Whether a job may be bound to the life of the calling thread.
+pub(crate) fn thread_stays() -> bool {
+    STAYS.get() || rustix::thread::gettid() == rustix::process::getpid()
+}
 
 /// Becomes a job's init if this process was started as one, and never returns then.
 ///

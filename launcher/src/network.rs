@@ -10,6 +10,8 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, getegid, geteuid};
 
@@ -17,6 +19,9 @@ use crate::caps::CapabilitySet;
 use crate::error::LaunchError;
 use crate::process::Process;
 use crate::spec::{PortForward, Protocol, Seccomp};
+
+/// How long `pasta` may take to begin, in seconds.
+const PATIENCE: i64 = 20;
 
 /// The address at which a job with a private network finds the host's name server.
 pub const PRIVATE_DNS: &str = "169.254.1.1";
@@ -102,6 +107,15 @@ pub(crate) fn streams() -> io::Result<(crate::launch::Stdio, Words)> {
 pub(crate) fn wait(words: Words) -> Result<(), LaunchError> {
     let Words { mut ready, mut complaints } = words;
     let mut pid = [0; 16];
+    let limit = Timespec { tv_sec: PATIENCE, tv_nsec: 0 };
+    let mut fds = [PollFd::new(&ready, PollFlags::IN)];
+    if retry_on_intr(|| poll(&mut fds, Some(&limit))).is_ok_and(|count| count == 0) {
+        let late = io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("pasta: it did not answer for {PATIENCE} s"),
+        );
+        return Err(LaunchError::Network(late));
+    }
     match ready.read(&mut pid) {
         Ok(length) if length > 0 => Ok(()),
         Err(error) => Err(LaunchError::Network(error)),

@@ -332,13 +332,12 @@ pub(crate) fn kill(pid: Option<Pid>, signal: i32) -> io::Result<()> {
     }
 }
 
-/// The same by pidfd.
-pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+/// The same by pidfd, or to its process group.
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32, group: bool) -> io::Result<()> {
     let info: *const libc::siginfo_t = std::ptr::null();
+    let (fd, flags) = (pidfd.as_raw_fd(), if group { SIGNAL_GROUP } else { 0 });
     // SAFETY: no information is passed along, which the null pointer means.
-    let result =
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, info, flags) as _ })
 }
 
 /// Forks; `None` in the child.
@@ -390,6 +389,7 @@ fn check(result: libc::c_int) -> io::Result<()> {
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const OPEN_TREE_CLONE: libc::c_uint = 1;
 const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+const SIGNAL_GROUP: libc::c_uint = 4;
 pub(crate) const MOUNT_ATTR_RDONLY: u64 = 0x1;
 pub(crate) const MOUNT_ATTR_NOSUID: u64 = 0x2;
 pub(crate) const MOUNT_ATTR_NODEV: u64 = 0x4;

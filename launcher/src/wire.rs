@@ -44,9 +44,9 @@ impl Start {
             own_pids,
             handed_over: plan.hands_over,
             ids: plan.ids.clone(),
-            // The kernel means the thread, not the process: where another thread than the first calls, the control socket
-            // alone has to tell the init that we are gone. So it has to where the init must live on to kill what it started.
-            die_with_parent: own_pids && rustix::thread::gettid() == rustix::process::getpid(),
+            // The kernel means the thread, not the process: where a thread calls that may end, the control socket alone
+            // has to tell the init that we are gone. So it has to where the init must live on to kill what it started.
+            die_with_parent: own_pids && crate::launch::thread_stays(),
         }
     }
 }
@@ -67,8 +67,11 @@ pub(crate) enum Command {
     Begin,
     /// Here is a mount for the next step that needs one; before anything else.
     Mount,
-    /// Start a further program. Descriptors: the [`Process`] in a memory file, its report socket, three streams if given.
-    Exec(Streams),
+    /// Start a further program, to be called by this number. Descriptors: the [`Process`] in a memory file, its report
+    /// socket, three streams if given.
+    Exec(Streams, u64),
+    /// Kill that program and all that it started, as far as it can be told by sessions and parents.
+    End(u64),
     /// Send a signal to the job's own program.
     Signal(i32),
     /// Stop all processes of the job but the init, or let them go on.

@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use super::run;
 use crate::context::Context;
 use crate::error;
-use crate::terminal::{self, DetachKeys, Dialogue};
+use crate::terminal::{self, DetachKeys, Dialogue, Passing};
 
 /// Take part in a running job's output and input
 ///
@@ -65,8 +65,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         terminal::pass_signal(signal, config.terminal, |size| signalled.resize(size), pass);
     };
     let keys = near.as_ref().filter(|_| config.terminal).map(|_| args.detach_keys.clone());
-    let dialogue = Dialogue { input: near, keys, ..Dialogue::default() };
-    let ended = terminal::with_signals(signals, each, || terminal::converse(dialogue, &connected));
-    drop(raw);
+    let dialogue = Dialogue { input: near, keys, watched: true, ..Dialogue::default() };
+    let passing = Passing::start(signals, each)?;
+    let ended = terminal::converse(dialogue, &connected);
+    drop((passing, raw));
     ended
 }

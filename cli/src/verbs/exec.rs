@@ -15,7 +15,7 @@ use signal_hook::iterator::Signals;
 use super::run::{self, set_variable};
 use crate::context::Context;
 use crate::error;
-use crate::terminal::{self, DetachKeys, Dialogue};
+use crate::terminal::{self, DetachKeys, Dialogue, Passing};
 
 /// Run a further program in a running job
 ///
@@ -54,13 +54,14 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let job = context.state()?.find(&args.job)?;
     let remote = Remote::connect(&job).map_err(error::of_control)?;
     let spec = args.spec()?;
-    let signals = Signals::new(run::FORWARDED).context("cannot catch signals")?;
     let raw = terminal::check(args.tty, args.interactive)?;
     let (connected, dialogue) = args.start(remote, &spec)?;
+    // Until it runs, signals end this command.
+    let signals = Signals::new(run::FORWARDED).context("cannot catch signals")?;
     if args.detach {
         return Ok(ExitCode::SUCCESS);
     }
-    let terminal = dialogue.input.as_ref().filter(|_| args.tty).map(AsFd::as_fd);
+    let terminal = dialogue.stdout.as_ref().filter(|_| args.tty).map(AsFd::as_fd);
     let terminal = terminal.map(|fd| fd.try_clone_to_owned()).transpose()?;
     let connected = Arc::new(connected);
     let (signalled, tty) = (Arc::clone(&connected), args.tty);
@@ -68,8 +69,9 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         let resize = |size| set_size(terminal.as_ref(), size);
         terminal::pass_signal(signal, tty, resize, |signal| signalled.signal(signal));
     };
-    let ended = terminal::with_signals(signals, each, || terminal::converse(dialogue, &connected));
-    drop(raw);
+    let passing = Passing::start(signals, each)?;
+    let ended = terminal::converse(dialogue, &connected);
+    drop((passing, raw));
     ended
 }
 

@@ -2,8 +2,6 @@
 
 use std::process::ExitCode;
 
-use mica_agent::Remote;
-
 use crate::context::Context;
 use crate::{error, output, signals};
 
@@ -20,7 +18,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     context.each_job(&args.jobs, |job| {
-        Remote::connect(job).and_then(|job| job.signal(args.signal)).map_err(error::of_control)?;
+        mica_agent::signal(job, args.signal).map_err(error::of_control)?;
         output::lines([job.id()])
     })
 }

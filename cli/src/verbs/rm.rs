@@ -42,7 +42,12 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
                 Ok(()) | Err(ControlError::NotRunning(_)) => {}
                 Err(error) => return Err(error::of_control(error)),
             }
-            job.wait_until_released(Duration::from_secs(20))?;
+        } else {
+            // It says that it has ended a moment before it is gone.
+            let released = job.wait_until_released(Duration::from_millis(500));
+            if let (true, Err(_)) = (args.force, released) {
+                mica_agent::stop(job, Some(9), Some(0)).map_err(error::of_control)?;
+            }
         }
         mica_agent::remove(job)?;
         output::lines([job.id()])

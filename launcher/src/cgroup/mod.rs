@@ -341,9 +341,13 @@ impl Cgroup {
         }
     }
 
-    /// Removes the directories; processes that are still dying are waited for, up to two seconds. True if all are gone.
+    /// Removes the directories; processes that are still dying are waited for, up to a second. True if all are gone.
     pub fn remove(&self) -> bool {
-        let deadline = Instant::now() + Duration::from_secs(2);
+        self.remove_within(Duration::from_secs(1))
+    }
+
+    fn remove_within(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
         self.v2.iter().chain(&self.v1).all(|directory| remove_tree(&directory.path, deadline))
     }
 }
@@ -351,9 +355,9 @@ impl Cgroup {
 /// Kills and removes what a job left behind whose supervisor was killed. True if nothing is left.
 pub fn cleanup(group: &Cgroup) -> bool {
     // Two rounds: between reading the list of processes and killing them, one may fork.
-    (0..2).any(|_| {
+    [100, 500].into_iter().any(|ms| {
         group.kill();
-        group.remove()
+        group.remove_within(Duration::from_millis(ms))
     })
 }
 

@@ -9,6 +9,7 @@
 //! ends with the job's own program; the kernel then kills the rest of the process namespace. When the launcher dies, the
 //! control socket ends, and so does the init.
 
+mod family;
 mod hooks;
 mod lock;
 mod program;
@@ -255,7 +256,12 @@ impl Init {
         };
         match serde_json::from_slice(&message.bytes) {
             Ok(Command::Signal(signal)) => self.pass_on(signal),
-            Ok(Command::Exec(streams)) => self.exec(streams, message),
+            Ok(Command::Exec(streams, number)) => self.exec(streams, number, message),
+            Ok(Command::End(number)) => {
+                if let Some(program) = self.running.iter().find(|other| other.number == number) {
+                    family::kill(program.pid());
+                }
+            }
             // Of our own process namespace, all but ourselves: kill(2). With none there is nobody to stop.
             Ok(Command::Freeze(frozen)) if self.own_pids => {
                 let signal = if frozen { libc::SIGSTOP } else { libc::SIGCONT };
@@ -268,7 +274,7 @@ impl Init {
         true
     }
 
-    fn exec(&mut self, streams: Streams, message: Message) {
+    fn exec(&mut self, streams: Streams, number: u64, message: Message) {
         let mut descriptors = message.descriptors.into_iter();
         let (Some(process), Some(report)) = (descriptors.next(), descriptors.next()) else {
             return;
@@ -291,7 +297,10 @@ impl Init {
             (Err(trouble), _) | (_, Err(trouble)) => Err((trouble, report)),
         };
         match started {
-            Ok(program) => self.running.push(program),
+            Ok(mut program) => {
+                program.number = number;
+                self.running.push(program);
+            }
             Err((trouble, report)) => drop(wire::send(&report, &trouble.report(), &[])),
         }
     }

@@ -38,6 +38,8 @@ pub(crate) enum Standard {
 
 /// A program that was started on request.
 pub(crate) struct Running {
+    /// By which the launcher calls it.
+    pub(crate) number: u64,
     pid: Pid,
     report: OwnedFd,
     /// Open until the exec has succeeded or failed.
@@ -61,7 +63,7 @@ impl Running {
             .and_then(|(read, write)| Ok((read, write, sys::fork_single_threaded()?)));
         match forked {
             Err(error) => Err((Trouble::new("fork", error), report)),
-            Ok((read, _, Some(pid))) => Ok(Self { pid, report, exec_pipe: Some(read) }),
+            Ok((read, _, Some(pid))) => Ok(Self { number: 0, pid, report, exec_pipe: Some(read) }),
             Ok((read, write, None)) => {
                 drop(read);
                 become_program(&process, standard, &report, write)

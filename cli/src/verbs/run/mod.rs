@@ -28,7 +28,7 @@ use self::spec::{Source, job_config};
 pub(crate) use self::values::{parse_cpus, parse_duration, parse_list, parse_pair, parse_size};
 use crate::context::Context;
 use crate::output::note;
-use crate::terminal::{self, DetachKeys, Dialogue, Over, Raw};
+use crate::terminal::{self, DetachKeys, Dialogue, Over, Passing, Raw};
 use crate::{app, error, hints, output, stacks};
 
 /// What `mica run` passes on to the job, as docker does.
@@ -120,18 +120,26 @@ pub(crate) fn start_job(
         let program = own_program()?;
         (mica_agent::start(Supervisor::Program(&program), job, lock, attach)?, signals)
     };
+    let passing = match Passing::start(signals, pass_on(started.job(), way.tty)) {
+        Ok(passing) => passing,
+        Err(error) => {
+            // Nobody would know of it; and what keeps it from ending is said by whoever finds it.
+            mica_agent::stop(started.job(), Some(signo::SIGKILL), Some(0)).ok();
+            return Err(error);
+        }
+    };
     let status = started.wait_started()?;
     if !quiet {
         status.warnings.iter().for_each(|warning| note(format_args!("warning: {warning}")));
     }
-    Ok(Session { started, status, signals, typed, raw, way, keys })
+    Ok(Session { started, status, passing, typed, raw, way, keys })
 }
 
 /// A job that was just started by this command.
 pub(crate) struct Session<'a> {
     started: StartedJob,
     status: Status,
-    signals: Signals,
+    passing: Passing,
     typed: Option<OwnedFd>,
     raw: Option<Raw>,
     way: Way,
@@ -141,7 +149,7 @@ pub(crate) struct Session<'a> {
 impl Session<'_> {
     /// Waits for the job's end, passing on signals and what is typed; `None` if the job goes on without this command.
     pub(crate) fn finish(self) -> anyhow::Result<Option<Status>> {
-        let Self { mut started, status, signals, typed, raw, way, keys } = self;
+        let Self { mut started, status, passing, typed, raw, way, keys } = self;
         if let Some(failure) = status.error {
             drop(raw);
             return Err(error::of_failure(failure));
@@ -153,12 +161,7 @@ impl Session<'_> {
         if status.is_final() {
             return Ok(Some(status));
         }
-        let job = started.job().clone();
-        let each = move |signal| {
-            let resize = |size| drop(Remote::connect(&job).and_then(|job| job.resize(size)));
-            terminal::pass_signal(signal, way.tty, resize, |signal| forward(&job, signal));
-        };
-        let ended = terminal::with_signals(signals, each, || -> anyhow::Result<_> {
+        let attend = || -> anyhow::Result<_> {
             let keys = typed.as_ref().filter(|_| way.tty).map(|_| keys.clone());
             let mut dialogue = Dialogue { input: typed, keys, ..Dialogue::default() };
             loop {
@@ -171,8 +174,9 @@ impl Session<'_> {
                     return Ok(Some(status));
                 }
             }
-        });
-        drop(raw);
+        };
+        let ended = attend();
+        drop((passing, raw));
         match ended? {
             Some(Status { error: Some(failure), .. }) => Err(error::of_failure(failure)),
             status => Ok(status),
@@ -187,10 +191,17 @@ pub(crate) fn own_program() -> anyhow::Result<PathBuf> {
     Ok(if resolved.exists() { resolved } else { own.to_owned() })
 }
 
-fn forward(job: &JobDir, signal: i32) {
-    // A job that has just ended has no use for it.
-    if let Err(error) = Remote::connect(job).and_then(|job| job.signal(signal)) {
-        tracing::debug!("{error}");
+/// Passes signals to this command on to the job: also while it is being started, which ends that.
+fn pass_on(job: &JobDir, tty: bool) -> impl FnMut(i32) + Send + use<> {
+    let job = job.clone();
+    move |signal| {
+        let resize = |size| drop(Remote::connect(&job).and_then(|job| job.resize(size)));
+        terminal::pass_signal(signal, tty, resize, |signal| {
+            // A job that has just ended has no use for it.
+            if let Err(error) = mica_agent::signal(&job, signal) {
+                tracing::debug!("{error}");
+            }
+        });
     }
 }
 
