@@ -1,9 +1,10 @@
 //! `mica cp`: files into and out of a job, whether it runs or has ended.
 //!
 //! Both sides speak tar. The job's side is another process of this binary, which goes where the job's files are: a link in
-//! the job leads where it leads in the job, and nowhere else.
+//! the job leads where it leads in the job, and nowhere else. What comes out of a job stays below the target, see [`unpack`].
 
-mod files;
+mod archive;
+mod unpack;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Read, Write};
@@ -12,7 +13,9 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use anyhow::{Context as _, anyhow, bail};
 use mica_agent::JobDir;
+use rustix::fs::Mode;
 
+use self::unpack::Rules;
 use super::run;
 use crate::context::Context;
 use crate::error::Advise;
@@ -29,7 +32,7 @@ pub(crate) const COPY: &str = "copy-job-files";
     override_usage = "mica cp [OPTIONS] JOB:PATH PATH|-\n       mica cp [OPTIONS] PATH|- JOB:PATH"
 )]
 pub(crate) struct Args {
-    /// Keep owners
+    /// Keep owners, set-user-id and set-group-id bits, and device nodes
     #[arg(short, long)]
     archive: bool,
     /// Copy what a link leads to, if SOURCE is one
@@ -90,7 +93,10 @@ fn split(word: &OsString) -> Side<'_> {
 
 fn receive(mut tar: impl Read, to: &Path, flags: Flags) -> anyhow::Result<()> {
     if to != Path::new("-") {
-        return files::write(tar, to, flags.keep_owners);
+        let umask = rustix::process::umask(Mode::empty());
+        rustix::process::umask(umask);
+        let (keep_owners, umask) = (flags.keep_owners, umask.as_raw_mode());
+        return unpack::write(tar, to, Rules { keep_owners, inside: false, umask });
     }
     if io::stdout().is_terminal() {
         bail!("an archive is not written to a terminal; redirect standard output");
@@ -105,7 +111,7 @@ fn send(mut tar: impl Write, from: &Path, flags: Flags) -> anyhow::Result<()> {
         io::copy(&mut io::stdin().lock(), &mut tar)?;
         return Ok(());
     }
-    files::read(from, flags.follow, &mut tar)
+    archive::read(from, flags.follow, &mut tar)
 }
 
 /// The job's side of a copy.
@@ -131,11 +137,21 @@ impl Remote {
     /// Its own failure is the reason for ours, and it has told it.
     fn finish(mut self, here: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
         let ended = self.child.wait()?;
-        if !ended.success() {
-            return Ok(ExitCode::FAILURE);
+        match here {
+            // The other side has said why.
+            Err(error) if !ended.success() && is_cut_short(&error) => Ok(ExitCode::FAILURE),
+            Err(error) => Err(error),
+            Ok(()) if ended.success() => Ok(ExitCode::SUCCESS),
+            Ok(()) => Ok(ExitCode::FAILURE),
         }
-        here.map(|()| ExitCode::SUCCESS)
     }
+}
+
+/// Whether an error only says that the other side went away.
+fn is_cut_short(error: &anyhow::Error) -> bool {
+    let kinds = [io::ErrorKind::UnexpectedEof, io::ErrorKind::BrokenPipe];
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| kinds.contains(&cause.kind()))
 }
 
 fn flag(set: bool) -> &'static str {
@@ -197,9 +213,10 @@ fn finish(result: anyhow::Result<ExitCode>) -> ExitCode {
 fn copy(verb: &OsString, flags: Flags, path: &Path) -> anyhow::Result<ExitCode> {
     std::env::set_current_dir("/")?;
     if verb == "read" {
-        files::read(path, flags.follow, &mut output::stdout())?;
+        archive::read(path, flags.follow, &mut output::stdout())?;
     } else {
-        files::write(io::stdin().lock(), path, flags.keep_owners)?;
+        let rules = Rules { keep_owners: flags.keep_owners, inside: true, umask: 0 };
+        unpack::write(io::stdin().lock(), path, rules)?;
     }
     Ok(ExitCode::SUCCESS)
 }
