@@ -141,7 +141,7 @@ fn dispatch(verb: &Verb) -> anyhow::Result<ExitCode> {
         Verb::Volume(args) => verbs::volume::run(args, &Context::new()?),
         Verb::Network(args) => verbs::network::run(args, &Context::new()?),
         Verb::Xar(args) => verbs::xar::run(args, &Context::new()?),
-        Verb::Config(args) => verbs::config::run(args, &Context::new()?),
+        Verb::Config(args) => verbs::config::run(args),
         Verb::Info(args) => verbs::info::run(args, &Context::new()?),
         Verb::Version(args) => verbs::version::run(args),
         Verb::Completion(args) => verbs::completion::run(args),

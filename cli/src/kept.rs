@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use mica_durable::{FileError, Folder, Lock};
+use mica_durable::{FileError, Folder, Lock, trusted};
 use mica_graph::{Digest, Label};
 use mica_packer::{PackOptions, Scan, ScanCache, index_path};
 use rustix::fs::FileType;
@@ -96,6 +96,8 @@ fn lock(workspace: &Path) -> Option<(PathBuf, Lock)> {
         out.replace(".gitignore", b"*\n", 0o644).ok()?;
     }
     let dir = out.create_folder("pack", 0o755).ok()?;
+    // Where another account can put something in, what is kept would be his to choose.
+    trusted::check(dir.path(), rustix::process::geteuid().as_raw()).ok()?;
     let lock = Lock::try_exclusive(&dir.path().join("lock")).ok()??;
     Some((dir.path().to_owned(), lock))
 }

@@ -5,6 +5,7 @@ mod args;
 mod confined;
 mod context;
 mod error;
+mod folders;
 mod git;
 mod hints;
 mod kept;

@@ -24,10 +24,10 @@ pub(crate) fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
 }
 
 /// Prints one line per item.
-pub(crate) fn lines<'a>(items: impl IntoIterator<Item = &'a str>) -> anyhow::Result<()> {
+pub(crate) fn lines(items: impl IntoIterator<Item = impl AsRef<str>>) -> anyhow::Result<()> {
     let mut out = stdout();
     for item in items {
-        writeln!(out, "{item}")?;
+        writeln!(out, "{}", item.as_ref())?;
     }
     out.flush()?;
     Ok(())

@@ -4,11 +4,12 @@ use std::env;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use mica_fetcher::Trust;
 use mica_launcher::HostView;
 use serde::Deserialize;
 
+use crate::folders::{self, TrustedFolders};
 use crate::trust;
 use crate::verbs::run::parse_size;
 
@@ -94,17 +95,14 @@ impl Settings {
         }
     }
 
-    /// A file that isn't there sets nothing. Relative paths in it start at its folder.
-    fn from_file(path: &Path) -> anyhow::Result<Self> {
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self::default());
-            }
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read {}", path.display()));
-            }
-        };
+    /// A file that isn't there sets nothing. Relative paths in it start at its folder. What somebody else can change is an
+    /// error, by `check`, which tells whether the user vouches for it: settings decide which programs run, and whose files are believed.
+    fn from_file(
+        path: &Path,
+        check: impl FnOnce(&Path) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<Self> {
+        let Some(text) = folders::read(path)? else { return Ok(Self::default()) };
+        let vouched = check(path)?;
         let mut settings: Self = toml::from_str(&text)
             .with_context(|| format!("cannot understand {}", path.display()))?;
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -120,7 +118,7 @@ impl Settings {
             .with_context(|| format!("cannot use host-paths of {}", path.display()))?;
         settings.registry = settings.registry.map(|location| relative_to(folder, location));
         let rules = std::mem::take(&mut settings.trust);
-        settings.rules = trust::rules(rules, path, folder)?;
+        settings.rules = trust::rules(rules, path, folder, vouched)?;
         Ok(settings)
     }
 }
@@ -204,17 +202,19 @@ impl Places {
             if root && env::var_os(var).is_none_or(|value| value.is_empty()) {
                 return Ok(for_root.into());
             }
-            match xdg(var, home) {
-                Some(dir) => Ok(dir.join("mica")),
-                None => bail!("neither {var} nor HOME is set; set one of them to an absolute path"),
-            }
+            // Accounts without a home have a folder that is theirs alone all the same.
+            let uid = rustix::process::geteuid();
+            let homeless = || PathBuf::from(format!("/tmp/mica-{uid}")).join(home);
+            Ok(xdg(var, home).unwrap_or_else(homeless).join("mica"))
         };
         let cache = place(settings.cache, "XDG_CACHE_HOME", ".cache", "/var/cache/mica")?;
         let state = place(settings.state, "XDG_STATE_HOME", ".local/state", "/var/lib/mica")?;
-        // Without a session there is no XDG_RUNTIME_DIR; mounts are then kept track of beside the jobs.
-        let runtime = match env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
-            None if settings.runtime.is_none() && !root => state.join("run"),
-            _ => place(settings.runtime, "XDG_RUNTIME_DIR", "", "/run/mica")?,
+        let runtime = match (settings.runtime, runtime_folder()) {
+            (Some(set), _) => std::path::absolute(set)?,
+            (None, Some(session)) => session.join("mica"),
+            (None, None) if root => "/run/mica".into(),
+            // Without a session, mounts are kept track of beside the jobs.
+            (None, None) => state.join("run"),
         };
         let registry = settings
             .registry
@@ -280,14 +280,20 @@ impl std::fmt::Display for Origin {
 /// The settings but for flags, the strongest first.
 fn layers(cwd: &Path) -> anyhow::Result<Vec<(Origin, Settings)>> {
     let mut layers = vec![(Origin::Environment, Settings::from_env())];
-    let files = [
-        find_workspace(cwd).map(|workspace| workspace.join("mica.toml")),
-        xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("mica/config.toml")),
-        Some("/etc/mica/config.toml".into()),
-    ];
-    for file in files.into_iter().flatten() {
-        let settings = Settings::from_file(&file)?;
-        layers.push((Origin::File(file), settings));
+    let mut add = |file: PathBuf, settings: Settings| layers.push((Origin::File(file), settings));
+    if let Some(workspace) = find_workspace(cwd) {
+        let file = workspace.join("mica.toml");
+        let check = |file: &Path| trusted_folders()?.check_workspace(file);
+        let settings = Settings::from_file(&file, check)?;
+        add(file, settings);
+    }
+    for file in
+        [config_folder().map(|dir| dir.join("config.toml")), Some("/etc/mica/config.toml".into())]
+    {
+        if let Some(file) = file {
+            let settings = Settings::from_file(&file, |file| folders::check(file).map(|()| false))?;
+            add(file, settings);
+        }
     }
     Ok(layers)
 }
@@ -297,6 +303,16 @@ fn names_registry(cwd: &Path, layers: &[(Origin, Settings)]) -> bool {
     let workspace = find_workspace(cwd).map(|folder| Origin::File(folder.join("mica.toml")));
     let names = layers.iter().find(|(_, settings)| settings.registry.is_some());
     names.is_some_and(|(origin, _)| Some(origin) == workspace.as_ref())
+}
+
+/// The user's configuration folder.
+fn config_folder() -> Option<PathBuf> {
+    xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("mica"))
+}
+
+/// The folders that the user trusts.
+pub(crate) fn trusted_folders() -> anyhow::Result<TrustedFolders> {
+    TrustedFolders::read(config_folder())
 }
 
 /// Each setting that holds, and who set it. Every file's rules of trust hold.
@@ -340,11 +356,48 @@ pub(crate) fn origins(
     Ok(rows)
 }
 
-/// `$var`, or `$HOME/below`; relative values are to be ignored (XDG Base Directory Specification).
+/// `$var`, or `below` the home; relative values are to be ignored (XDG Base Directory Specification).
 fn xdg(var: &str, below: &str) -> Option<PathBuf> {
-    let absolute =
-        |name: &str| env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
-    absolute(var).or_else(|| Some(absolute("HOME")?.join(below)))
+    absolute(var).or_else(|| Some(home()?.join(below)))
+}
+
+fn absolute(name: &str) -> Option<PathBuf> {
+    env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute())
+}
+
+/// `$HOME`; where there is none, or one that the user has no right to enter, as in cron's, Slurm's and podman's hooks, the one of the account.
+fn home() -> Option<PathBuf> {
+    let entered = |home: &PathBuf| {
+        let stat = rustix::fs::stat(home.join("."));
+        stat.err() != Some(rustix::io::Errno::ACCESS)
+    };
+    absolute("HOME").filter(entered).or_else(|| {
+        let uid = rustix::process::geteuid().as_raw();
+        let line = |text: &str| home_in(text, uid);
+        fs::read_to_string("/etc/passwd").ok().as_deref().and_then(line).or_else(|| {
+            // Accounts of a directory service.
+            let mut getent = std::process::Command::new("getent");
+            let output = getent.args(["passwd", &uid.to_string()]).output().ok()?;
+            line(&String::from_utf8_lossy(&output.stdout))
+        })
+    })
+}
+
+/// The home of a user by passwd(5).
+fn home_in(passwd: &str, uid: u32) -> Option<PathBuf> {
+    let mut lines = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let fields = lines.find(|fields| fields.get(2).is_some_and(|id| id.parse() == Ok(uid)))?;
+    // `/nonexistent` and the like are homes of those who have none.
+    fields.get(5).map(PathBuf::from).filter(|home| home.is_absolute() && home.is_dir())
+}
+
+/// `$XDG_RUNTIME_DIR`, if it is what the specification says: there, the user's, and nobody else's to write. What `su` and `sudo`
+/// leave of another session is none.
+fn runtime_folder() -> Option<PathBuf> {
+    let folder = absolute("XDG_RUNTIME_DIR")?;
+    let stat = rustix::fs::stat(&folder).ok()?;
+    let own = stat.st_uid == rustix::process::geteuid().as_raw() && stat.st_mode & 0o022 == 0;
+    own.then_some(folder)
 }
 
 /// The nearest folder, from `cwd` upwards, that is the root of a workspace.

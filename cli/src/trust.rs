@@ -1,7 +1,7 @@
 //! Signatures, at the edge: `[[trust]]` of the configuration files, secret keys and their passwords.
 
 use std::fs;
-use std::io::{BufRead, IsTerminal};
+use std::io::{self, BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -11,6 +11,7 @@ use mica_graph::{Manifest, PackageName};
 use serde::Deserialize;
 
 use crate::error::Advise as _;
+use crate::folders;
 use crate::verbs::login;
 
 /// One `[[trust]]`.
@@ -30,11 +31,20 @@ fn one() -> usize {
     1
 }
 
-/// The rules of a configuration file; names of key files start at its folder.
-pub(crate) fn rules(settings: Vec<Setting>, file: &Path, folder: &Path) -> anyhow::Result<Trust> {
+/// The rules of a configuration file; names of key files start at its folder. Nobody else may be able to change a key, unless
+/// the user has vouched for the folder.
+pub(crate) fn rules(
+    settings: Vec<Setting>,
+    file: &Path,
+    folder: &Path,
+    vouched: bool,
+) -> anyhow::Result<Trust> {
     let rule = |setting: Setting| -> anyhow::Result<TrustRule> {
-        let keys: Vec<PublicKey> =
-            setting.keys.iter().map(|key| public_key(key, folder)).collect::<Result<_, _>>()?;
+        let keys: Vec<PublicKey> = setting
+            .keys
+            .iter()
+            .map(|key| public_key(key, folder, vouched))
+            .collect::<Result<_, _>>()?;
         let Setting { names, threshold, .. } = setting;
         if !keys.is_empty() && !(1..=keys.len()).contains(&threshold) {
             bail!("a threshold of {threshold} is not from 1 to the number of keys, {}", keys.len());
@@ -46,13 +56,17 @@ pub(crate) fn rules(settings: Vec<Setting>, file: &Path, folder: &Path) -> anyho
     Ok(Trust::default().with(file.display().to_string(), rules))
 }
 
-fn public_key(text: &str, folder: &Path) -> anyhow::Result<PublicKey> {
+fn public_key(text: &str, folder: &Path, vouched: bool) -> anyhow::Result<PublicKey> {
     if PublicKey::is_inline(text) {
         return Ok(PublicKey::parse(text)?);
     }
     let path = folder.join(text);
-    let text = fs::read_to_string(&path)
-        .with_context(|| format!("cannot read the public key {}", path.display()))?;
+    if !vouched {
+        folders::check(&path)?;
+    }
+    let gone = || io::Error::from(io::ErrorKind::NotFound);
+    let text = folders::read(&path)?.ok_or_else(gone);
+    let text = text.with_context(|| format!("cannot read the public key {}", path.display()))?;
     PublicKey::parse(&text).with_context(|| format!("cannot use {}", path.display()))
 }
 

@@ -33,8 +33,8 @@ pub enum Distrust {
 
 /// Fails if anybody but the user `uid` and root can change the file or folder at `path`, or put another in its place.
 ///
-/// Links are resolved first, so what counts is where the file lies; a link that another account planted leads to a file
-/// that is checked like any other.
+/// What counts is where the file lies, and that nobody else has led there: links on the way must be the caller's or root's
+/// as well, for what a file means depends on where it was found.
 ///
 /// # Errors
 /// Somebody else can, or it can't be told.
@@ -55,6 +55,15 @@ fn check_from(path: &Path, uid: u32, first: usize) -> Result<(), Distrust> {
         let path = path.to_owned();
         move |source: io::Error| Distrust::Unknown { path, source }
     };
+    let named = std::path::absolute(path).map_err(unknown(path))?;
+    for part in named.ancestors() {
+        let stat = rustix::fs::lstat(part).map_err(|error| unknown(part)(error.into()))?;
+        // Everybody may write through a link, nobody can change one.
+        let link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+        if link && let Some(reason) = strange(&stat, uid, true) {
+            return Err(Distrust::Foreign { path: part.to_owned(), reason });
+        }
+    }
     let real = std::fs::canonicalize(path).map_err(unknown(path))?;
     for (index, part) in real.ancestors().enumerate().skip(first) {
         let stat = rustix::fs::lstat(part).map_err(|error| unknown(part)(error.into()))?;
@@ -68,9 +77,8 @@ fn check_from(path: &Path, uid: u32, first: usize) -> Result<(), Distrust> {
 /// Why a file or folder can be changed by others than `uid` and root, or `None`. On the way to something, a folder that
 /// all may write is fine if it is sticky.
 pub fn distrust(stat: &Stat, uid: u32, on_the_way: bool) -> Option<String> {
-    let foreign = stat.st_uid != uid && stat.st_uid != 0;
-    if foreign && !(on_the_way && is_unmapped(stat.st_uid)) {
-        return Some(format!("belongs to user {}", stat.st_uid));
+    if let Some(reason) = strange(stat, uid, on_the_way) {
+        return Some(reason);
     }
     let folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
     if on_the_way && folder && stat.st_mode & 0o1000 != 0 {
@@ -83,6 +91,13 @@ pub fn distrust(stat: &Stat, uid: u32, on_the_way: bool) -> Option<String> {
         return Some(format!("can be written by group {}", stat.st_gid));
     }
     None
+}
+
+/// Why the owner is not one to be trusted, or `None`.
+fn strange(stat: &Stat, uid: u32, on_the_way: bool) -> Option<String> {
+    let foreign = stat.st_uid != uid && stat.st_uid != 0;
+    (foreign && !(on_the_way && is_unmapped(stat.st_uid)))
+        .then(|| format!("belongs to user {}", stat.st_uid))
 }
 
 /// Whether the owner is one that our user namespace has no number for. In a sandbox of an ordinary user that is root too,
@@ -169,6 +184,14 @@ mod tests {
             assert!(error.to_string().ends_with("belongs to user 12345"), "{error}");
             symlink(&file, dir.path().join("link")).unwrap();
             assert!(check(&dir.path().join("link"), 0).is_err());
+            // A link of somebody else's to a file of one's own.
+            let (own, planted) = (dir.path().join("own"), dir.path().join("planted"));
+            std::fs::write(&own, "").unwrap();
+            check(&own, 0).unwrap();
+            symlink(&own, &planted).unwrap();
+            check(&planted, 0).unwrap();
+            std::os::unix::fs::lchown(&planted, Some(12345), Some(0)).unwrap();
+            assert!(check(&planted, 0).is_err());
         } else {
             assert!(check(&file, me() + 1).is_err());
         }

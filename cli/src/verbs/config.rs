@@ -1,5 +1,6 @@
 //! `mica config`: the settings, and who set them.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde_json::{Map, json};
@@ -19,6 +20,22 @@ pub(crate) struct Args {
 enum Verb {
     /// Show the settings that hold here
     Show(ShowArgs),
+    /// Let a folder's mica.toml count although somebody else can change it
+    Trust(TrustArgs),
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct TrustArgs {
+    /// The folder that holds the file
+    #[arg(value_name = "DIR")]
+    folder: Option<PathBuf>,
+    /// List the folders that are trusted
+    #[arg(long)]
+    list: bool,
+    /// Trust a folder no more
+    #[arg(long, value_name = "DIR")]
+    remove: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -31,8 +48,27 @@ struct ShowArgs {
     json: bool,
 }
 
-pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
-    let Verb::Show(args) = &args.verb;
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match &args.verb {
+        Verb::Show(args) => show(args, &Context::new()?),
+        // Where one stands may be such a folder: nothing else is read there.
+        Verb::Trust(args) => trust(args),
+    }
+}
+
+fn trust(args: &TrustArgs) -> anyhow::Result<ExitCode> {
+    let trusted = places::trusted_folders()?;
+    if args.list {
+        output::lines(trusted.list().iter().map(|folder| folder.to_string_lossy()))?;
+    } else if let Some(folder) = &args.remove {
+        trusted.remove(folder)?;
+    } else if let Some(folder) = &args.folder {
+        trusted.add(folder)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(args: &ShowArgs, context: &Context) -> anyhow::Result<ExitCode> {
     let rows = places::origins(&std::env::current_dir()?, &context.places)?;
     if args.json {
         let one = |value: &str, origin: &Origin| match args.origin {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use mica_durable::Named;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -147,6 +148,10 @@ fn variable(name: &str) -> Option<PathBuf> {
 
 fn read(path: &Path) -> Result<Option<AuthFile>, RegistryError> {
     let Some(bytes) = file::read_given(path, 1 << 20)? else { return Ok(None) };
+    // It names servers that get passwords, and programs that are run for them.
+    let trusted = mica_durable::trusted::check(path, rustix::process::geteuid().as_raw());
+    let refused = |error| std::io::Error::new(std::io::ErrorKind::PermissionDenied, error);
+    trusted.map_err(refused).named("use", path)?;
     if bytes.is_empty() {
         return Ok(Some(AuthFile::default()));
     }
