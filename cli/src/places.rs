@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use mica_fetcher::Trust;
 use mica_launcher::HostView;
 use serde::Deserialize;
@@ -287,13 +287,10 @@ fn layers(cwd: &Path) -> anyhow::Result<Vec<(Origin, Settings)>> {
         let settings = Settings::from_file(&file, check)?;
         add(file, settings);
     }
-    for file in
-        [config_folder().map(|dir| dir.join("config.toml")), Some("/etc/mica/config.toml".into())]
-    {
-        if let Some(file) = file {
-            let settings = Settings::from_file(&file, |file| folders::check(file).map(|()| false))?;
-            add(file, settings);
-        }
+    let user = config_folder().map(|dir| dir.join("config.toml"));
+    for file in [user, Some("/etc/mica/config.toml".into())].into_iter().flatten() {
+        let settings = Settings::from_file(&file, |file| folders::check(file).map(|()| false))?;
+        add(file, settings);
     }
     Ok(layers)
 }
