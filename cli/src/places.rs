@@ -9,6 +9,7 @@ use mica_fetcher::Trust;
 use mica_launcher::HostView;
 use serde::Deserialize;
 
+use crate::error::Advise as _;
 use crate::folders::{self, TrustedFolders};
 use crate::trust;
 use crate::verbs::run::parse_size;
@@ -39,6 +40,12 @@ struct Settings {
     /// The rules read so far.
     #[serde(skip)]
     rules: Trust,
+    /// Packages whose recommended flags are taken without asking, whatever these are.
+    #[serde(default)]
+    recommended: Vec<trust::Setting>,
+    /// The same, read.
+    #[serde(skip)]
+    accepted: Trust,
 }
 
 impl Settings {
@@ -56,6 +63,8 @@ impl Settings {
             host_paths: self.host_paths.or(next.host_paths),
             trust: Vec::new(),
             rules: self.rules.and(next.rules),
+            recommended: Vec::new(),
+            accepted: self.accepted.and(next.accepted),
         }
     }
 
@@ -119,6 +128,8 @@ impl Settings {
         settings.registry = settings.registry.map(|location| relative_to(folder, location));
         let rules = std::mem::take(&mut settings.trust);
         settings.rules = trust::rules(rules, path, folder, vouched)?;
+        let rules = std::mem::take(&mut settings.recommended);
+        settings.accepted = trust::recommended(rules, path, folder, vouched)?;
         Ok(settings)
     }
 }
@@ -128,6 +139,9 @@ fn check_host_paths(settings: &Settings) -> anyhow::Result<()> {
         *path != Path::new(DEFAULT)
             && (!path.is_absolute() || path.components().any(|part| part == Component::ParentDir))
     };
+    if settings.host_paths.iter().flatten().any(|path| path == Path::new("/")) {
+        bail!("/ is not a part of the host; `mica run --host-root` shows all of it");
+    }
     match settings.host_paths.iter().flatten().find(bad) {
         Some(path) => bail!("{} is not an absolute path without ..", path.display()),
         None => Ok(()),
@@ -184,6 +198,8 @@ pub(crate) struct Places {
     pub(crate) host_paths: Vec<PathBuf>,
     /// Which packages need signatures.
     pub(crate) trust: Trust,
+    /// Packages whose recommended flags are taken without asking.
+    pub(crate) accepted: Trust,
 }
 
 impl Places {
@@ -237,6 +253,7 @@ impl Places {
             userns_remap: settings.userns_remap,
             host_paths: host_paths(settings.host_paths),
             trust: settings.rules,
+            accepted: settings.accepted,
         })
     }
 }
@@ -285,6 +302,12 @@ fn layers(cwd: &Path) -> anyhow::Result<Vec<(Origin, Settings)>> {
         let file = workspace.join("mica.toml");
         let check = |file: &Path| trusted_folders()?.check_workspace(file);
         let settings = Settings::from_file(&file, check)?;
+        // It is somebody's repository: it can ask for more, and give nothing away of who works in it.
+        if settings.host_paths.is_some() || settings.accepted.rules().next().is_some() {
+            return Err(anyhow::anyhow!("a workspace may not say what jobs are given"))
+                .with_context(|| format!("cannot use {}", file.display()))
+                .hint("host-paths and [[recommended]] belong into ~/.config/mica/config.toml or /etc/mica/config.toml");
+        }
         add(file, settings);
     }
     let user = config_folder().map(|dir| dir.join("config.toml"));
@@ -342,6 +365,10 @@ pub(crate) fn origins(
         ));
     }
     for (origin, settings) in layers {
+        for rule in settings.accepted.rules() {
+            let need = format!("{} of {} signatures", rule.threshold, rule.keys.len());
+            rows.push((format!("recommended {}", rule.names.join(" ")), need, origin.clone()));
+        }
         for rule in settings.rules.rules() {
             let need = match rule.keys.len() {
                 0 => "no signature".to_owned(),

@@ -39,6 +39,31 @@ pub(crate) fn rules(
     folder: &Path,
     vouched: bool,
 ) -> anyhow::Result<Trust> {
+    read(settings, file, folder, vouched)
+        .with_context(|| format!("cannot use [[trust]] of {}", file.display()))
+}
+
+/// Whose recommended flags are taken without asking: every rule names keys.
+pub(crate) fn recommended(
+    settings: Vec<Setting>,
+    file: &Path,
+    folder: &Path,
+    vouched: bool,
+) -> anyhow::Result<Trust> {
+    let keyless = settings.iter().find(|setting| setting.keys.is_empty());
+    match keyless {
+        Some(setting) => Err(anyhow::anyhow!("{} has no keys", setting.names.join(" "))),
+        None => read(settings, file, folder, vouched),
+    }
+    .with_context(|| format!("cannot use [[recommended]] of {}", file.display()))
+}
+
+fn read(
+    settings: Vec<Setting>,
+    file: &Path,
+    folder: &Path,
+    vouched: bool,
+) -> anyhow::Result<Trust> {
     let rule = |setting: Setting| -> anyhow::Result<TrustRule> {
         let keys: Vec<PublicKey> = setting
             .keys
@@ -52,8 +77,7 @@ pub(crate) fn rules(
         Ok(TrustRule { names, keys, threshold })
     };
     let rules: anyhow::Result<Vec<_>> = settings.into_iter().map(rule).collect();
-    let rules = rules.with_context(|| format!("cannot use [[trust]] of {}", file.display()))?;
-    Ok(Trust::default().with(file.display().to_string(), rules))
+    Ok(Trust::default().with(file.display().to_string(), rules?))
 }
 
 fn public_key(text: &str, folder: &Path, vouched: bool) -> anyhow::Result<PublicKey> {

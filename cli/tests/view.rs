@@ -46,17 +46,24 @@ fn a_job_without_a_root_sees_programs_and_no_data() {
         assert_eq!(shown.stdout, "secret\n", "{shown:?}");
         let all = run(&world, &["--host-root"], &["cat", secret.to_str().unwrap()]);
         assert_eq!(all.stdout, "secret\n", "{all:?}");
-        world.write("mica.toml", &format!("host-paths = [\"default\", \"{data}\"]\n"));
+        let settings = "home/.config/mica/config.toml";
+        world.write(settings, &format!("host-paths = [\"default\", \"{data}\"]\n"));
         world.hand_over();
         let set = run(&world, &[], &["cat", secret.to_str().unwrap(), "/etc/passwd"]);
         assert!(set.stdout.starts_with("secret\nroot:"), "{set:?}");
         let listed = world.ok(&["config", "show"]).stdout;
         assert!(listed.contains("host-paths") && listed.contains(&data), "{listed}");
-        world.write("mica.toml", "host-paths = [\"data\"]\n");
-        world.hand_over();
-        let said = world.fails(125, &["run", "--image", "app.xar", "--", "true"]);
-        assert!(said.contains("data is not an absolute path without .."), "{said}");
-        std::fs::remove_file(world.path("mica.toml")).unwrap();
+        for (file, paths, why) in [
+            (settings, "data", "data is not an absolute path without .."),
+            (settings, "/", "/ is not a part of the host"),
+            ("mica.toml", "/home", "a workspace may not say what jobs are given"),
+        ] {
+            world.write(file, &format!("host-paths = [\"{paths}\"]\n"));
+            world.hand_over();
+            let said = world.fails(125, &["run", "--image", "app.xar", "--", "true"]);
+            assert!(said.contains(why), "{said}");
+            std::fs::remove_file(world.path(file)).unwrap();
+        }
         world.ends_clean();
     }
 }

@@ -65,8 +65,8 @@ pub(crate) fn paths_of(folder: &Path, mounts: &[HostMount]) -> Vec<PathBuf> {
             if !paths.contains(&path) {
                 paths.push(path);
             }
-        } else if mount.root.starts_with(&in_fs) && !paths.contains(&mount.point) {
-            // A part of it.
+        } else if mount.root.starts_with(&in_fs) && !mount.point.starts_with(folder) {
+            // A part of it, elsewhere.
             paths.push(mount.point.clone());
         }
     }
@@ -91,6 +91,7 @@ mod tests {
 4 1 8:2 / /mnt rw - ext4 /dev/b rw
 5 1 8:2 /lib/mica/jobs /data rw - ext4 /dev/b rw
 6 1 8:2 /cache /cache rw - ext4 /dev/b rw
+9 2 8:2 /lib/mica/jobs/1/hosts /var/lib/mica/jobs/1/hosts ro - ext4 /dev/b rw
 7 1 0:9 / /net rw - autofs map rw
 8 1 8:1 /home /homes rw - ext4 /dev/a rw";
         let mounts = mounts(text);

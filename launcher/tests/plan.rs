@@ -192,6 +192,11 @@ fn volumes_from_what_is_hidden() {
     assert_eq!(refused("/var/lib/mica/jobs/x/control"), message);
     assert_eq!(refused("/var/lib/mica/volumes/data"), None);
     assert_eq!(refused("/var/lib/micado"), None);
+    // What is shown of it is shown, also where it is a mount of its own.
+    facts.hidden.push("/var/lib/mica/volumes/data".into());
+    facts.sources = [("/link".into(), "/var/lib/mica/volumes/data".into())].into();
+    let masks = words(&spec, &facts).into_iter().filter(|line| line.starts_with("hide /x"));
+    assert_eq!(masks.count(), 0);
 }
 
 #[test]

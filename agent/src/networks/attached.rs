@@ -44,6 +44,8 @@ impl Attached {
         if spec.mounts.iter().any(|mount| is_hosts(mount.target())) {
             return;
         }
+        // It lies in the job's folder, which is hidden from jobs otherwise.
+        spec.hidden.but.push(self.hosts.path().to_owned());
         spec.mounts.push(Mount::Bind {
             source: self.hosts.path().to_owned(),
             target: HOSTS.into(),

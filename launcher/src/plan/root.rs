@@ -102,6 +102,9 @@ fn host_bind(
 
 /// Hides what is hidden of a bind, before anything is mounted in it.
 pub(super) fn hide(facts: &HostFacts, source: &Path, target: &Path, steps: &mut Vec<Step>) {
+    if facts.not_hidden.iter().any(|but| source.starts_with(but)) {
+        return;
+    }
     let masks = facts.hidden.iter().filter_map(|path| path.strip_prefix(source).ok());
     steps.extend(masks.map(|below| Step::Mask(joined(target, below))));
 }

@@ -52,9 +52,13 @@ pub(crate) struct Args {
     /// Print what would be done to start the job, and don't
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Use the flags that the package recommends in its label mica.run.flags; those given here win
+    /// Use the flags that the package recommends in its label mica.run.flags; those given here win. Flags that weaken the
+    /// job's confinement or reach the host need --yes, or a [[recommended]] rule in the settings
     #[arg(long)]
     pub(super) recommended: bool,
+    /// With --recommended: accept whatever the package recommends
+    #[arg(short = 'y', long)]
+    pub(super) yes: bool,
     /// Print no warnings and no progress
     #[arg(short, long)]
     pub(super) quiet: bool,
@@ -358,6 +362,33 @@ pub(super) struct Confinement {
     /// A further group for the job's user, by number or by a name in the stack
     #[arg(long, value_name = "GROUP")]
     pub(super) group_add: Vec<String>,
+}
+
+impl Confinement {
+    /// What the job's confinement doesn't hold any more, in one line each.
+    pub(super) fn gives_away(&self) -> Option<&'static str> {
+        let root = rustix::process::geteuid().is_root();
+        let is_root_outside = root && self.userns == Some(Users::Shared(Shared::Host));
+        let mounts = |cap: &String| {
+            ["SYS_ADMIN", "CAP_SYS_ADMIN", "ALL"].iter().any(|name| cap.eq_ignore_ascii_case(name))
+        };
+        if is_root_outside && (self.privileged || self.cap_add.iter().any(mounts)) {
+            return Some(
+                "warning: root in this job is root of the host: it can mount, and so change, everything of the host's",
+            );
+        }
+        match (self.privileged, root) {
+            (true, true) => Some(
+                "warning: --privileged gives the job every capability, the host's settings in /proc and /sys to write, and no \
+                 filter of system calls: its root can take over the host",
+            ),
+            (true, false) => Some(
+                "warning: --privileged gives the job every capability in its own namespaces and no filter of system calls: \
+                 only the kernel stands between it and your account",
+            ),
+            (false, _) => None,
+        }
+    }
 }
 
 /// The network a job gets.

@@ -45,10 +45,13 @@ pub(crate) const FORWARDED: [i32; 7] = [
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let (source, command) = source(args, context)?;
     if args.recommended {
-        return run(&recommended::args(&source, args.quiet)?, context);
+        return run(&recommended::args(&source, args, context)?, context);
     }
     if args.dry_run {
         return dry_run(args, context, &source, &command);
+    }
+    if !args.quiet {
+        args.confinement.gives_away().into_iter().for_each(note);
     }
     match start(args, context, &source, &command)?.finish()? {
         Some(status) => exit_code(status),
