@@ -50,6 +50,8 @@ pub(crate) enum Request {
     Stop { signal: Option<i32>, timeout: Option<u64> },
     /// Stop all processes where they are, or let them go on.
     Pause(bool),
+    /// Stop them for as long as the connection lives.
+    Hold,
     /// Change what can be changed; what is `None` stays.
     Update { limits: Limits, restart: Option<Restart> },
 }
@@ -192,7 +194,13 @@ const STARTING: Duration = Duration::from_secs(120);
 pub struct Remote {
     id: String,
     socket: OwnedFd,
+    /// Where this process was when it connected: it may go to other namespaces afterwards.
+    proof: [OwnedFd; 2],
 }
+
+/// A job that is stopped where it is for as long as this lives, or this process.
+#[derive(Debug)]
+pub struct Held(Remote);
 
 /// A program, or a job's streams, that a command is connected with.
 #[derive(Debug)]
@@ -203,10 +211,10 @@ pub struct Connected {
 }
 
 /// Sends a request with its descriptors, and the proof that it may be made.
-fn ask(socket: &OwnedFd, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let proof = admission::proof()?;
-    let all: Vec<_> = descriptors.iter().copied().chain(proof.iter().map(AsFd::as_fd)).collect();
-    message::send(socket, request, &all)
+fn ask(to: &Remote, request: &Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let proof = to.proof.iter().map(AsFd::as_fd);
+    let all: Vec<_> = descriptors.iter().copied().chain(proof).collect();
+    message::send(&to.socket, request, &all)
 }
 
 fn connect_once(job: &JobDir, patience: Duration) -> rustix::io::Result<OwnedFd> {
@@ -231,10 +239,12 @@ impl Remote {
     /// The same with less patience, also for the answers.
     pub(crate) fn connect_within(job: &JobDir, patience: Duration) -> Result<Self, ControlError> {
         let id = job.id().to_owned();
+        let proof = admission::proof();
+        let proof = proof.map_err(|source| ControlError::Talk { id: id.clone(), source })?;
         let deadline = Instant::now() + patience;
         loop {
             match connect_once(job, patience) {
-                Ok(socket) => return Ok(Self { id, socket }),
+                Ok(socket) => return Ok(Self { id, socket, proof }),
                 Err(Errno::NOENT | Errno::CONNREFUSED) => {
                     // A folder that is gone looks owned: nobody else can take its lock.
                     let gone = !job.path().exists() || !job.is_owned();
@@ -323,6 +333,15 @@ impl Remote {
         self.call(&Request::Pause(paused), &[]).map(drop)
     }
 
+    /// Stops all processes of the job where they are, until what is returned is dropped, or this process has died.
+    ///
+    /// # Errors
+    /// That can't be done here, or somebody has paused the job.
+    pub fn hold(self) -> Result<Held, ControlError> {
+        self.call(&Request::Hold, &[])?;
+        Ok(Held(self))
+    }
+
     /// Changes limits and the restart policy; what is `None` stays.
     ///
     /// # Errors
@@ -340,7 +359,7 @@ impl Remote {
         request: &Request,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Option<OwnedFd>, ControlError> {
-        match ask(&self.socket, request, descriptors) {
+        match ask(self, request, descriptors) {
             // It may have said why before it hung up.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(self.talk(error)),
             _ => {}
@@ -367,6 +386,16 @@ fn late(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "it does not answer"),
         _ => error,
+    }
+}
+
+impl Held {
+    /// Lets the job go on, and returns when it does.
+    ///
+    /// # Errors
+    /// The job has ended.
+    pub fn release(self) -> Result<(), ControlError> {
+        self.0.pause(false)
     }
 }
 
@@ -411,7 +440,7 @@ impl Connected {
     }
 
     fn say(&self, request: &Request) {
-        if let Err(error) = ask(&self.remote.socket, request, &[]) {
+        if let Err(error) = ask(&self.remote, request, &[]) {
             tracing::debug!(%error, "the job is gone");
         }
     }

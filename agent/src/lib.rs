@@ -56,10 +56,12 @@ mod files;
 mod forced;
 mod handover;
 mod health;
+mod holders;
 mod images;
 mod job;
 mod lines;
 pub mod logs;
+mod mountinfo;
 mod mounts;
 mod namespace;
 mod networks;
@@ -70,6 +72,7 @@ mod reconcile;
 mod removal;
 mod report;
 mod requests;
+mod serve;
 mod session;
 mod sinks;
 mod stack;
@@ -90,18 +93,16 @@ pub use config::{
     HealthCheck, ImageMount, JobConfig, JobLayer, LazySource, Restart, StackConfig, UnknownRestart,
     UpperDirs,
 };
-pub use control::{Connected, ControlError, Remote, Size};
+pub use control::{Connected, ControlError, Held, Remote, Size};
 pub use ending::{signal, stop};
 pub use enter::{EnterError, in_job};
 pub use files::{FileError, Lock};
+pub use holders::{Holder, Holders};
 pub use images::ImageError;
 pub use job::JobDir;
 pub use lines::JsonLines;
 pub use mica_mounter::{Stats as MountStats, Unmounted, Verify};
-pub use mounts::{
-    MountConfig, MountDir, MountInvocation, Mounts, SERVE_MOUNT, ServeMountError, UmountError,
-    serve_config, serve_mount, start_mount,
-};
+pub use mounts::{MountConfig, MountDir, Mounts, SERVE_MOUNT, TakenDown, UmountError, start_mount};
 pub use namespace::{NamespaceError, see_owners};
 pub use networks::{
     Attachment, Member, Network, NetworkConfig, NetworkError, NetworkName, Networks, NewNetwork,
@@ -111,6 +112,7 @@ pub use processes::{ProcessInfo, processes};
 pub use reconcile::reconcile;
 pub use removal::{REMOVE_FILES, remove_files};
 pub use report::{MountReport, Report};
+pub use serve::{MountInvocation, ServeMountError, serve_config, serve_mount};
 pub use stack::{MountStackError, StackError, TraceFile};
 pub use state::{CreateError, FindError, StateDir, now_ms};
 pub use status::{Failure, Health, HealthState, Phase, Status, Timings};

@@ -17,11 +17,13 @@ pub(crate) struct Peer {
     /// It has asked for something.
     pub(crate) heard: bool,
     pub(crate) gone: bool,
+    /// The job is paused while it is there.
+    pub(crate) holds: bool,
 }
 
 impl Peer {
     pub(crate) fn new(id: u64, socket: OwnedFd) -> Self {
-        Self { id, socket, program: None, attached: false, heard: false, gone: false }
+        Self { id, socket, program: None, attached: false, heard: false, gone: false, holds: false }
     }
 
     /// A command that is gone is no longer interested.

@@ -23,6 +23,10 @@ impl Session {
             Ok(None) | Err(_) => {
                 self.peers[index].gone = true;
                 self.sinks.remove(id);
+                if self.peers[index].holds {
+                    // Somebody may have let it go on meanwhile.
+                    self.pause(running, false).ok();
+                }
                 return;
             }
         };
@@ -54,6 +58,7 @@ impl Session {
                 Ok(())
             }
             Request::Pause(paused) => self.pause(running, paused),
+            Request::Hold => self.pause(running, true).map(|()| self.peers[index].holds = true),
             Request::Update { limits, restart } => self.update(running, limits, restart),
         };
         let reply = done.map_or_else(Reply::Failed, |()| Reply::Done);

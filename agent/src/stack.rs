@@ -121,7 +121,14 @@ impl StackConfig {
     pub(crate) fn lease(&self) -> Result<Option<Lease>, MountStackError> {
         let Some(cache) = &self.cache else { return Ok(None) };
         let digests: Vec<_> = self.layers.iter().filter_map(|layer| layer.digest).collect();
-        Ok(Some(Cache::open(cache)?.lease(&digests)?))
+        let cache = Cache::open(cache)?;
+        // With its chunk tables and its name, where that is known: they are needed to mount it again.
+        let manifest =
+            self.manifest.as_ref().and_then(|digest| cache.manifest(digest).ok().flatten());
+        Ok(Some(match manifest {
+            Some(manifest) => cache.lease_package(&manifest)?,
+            None => cache.lease(&digests)?,
+        }))
     }
 
     /// Opens the images. Those that are not all here come from the registry and into the cache.

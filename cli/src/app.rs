@@ -1,5 +1,6 @@
 //! From words to verbs, from errors to exit codes.
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -13,7 +14,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, Verb};
 use crate::context::Context;
-use crate::{error, verbs};
+use crate::output::note;
+use crate::{error, shown, verbs};
 
 /// Runs the command line.
 pub(crate) fn run() -> ExitCode {
@@ -42,8 +44,13 @@ pub(crate) fn run() -> ExitCode {
 
 /// Words that are no command line, or that ask for help. Of verbs that pass on a program's code, ours must not be taken for it.
 fn misused(error: &clap::Error, words: &[OsString]) -> ExitCode {
-    // Nobody to tell it to, if that fails.
-    let _ = error.print();
+    let plain = error.render().to_string();
+    match shown::text(&plain) {
+        // Nobody to tell it to, if that fails.
+        Cow::Borrowed(_) => drop(error.print()),
+        // Of a word that came from somewhere else, without colours.
+        Cow::Owned(text) => note(text.trim_end()),
+    }
     let runs = |word: &OsString| word == "run" || word == "exec" || word == "shell";
     match error.exit_code() {
         0 => ExitCode::SUCCESS,

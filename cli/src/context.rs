@@ -62,9 +62,14 @@ impl Context {
         Ok(state)
     }
 
+    /// The mounts as they are.
+    pub(crate) fn mounts_as_they_are(&self) -> anyhow::Result<Mounts> {
+        Ok(Mounts::open(&self.places.runtime)?)
+    }
+
     /// The mounts, after taking down those whose server was killed.
     pub(crate) fn mounts(&self) -> anyhow::Result<Mounts> {
-        let mounts = Mounts::open(&self.places.runtime)?;
+        let mounts = self.mounts_as_they_are()?;
         mounts.reconcile()?;
         Ok(mounts)
     }

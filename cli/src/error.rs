@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use mica_agent::{ControlError, Failure, StartError};
 
 use crate::output::note;
+use crate::shown;
 
 /// mica itself failed, where a job's own exit code was asked for.
 pub(crate) const MICA_FAILED: u8 = 125;
@@ -104,12 +105,14 @@ fn render(error: &anyhow::Error) -> (String, Option<u8>) {
         // A transparent wrapper says the same as what it wraps.
         if line != last {
             let lead = if text.is_empty() { "error: " } else { "  caused by: " };
+            // Whatever has more than one line stays below its own first one.
+            let line = shown::text(&line).replace('\n', "\n    ");
             text.push_str(&format!("{lead}{line}\n"));
         }
         last = line;
     }
     if let Some(hint) = hint {
-        text.push_str(&format!("  hint: {hint}\n"));
+        text.push_str(&format!("  hint: {}\n", shown::text(&hint).replace('\n', "\n    ")));
     }
     (text, exit_code)
 }

@@ -4,14 +4,21 @@ use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 
 use serde::Serialize;
 
+use crate::shown::{self, Shown};
+
 /// Buffered standard output.
 pub(crate) fn stdout() -> BufWriter<StdoutLock<'static>> {
     BufWriter::new(io::stdout().lock())
 }
 
+/// Buffered standard output for text that people read: control characters come out as text.
+pub(crate) fn text() -> BufWriter<Shown<StdoutLock<'static>>> {
+    BufWriter::new(Shown::new(io::stdout().lock()))
+}
+
 /// Writes one line to standard error. That nobody reads it is no reason to fail.
 pub(crate) fn note(line: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", shown::text(&line.to_string()));
 }
 
 /// Prints a value as indented JSON.
@@ -23,8 +30,18 @@ pub(crate) fn json<T: Serialize>(value: &T) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints one line per item.
+/// Prints one line per item, for people and scripts: control characters come out as text.
 pub(crate) fn lines(items: impl IntoIterator<Item = impl AsRef<str>>) -> anyhow::Result<()> {
+    let mut out = stdout();
+    for item in items {
+        writeln!(out, "{}", shown::line(item.as_ref()))?;
+    }
+    out.flush()?;
+    Ok(())
+}
+
+/// Prints one line per item as it is: JSON, and what mica itself has made.
+pub(crate) fn exact_lines(items: impl IntoIterator<Item = impl AsRef<str>>) -> anyhow::Result<()> {
     let mut out = stdout();
     for item in items {
         writeln!(out, "{}", item.as_ref())?;
@@ -74,14 +91,16 @@ pub(crate) fn table<const N: usize>(
 /// The text of [`table`].
 pub(crate) fn render_table<const N: usize>(heading: [&str; N], rows: &[[String; N]]) -> String {
     let mut widths = heading.map(|cell| cell.chars().count());
-    for row in rows {
+    let rows: Vec<[_; N]> =
+        rows.iter().map(|row| row.each_ref().map(|cell| shown::line(cell))).collect();
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let mut text = String::new();
-    let heading = heading.map(str::to_owned);
-    for row in std::iter::once(&heading).chain(rows) {
+    let heading = heading.map(std::borrow::Cow::Borrowed);
+    for row in std::iter::once(&heading).chain(&rows) {
         let mut line = String::new();
         for (width, cell) in widths.iter().zip(row) {
             line.push_str(&format!("{cell:<width$}  "));

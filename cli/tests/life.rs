@@ -408,3 +408,34 @@ fn a_hundred_jobs_at_once() {
     assert_eq!(world.ok(&["ps", "-a", "-q"]).stdout, "");
     world.ends_clean();
 }
+
+#[test]
+fn a_commit_that_is_interrupted_leaves_nothing_behind() {
+    let world = world(User::Me);
+    start(&world, &[], "head -c 40000000 /dev/urandom > big; : > /tmp/ready; exec sleep 300");
+    wait_for(|| world.run(&["exec", "job", "test", "-e", "/tmp/ready"]).code == Some(0));
+    for signal in ["INT", "KILL"] {
+        let mut commit = world.mica(&["commit", "-o", "layer.xar", "job"]);
+        let mut commit = commit.stderr(Stdio::null()).spawn().unwrap();
+        wait_for(|| {
+            let done = commit.try_wait().unwrap().is_some();
+            done || status(&world).contains("(paused)")
+        });
+        assert!(commit.try_wait().unwrap().is_none(), "it ended before it could be interrupted");
+        let signal = match signal {
+            "INT" => rustix::process::Signal::INT,
+            _ => rustix::process::Signal::KILL,
+        };
+        let pid = rustix::process::Pid::from_child(&commit);
+        rustix::process::kill_process(pid, signal).unwrap();
+        commit.wait().unwrap();
+        wait_for(|| !status(&world).contains("(paused)"));
+        world.ok(&["exec", "job", "/bin/true"]);
+    }
+    // One that somebody has paused stays so.
+    world.ok(&["pause", "job"]);
+    world.ok(&["commit", "-o", "layer.xar", "job"]);
+    assert!(status(&world).contains("(paused)"));
+    world.ok(&["rm", "-f", "job"]);
+    world.ends_clean();
+}

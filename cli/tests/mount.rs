@@ -224,3 +224,156 @@ fn a_recorded_trace_lies_beside_the_package_and_damage_is_found_on_the_way() {
     world.ok(&["mount", "--verify", "never", "A@v1", "mnt"]);
     world.ok(&["umount", "mnt"]);
 }
+
+/// The ids of the world's mounts, and what is left of others.
+fn mounts(world: &World) -> Vec<String> {
+    let entries = std::fs::read_dir(world.path("runtime/mounts")).unwrap().flatten();
+    let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+    names.filter(|name| name != "lock").collect()
+}
+
+/// `mica umount`, which must not take long.
+fn umount(world: &World, points: &[&str]) -> String {
+    let mut command = world.command("timeout");
+    command.arg("20").arg(world.binary()).arg("umount").args(points);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    said
+}
+
+#[test]
+fn copies_in_other_namespaces_keep_neither_the_mount_nor_its_upper() {
+    let world = world_with_images();
+    std::fs::create_dir(world.path("m")).unwrap();
+    world.ok(&["mount", "--image", "base.xar", "--upper", "u", "m"]);
+    std::fs::write(world.path("m/new"), "kept\n").unwrap();
+    let mut other = world
+        .command("unshare")
+        .args(["-m", "--propagation", "private", "sleep", "100"])
+        .spawn()
+        .unwrap();
+    let table = format!("/proc/{}/mountinfo", other.id());
+    let copied = || std::fs::read_to_string(&table).is_ok_and(|text| text.contains("fuse.mica"));
+    wait_for(copied);
+    umount(&world, &["m"]);
+    assert!(!world.path("m/etc").exists());
+    // The upper is free, and has all that was written.
+    let remounted =
+        || world.run(&["mount", "--image", "base.xar", "--upper", "u", "m"]).code == Some(0);
+    wait_for(remounted);
+    assert_eq!(read(&world, "m/new"), "kept\n");
+    assert_eq!(read(&world, "m/etc/a"), "base a\n");
+    umount(&world, &["m"]);
+    other.kill().unwrap();
+    other.wait().unwrap();
+    world.ends_clean();
+}
+
+#[test]
+fn who_uses_a_mount_keeps_it_and_is_named() {
+    let world = world_with_images();
+    std::fs::create_dir(world.path("m")).unwrap();
+    world.ok(&["mount", "--image", "base.xar", "m"]);
+    let mut other = world
+        .command("unshare")
+        .args(["-m", "--propagation", "private", "/bin/sh", "-c"])
+        .arg("exec 3< m/etc/a; mkdir at; mount --bind m/etc at; : > ready; exec sleep 100")
+        .spawn()
+        .unwrap();
+    wait_for(|| world.path("ready").exists());
+    let said = umount(&world, &["m"]);
+    assert!(said.contains("in use") && said.contains(&format!("{} (sleep)", other.id())), "{said}");
+    // It has it at a place of its own, and goes on to see it.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    let seen = std::fs::read_to_string(format!(
+        "/proc/{}/root{}/at/b",
+        other.id(),
+        world.dir.path().display()
+    ));
+    assert_eq!(seen.unwrap(), "base b\n");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    world.ends_clean();
+    wait_for(|| mounts(&world).is_empty());
+}
+
+#[test]
+fn several_mounts_on_one_folder_are_taken_down_one_after_the_other() {
+    let world = world_with_images();
+    std::fs::create_dir(world.path("m")).unwrap();
+    for image in ["base.xar", "top.sqfs"] {
+        world.ok(&["mount", "--image", image, "m"]);
+    }
+    assert_eq!(read(&world, "m/etc/a"), "top a\n");
+    umount(&world, &["m"]);
+    assert_eq!(read(&world, "m/etc/a"), "base a\n");
+    world.ok(&["mount", "--image", "top.sqfs", "m"]);
+    umount(&world, &["m", "m"]);
+    assert!(mounts(&world).is_empty());
+    world.ends_clean();
+}
+
+#[test]
+fn a_mount_whose_server_was_killed_is_unmounted_by_its_name() {
+    let world = world_with_images();
+    std::fs::create_dir(world.path("m")).unwrap();
+    for forgotten in [false, true] {
+        world.ok(&["mount", "--image", "base.xar", "m"]);
+        signal_server(&world, rustix::process::Signal::KILL);
+        wait_for(|| std::fs::read_dir(world.path("m")).is_err());
+        if forgotten {
+            // Another namespace's mica has cleaned up its record.
+            for id in mounts(&world) {
+                std::fs::remove_dir_all(world.path("runtime/mounts").join(id)).unwrap();
+            }
+        }
+        umount(&world, &["m"]);
+        assert_eq!(std::fs::read_dir(world.path("m")).unwrap().count(), 0);
+        assert!(mounts(&world).is_empty());
+    }
+    world.ends_clean();
+}
+
+#[test]
+fn a_mount_of_another_namespace_is_taken_down_there() {
+    let world = world_with_images();
+    std::fs::create_dir(world.path("m")).unwrap();
+    let line = format!(
+        "{} mount --image base.xar m && : > ready && exec sleep 100",
+        world.binary().display()
+    );
+    let mut other = world
+        .command("unshare")
+        .args(["-m", "--propagation", "private", "/bin/sh", "-c", &line])
+        .spawn()
+        .unwrap();
+    wait_for(|| world.path("ready").exists());
+    umount(&world, &["m"]);
+    assert!(mounts(&world).is_empty());
+    other.kill().unwrap();
+    other.wait().unwrap();
+    world.ends_clean();
+}
+
+#[test]
+fn prune_leaves_the_package_of_a_mount() {
+    need_fuse();
+    let world = World::new(User::Me);
+    // Large enough to have a chunk table.
+    world.write("data/big", "");
+    std::fs::write(world.path("data/big"), common::noise(3 << 20)).unwrap();
+    let graph = r#"{"modules": [{"label": "//:m", "outputs": [{"path": "", "source": "data"}]}]}"#;
+    world.write("graph.json", graph);
+    world.ok(&["pack", "--graph", "graph.json", "--target", "//:m", "--version", "v1"]);
+    std::fs::create_dir(world.path("m")).unwrap();
+    world.ok(&["mount", "m@v1", "m"]);
+    world.ok(&["prune", "-a", "-f"]);
+    assert!(world.ok(&["images"]).stdout.contains("v1"));
+    umount(&world, &["m"]);
+    world.ok(&["mount", "--pull", "never", "m@v1", "m"]);
+    umount(&world, &["m"]);
+    world.ok(&["prune", "-a", "-f"]);
+    world.fails(1, &["mount", "--pull", "never", "m@v1", "m"]);
+    world.ends_clean();
+}

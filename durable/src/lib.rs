@@ -15,9 +15,11 @@ mod lock;
 mod remove;
 mod scratch;
 pub mod trusted;
+mod walk;
 
 pub use error::{FileError, Named, found};
 pub use folder::{Folder, MAX_NAME, open_regular};
 pub use lock::{Lock, interrupted_by};
 pub use remove::remove_tree;
 pub use scratch::Scratch;
+pub use walk::{Found, walk};

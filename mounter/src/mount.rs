@@ -401,6 +401,11 @@ impl Mount {
         }
     }
 
+    /// Waits so long for the mount to be gone; whether it is. Then [`Mount::wait`] returns at once.
+    pub fn wait_for(&self, time: Duration) -> bool {
+        !matches!(self.ended.recv_timeout(time), Err(RecvTimeoutError::Timeout))
+    }
+
     /// Whether the mount is still served.
     pub fn is_serving(&self) -> bool {
         self.serving.as_ref().is_some_and(|serving| !serving.is_finished())

@@ -403,7 +403,7 @@ mod tests {
     #[test]
     fn documents_that_make_no_sense_are_refused() {
         let root = tempfile::tempdir().unwrap();
-        let state = StateDir::open(root.path()).unwrap();
+        let state = StateDir::open(&root.path().join("state")).unwrap();
         let networks = state.networks();
         let name: NetworkName = "back".parse().unwrap();
         let config = networks.create(&name, &NewNetwork::default(), &[]).unwrap();

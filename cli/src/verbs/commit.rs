@@ -1,13 +1,17 @@
 //! `mica commit`: what a job wrote, as a layer and a new version of its package.
 
+use std::ops::ControlFlow;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use mica_agent::{JobConfig, Remote};
+use mica_durable::{FileError, Found, Scratch, walk};
 use mica_graph::{Blob, Digest, Layer, Manifest, PackageRef, Version};
 use mica_launcher::IdMapping;
 use mica_packer::{PackOptions, Packed, chunks_path, pack_dir};
+use rustix::fs::FileType;
 
 use super::pack_defaults::{Defaults, VERSION, label};
 use crate::context::Context;
@@ -38,9 +42,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
-    // The upper holds files of all users that the job has.
-    mica_agent::see_owners()?;
-    let job = context.jobs()?.find(&args.job)?;
+    let state = context.jobs()?;
+    let job = state.find(&args.job)?;
     let config = job.config()?;
     let Some(upper) = &config.stack.upper else {
         bail!("job {} cannot have written anything: its stack is read-only", job.id());
@@ -51,36 +54,37 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
             job.id()
         );
     }
-    // What is written meanwhile would be in it by halves.
-    let paused = Remote::connect(&job).and_then(|job| job.pause(true)).is_ok();
-    let committed = match first_incomplete(&upper.upper) {
+    // What is written meanwhile would be in it by halves. However this process ends, the job goes on then.
+    let held = Remote::connect(&job).and_then(Remote::hold).ok();
+    // The upper holds files of all users that the job has.
+    mica_agent::see_owners()?;
+    let committed = match first_incomplete(&upper.upper)? {
         Some(file) => Err(anyhow::anyhow!("{} is here in part only", file.display()))
             .hint("the rest is brought when the job ends: `mica stop` it, commit, and `mica start` it again"),
-        None => args.commit(context, &config, &upper.upper),
+        None => args.commit(context, &config, &upper.upper, &state.tmp()),
     };
-    if paused {
-        Remote::connect(&job).and_then(|job| job.pause(false)).map_err(error::of_control)?;
+    if let Some(held) = held {
+        held.release().map_err(error::of_control)?;
     }
     output::lines([committed?.as_str()])?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// A large file of a layer that a running job has changed is in the upper in part only, with overlayfs's mark of such files.
-fn first_incomplete(dir: &Path) -> Option<PathBuf> {
+fn first_incomplete(upper: &Path) -> Result<Option<PathBuf>, FileError> {
     let marks = ["trusted.overlay.metacopy", "user.overlay.metacopy"];
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let (path, kind) = (entry.path(), entry.file_type().ok()?);
-        let marked = |name: &&str| rustix::fs::lgetxattr(&path, *name, &mut [0_u8; 0][..]).is_ok();
-        if kind.is_file() && marks.iter().any(marked) {
-            return Some(path);
+    walk(upper, |Found { path, folder, name, stat }| {
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return ControlFlow::Continue(());
         }
-        if kind.is_dir()
-            && let Some(found) = first_incomplete(&path)
-        {
-            return Some(found);
+        // Attributes are asked of paths: the descriptor's is a short one, and the name no link.
+        let file = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
+        let marked = |name: &&str| rustix::fs::lgetxattr(&file, *name, &mut [0_u8; 0][..]).is_ok();
+        match marks.iter().any(marked) {
+            true => ControlFlow::Break(upper.join(path)),
+            false => ControlFlow::Continue(()),
         }
-    }
-    None
+    })
 }
 
 impl Args {
@@ -90,6 +94,7 @@ impl Args {
         context: &Context,
         config: &JobConfig,
         upper: &Path,
+        scratch: &Path,
     ) -> anyhow::Result<String> {
         let mut options = PackOptions { mtime: u32::MAX, ..PackOptions::default() };
         if self.keep_owners {
@@ -107,7 +112,7 @@ impl Args {
         };
         let cache = context.cache()?;
         let below = cache.lookup(&reference)?;
-        let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
+        let scratch = Scratch::new(scratch)?;
         let image = scratch.path().join("layer.xar");
         let packed = pack_dir(upper, &image, &options)?;
         let manifest = self.manifest(below, &packed)?;

@@ -73,7 +73,7 @@ impl Args {
 
 fn print(event: &Event, json: bool) -> anyhow::Result<()> {
     if json {
-        return output::lines([serde_json::to_string(event)?.as_str()]);
+        return output::exact_lines([serde_json::to_string(event)?]);
     }
     let mut more = vec![format!("source={}", event.source)];
     more.extend(event.name.iter().map(|name| format!("name={name}")));

@@ -74,7 +74,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
 
 fn print(mountpoint: &Path) {
     // Whoever asked for the mount may have gone; it is there all the same.
-    let _ = output::lines([mountpoint.to_string_lossy().as_ref()]);
+    let _ = output::exact_lines([mountpoint.to_string_lossy().as_ref()]);
 }
 
 fn config(args: &Args, context: &Context) -> anyhow::Result<MountConfig> {

@@ -17,6 +17,7 @@ use super::run::PullWhen;
 use crate::context::Context;
 use crate::output::{self, note};
 use crate::registries::RegistryFlags;
+use crate::shown;
 
 /// Fetch a package into the cache
 ///
@@ -266,17 +267,15 @@ impl Progress for Bar {
         match event {
             Event::Started { manifest, bytes, .. } => {
                 self.0.set_length(bytes);
-                self.0.set_message(output::short_source(&format!(
-                    "{}@{}",
-                    manifest.name, manifest.version
-                )));
+                let source = format!("{}@{}", manifest.name, manifest.version);
+                self.0.set_message(shown::line(&output::short_source(&source)).into_owned());
             }
             Event::LayerStarted { resumed: bytes, .. } | Event::Bytes { bytes, .. } => {
                 self.0.inc(bytes)
             }
             Event::PatchStarted { of } => {
                 let module = output::short_source(&of.module.to_string());
-                self.0.set_message(format!("patch of {module}"));
+                self.0.set_message(format!("patch of {}", shown::line(&module)));
                 self.0.reset();
             }
             Event::PatchMade { done, total } => {

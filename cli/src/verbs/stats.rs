@@ -61,7 +61,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         }
         if !args.no_stream && io::stdout().is_terminal() {
             // From the top of the screen, as `top` does it.
-            output::lines(["\x1b[H\x1b[2J"])?;
+            output::exact_lines(["\x1b[H\x1b[2J"])?;
         }
         let cells: Vec<[String; 7]> = rows.iter().map(cells).collect();
         let heading = ["ID", "NAME", "CPU %", "MEMORY / LIMIT", "NET I/O", "BLOCK I/O", "PIDS"];

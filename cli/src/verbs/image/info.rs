@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         output::json(&info)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut out = output::stdout();
+    let mut out = output::text();
     let kind = if info.xar.is_some() { "XAR, " } else { "" };
     writeln!(out, "format       {kind}squashfs 4.0 at offset {}", info.offset)?;
     writeln!(out, "size         {} ({} bytes)", output::bytes(info.size), info.size)?;

@@ -51,7 +51,7 @@ struct Row {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let image = args.image.open()?;
     let start = super::find(&image, &args.below)?;
-    let mut out = output::stdout();
+    let mut out = output::text();
     let mut rows = Vec::new();
     super::walk(&image, (Path::new("/").join(&args.below), start), |path, inode| {
         if args.json {
