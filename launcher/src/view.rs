@@ -4,7 +4,7 @@
 //! what only root may read. So such a job gets what programs need to run, on a root that is empty otherwise: no `/home`,
 //! `/root`, `/var`, `/run`, `/srv`, `/mnt`, and of `/etc` no keys, no passwords and nobody's configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -103,7 +103,8 @@ pub enum ShownKind {
 pub(crate) fn shown(paths: &[PathBuf]) -> io::Result<Vec<Shown>> {
     let mut links = Vec::new();
     let mut found: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
-    for path in expand(paths)? {
+    // A path may fit several patterns.
+    for path in expand(paths)?.into_iter().collect::<BTreeSet<_>>() {
         let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
         if metadata.is_symlink() {
             links.push(path);

@@ -236,13 +236,13 @@ impl Work {
             Step::Root { at, .. } => {
                 let mount = self.source(index)?;
                 move_mount(&mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-                self.targets = Some(Targets(mount));
+                self.targets = Some(Targets { root: mount, fresh: false });
             }
             Step::EmptyRoot { at } => {
                 let mode = [("mode".to_owned(), "755".to_owned())];
                 let mount = new_filesystem("tmpfs", &mode, Flags::DATA)?;
                 move_mount(&mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-                self.targets = Some(Targets(mount));
+                self.targets = Some(Targets { root: mount, fresh: true });
             }
             Step::Symlink { target, to } => self.targets()?.symlink(target, to)?,
             Step::Bind { target, .. } | Step::File { target, .. } => {

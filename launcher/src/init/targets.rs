@@ -12,7 +12,11 @@ use rustix::io::Errno;
 use crate::rooted::open_in;
 
 /// The new root, before it becomes `/`.
-pub(crate) struct Targets(pub(crate) OwnedFd);
+pub(crate) struct Targets {
+    pub(crate) root: OwnedFd,
+    /// It was empty to begin with.
+    pub(crate) fresh: bool,
+}
 
 /// A path inside the root, without its leading slash.
 fn inside(path: &Path) -> PathBuf {
@@ -36,12 +40,12 @@ const MOST_LINKS: usize = 8;
 
 impl Targets {
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.root.as_fd()
     }
 
     fn open_with(&self, path: &Path, flags: OFlags, mode: Mode) -> rustix::io::Result<OwnedFd> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        open_in(&self.0, path, flags, mode)
+        open_in(&self.root, path, flags, mode)
     }
 
     /// What is at this path, links followed.
@@ -71,6 +75,13 @@ impl Targets {
     /// The file at this path, made empty where it is missing. Where a link leads nowhere, the file is made where it leads.
     pub(crate) fn file(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
         let mut path = inside(path);
+        if self.fresh {
+            // Most are not there yet, in a folder that is.
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOCTTY;
+            if let Ok(made) = self.open_with(&path, flags, Mode::from_raw_mode(0o644)) {
+                return Ok(made);
+            }
+        }
         for _ in 0..MOST_LINKS {
             match self.open_with(&path, OFlags::PATH, Mode::empty()) {
                 Err(Errno::NOENT) => {}
