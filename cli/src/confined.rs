@@ -201,6 +201,7 @@ impl Confined {
                     mode,
                     read_only: true,
                     exec: false,
+                    options: Vec::new(),
                 });
             }
         }

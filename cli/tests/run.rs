@@ -319,13 +319,29 @@ fn limits_are_enforced_or_refused() {
             "--",
             "sh",
             "-c",
-            "head -c 200m /dev/zero | tail -c 100m | wc -c",
+            "head -c 200m /dev/zero | tail -c 100m >/dev/null",
         ]);
         assert!(
             ran.stderr.contains("memory"),
             "the memory hog is killed and mica says why: {ran:?}"
         );
         assert!(world.ok(&["inspect", "hog"]).stdout.contains("\"oom_killed\": true"));
+        // One that lost a process and went well was not killed.
+        let script = "head -c 200m /dev/zero | tail -c 100m | wc -c; exit 0";
+        let well =
+            ["run", "--rm", "--memory", "32m", "--image", "app.xar", "--", "sh", "-c", script];
+        let ran = world.ok(&well);
+        assert!(!ran.stderr.contains("the job was killed"), "{ran:?}");
+        let said = world.fails(125, &["run", "-m", "1k", "--image", "app.xar", "--", "true"]);
+        assert!(said.contains("the job's memory limit is too small to start it"), "{said}");
+        let volume = format!("{}:/", world.dir.path().display());
+        let said = world.fails(125, &["run", "-v", &volume, "--image", "app.xar", "--", "true"]);
+        assert!(said.contains("nothing can be mounted at / itself"), "{said}");
+        let tmpfs = "/m:size=50%,mode=700,uid=7,gid=8,nr_inodes=10,noatime";
+        let script = "stat -c '%a %u %g' /m; df -i /m | tail -1 | xargs | cut -d' ' -f2";
+        let ran = world
+            .ok(&["run", "--rm", "--tmpfs", tmpfs, "--image", "app.xar", "--", "sh", "-c", script]);
+        assert_eq!(ran.stdout, "700 7 8\n10\n");
         let ran = world.run(&[
             "run",
             "--rm",

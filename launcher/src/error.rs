@@ -58,6 +58,9 @@ pub enum LaunchError {
     /// This binary could not be started again as the job's init.
     #[error("cannot start the job's init")]
     Init(#[source] io::Error),
+    /// The kernel killed it for want of memory before it was there.
+    #[error("the job's memory limit is too small to start it")]
+    Memory,
     /// The init or the program died before the program started.
     #[error("the job's init ended before the program started")]
     InitDied,
@@ -99,6 +102,7 @@ impl LaunchError {
         Some(match self {
             Self::NoInit => "call mica_launcher::init_main() first thing in main",
             Self::Limit(error) => error.hint(),
+            Self::Memory => "6m is enough for a small program",
             Self::Network(source) if source.kind() == io::ErrorKind::NotFound => {
                 "install the package passt, which has the program pasta"
             }

@@ -215,12 +215,19 @@ pub(crate) fn start(
             Ok(job)
         }
         Err(error) => {
+            // So little that not even what the kernel says of it can be relied on.
+            let starved = spec.limits.memory.is_some_and(|bytes| bytes < FEW_BYTES)
+                || cgroup.usage().oom_kills.is_some_and(|kills| kills > 0);
             cgroup.kill();
             cgroup.remove();
-            Err(error)
+            let died = matches!(error, LaunchError::InitDied | LaunchError::Talk(_));
+            Err(if died && starved { LaunchError::Memory } else { error })
         }
     }
 }
+
+/// With less memory a program may be gone before it was one.
+const FEW_BYTES: u64 = 6 << 20;
 
 fn limit_warning(error: &LimitError) -> String {
     match std::error::Error::source(error) {

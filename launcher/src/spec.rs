@@ -330,6 +330,9 @@ pub enum Mount {
         /// Allow programs to be executed from it.
         #[serde(default)]
         exec: bool,
+        /// Further options of the file system, as tmpfs(5) has them: `uid`, `gid`, `nr_inodes`, a `size` in per cent.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        options: Vec<(String, String)>,
     },
 }
 

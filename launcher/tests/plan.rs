@@ -299,6 +299,20 @@ fn jobs_that_make_no_sense() {
         ),
         "the tree cannot be mounted at /usr in the host's root"
     );
+    let at_root = |s: &mut Spec| {
+        s.mounts.push(Mount::Tmpfs {
+            target: "//.".into(),
+            size: None,
+            mode: 0o700,
+            read_only: false,
+            exec: false,
+            options: Vec::new(),
+        });
+    };
+    assert_eq!(
+        error(at_root),
+        "nothing can be mounted at / itself; what the job has there is its stack"
+    );
     let climbing = |s: &mut Spec| {
         s.mounts.push(Mount::Tmpfs {
             target: "/a/../b".into(),
@@ -306,6 +320,7 @@ fn jobs_that_make_no_sense() {
             mode: 0o700,
             read_only: false,
             exec: false,
+            options: Vec::new(),
         });
     };
     assert_eq!(error(climbing), "/a/../b is not an absolute path without ..");
@@ -321,6 +336,7 @@ fn a_spec_survives_json() {
         mode: 0o700,
         read_only: true,
         exec: false,
+        options: Vec::new(),
     });
     let text = serde_json::to_string(&spec).unwrap();
     assert_eq!(serde_json::from_str::<Spec>(&text).unwrap(), spec);

@@ -50,6 +50,9 @@ pub enum PlanError {
     /// A path in the job that isn't absolute, or climbs.
     #[error("{} is not an absolute path without ..", .0.display())]
     Path(PathBuf),
+    /// Something to be mounted over the root itself.
+    #[error("nothing can be mounted at / itself; what the job has there is its stack")]
+    AtRoot,
     /// [`Root::Host`] at the root itself.
     #[error("the tree cannot be mounted at {} in the host's root", .0.display())]
     TreeAt(PathBuf),
@@ -174,6 +177,9 @@ pub(crate) fn check(spec: &Spec) -> Result<(), PlanError> {
         if !path.is_absolute() || path.components().any(|c| c == Component::ParentDir) {
             return Err(PlanError::Path(path.clone()));
         }
+    }
+    if targets(spec).any(|path| path.components().count() < 2) {
+        return Err(PlanError::AtRoot);
     }
     if let Root::Host { at, .. } = &spec.root {
         let plain = at.components().skip(1).all(|c| matches!(c, Component::Normal(_)));
@@ -381,12 +387,14 @@ fn requested(spec: &Spec, facts: &HostFacts, steps: &mut Vec<Step>) {
                     hide(facts, real, target, steps);
                 }
             }
-            Mount::Tmpfs { target, size, mode, read_only, exec } => steps.push(tmpfs(
-                target,
-                Flags { no_exec: !exec, ..Flags::DATA }.read_only(*read_only),
-                *size,
-                *mode,
-            )),
+            Mount::Tmpfs { target, size, mode, read_only, exec, options } => {
+                let flags = Flags { no_exec: !exec, ..Flags::DATA }.read_only(*read_only);
+                let mut step = tmpfs(target, flags, *size, *mode);
+                if let Step::Filesystem { options: all, .. } = &mut step {
+                    all.extend_from_slice(options);
+                }
+                steps.push(step);
+            }
         }
     }
     for device in &spec.devices {

@@ -58,6 +58,7 @@ fn links_in_the_tree() {
         mode: 0o777,
         read_only: false,
         exec: false,
+        options: Vec::new(),
     });
     spec.files.push(GeneratedFile {
         target: "/etc/hosts".into(),

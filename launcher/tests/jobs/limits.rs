@@ -15,6 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("limits::pausing", By::Root, pausing),
     ("limits::nothing_is_left", By::Root, nothing_is_left),
     ("limits::cleaning_up", By::Root, cleaning_up),
+    ("limits::too_little_memory_to_start", By::Root, too_little_memory_to_start),
     ("limits::refused", By::User, refused),
     ("limits::nonsense", By::Both, nonsense),
 ];
@@ -199,4 +200,12 @@ fn nonsense() {
         let error = refusal(&limited(tree.path(), "true", limits));
         assert_eq!(chain(&error), format!("the job cannot be planned: {message}"));
     }
+}
+
+fn too_little_memory_to_start() {
+    let tree = tree();
+    let spec = limited(tree.path(), "true", Limits { memory: Some(1 << 10), ..Limits::default() });
+    let error = refusal(&spec);
+    assert_eq!(chain(&error), "the job's memory limit is too small to start it");
+    assert!(error.hint().is_some() && error.exit_code() == 125);
 }

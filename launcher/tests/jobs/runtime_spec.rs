@@ -116,6 +116,7 @@ fn mounts_in_order() {
         mode: 0o711,
         read_only,
         exec: false,
+        options: Vec::new(),
     };
     let mut spec = shell(
         tree.path(),

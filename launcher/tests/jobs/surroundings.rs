@@ -81,6 +81,7 @@ fn volumes() {
         mode: 0o700,
         read_only: false,
         exec: false,
+        options: Vec::new(),
     });
     let (exit, text) = output(&spec);
     assert_eq!(exit.code(), 0, "{text}");

@@ -209,7 +209,8 @@ fn pass_on(job: &JobDir, tty: bool) -> impl FnMut(i32) + Send + use<> {
 }
 
 pub(crate) fn exit_code(status: Status) -> anyhow::Result<ExitCode> {
-    if status.oom_killed {
+    // One that lost a process and went well is none that was killed.
+    if status.oom_killed && status.exit_code != Some(0) {
         note("mica: the job was killed: it ran out of the memory it may use");
     }
     let code = status.exit_code.and_then(|code| u8::try_from(code).ok());

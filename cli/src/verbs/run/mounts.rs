@@ -177,7 +177,8 @@ pub(super) fn parse_mount(text: &str) -> Result<Volume, String> {
         }
         ("tmpfs", None) => {
             let read_only = options.read_only;
-            Ok(Volume::Mount(Mount::Tmpfs { target, size, mode, read_only, exec: false }))
+            let options = Vec::new();
+            Ok(Volume::Mount(Mount::Tmpfs { target, size, mode, read_only, exec: false, options }))
         }
         ("bind", Some(source)) if is_path(source) => options.volume(source, target),
         ("volume", Some(source)) if !is_path(source) => options.volume(source, target),
@@ -187,26 +188,68 @@ pub(super) fn parse_mount(text: &str) -> Result<Volume, String> {
     }
 }
 
+/// Options that every tmpfs of a job has, or that make no difference to one.
+const TMPFS_ANYWAY: [&str; 17] = [
+    "defaults",
+    "rw",
+    "noexec",
+    "nosuid",
+    "nodev",
+    "sync",
+    "async",
+    "dirsync",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "private",
+    "rprivate",
+];
+
+/// As docker has it: whatever is said of times and the like is taken, and the later of two options counts.
 pub(super) fn parse_tmpfs(text: &str) -> Result<Mount, String> {
-    let (target, options) = text.split_once(':').unwrap_or((text, ""));
+    let (target, words) = text.split_once(':').unwrap_or((text, ""));
     let target = in_job(target)?;
     let (mut size, mut mode, mut read_only, mut exec) = (None, 0o1777, false, false);
-    for option in options.split(',').filter(|option| !option.is_empty()) {
-        match option.split_once('=') {
-            Some(("size", value)) => size = Some(parse_size(value)?),
+    let mut options: Vec<(String, String)> = Vec::new();
+    let number = |value: &str| value.parse::<u32>().is_ok();
+    for word in words.split(',').filter(|word| !word.is_empty()) {
+        match word.split_once('=') {
+            Some(("size", value)) => {
+                options.retain(|(name, _)| name != "size");
+                match value.strip_suffix('%').map(str::parse::<u8>) {
+                    Some(Ok(1..=100)) => {
+                        size = None;
+                        options.push(("size".into(), value.into()));
+                    }
+                    Some(_) => return Err(format!("`{value}` is not from 1% to 100%")),
+                    None => size = Some(parse_size(value)?),
+                }
+            }
             Some(("mode", value)) => mode = parse_mode(value)?,
-            None if option == "ro" => read_only = true,
-            None if option == "rw" => read_only = false,
-            None if option == "exec" => exec = true,
-            None if option == "noexec" => exec = false,
+            Some((name @ ("uid" | "gid"), value)) if number(value) => {
+                options.push((name.into(), value.into()));
+            }
+            Some(("nr_inodes", value)) => {
+                options.push(("nr_inodes".into(), parse_size(value)?.to_string()));
+            }
+            None if word == "ro" => read_only = true,
+            None if word == "exec" => exec = true,
+            None if TMPFS_ANYWAY.contains(&word) => {
+                read_only &= word != "rw" && word != "defaults";
+                exec &= word != "noexec" && word != "defaults";
+            }
             _ => {
                 return Err(format!(
-                    "`{option}` is not an option of a tmpfs; use size=, mode=, ro or exec"
+                    "`{word}` is not an option of a tmpfs; use size=, mode=, uid=, gid=, nr_inodes=, ro or exec"
                 ));
             }
         }
     }
-    Ok(Mount::Tmpfs { target, size, mode, read_only, exec })
+    Ok(Mount::Tmpfs { target, size, mode, read_only, exec, options })
 }
 
 /// The mounts of a job, or of a dry run, which has no folders.
@@ -313,6 +356,33 @@ mod tests {
         }
         for bad in ["type=bind,source=a,target=/b", "type=tmpfs", "type=x,target=/b", "target=/b"] {
             assert!(parse_mount(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn file_systems_in_memory() {
+        let parse = |text| match parse_tmpfs(text) {
+            Ok(Mount::Tmpfs { size, mode, read_only, exec, options, .. }) => {
+                let options: Vec<_> = options.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                (size, mode, read_only, exec, options.join(","))
+            }
+            other => panic!("{text}: {other:?}"),
+        };
+        assert_eq!(parse("/x"), (None, 0o1777, false, false, String::new()));
+        assert_eq!(
+            parse(
+                "/x:rw,noexec,nosuid,nodev,size=64m,mode=700,uid=1000,gid=5,nr_inodes=1k,noatime"
+            ),
+            (Some(64 << 20), 0o700, false, false, "uid=1000,gid=5,nr_inodes=1024".into())
+        );
+        assert_eq!(
+            parse("/x:size=1m,size=50%,exec,ro"),
+            (None, 0o1777, true, true, "size=50%".into())
+        );
+        assert_eq!(parse("/x:ro,exec,defaults"), (None, 0o1777, false, false, String::new()));
+        for bad in ["x", "/x:dev", "/x:suid", "/x:size=0%", "/x:uid=a", "/x:shared", "/x:mpol=bind"]
+        {
+            assert!(parse_tmpfs(bad).is_err(), "{bad}");
         }
     }
 }
