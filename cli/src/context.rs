@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use mica_agent::{JobDir, Mounts, StateDir};
+use mica_durable::Scratch;
 use mica_fetcher::Cache;
 use mica_fetcher::registry::{OpenOptions, Source};
 
@@ -47,6 +48,11 @@ impl Context {
             address = std::path::absolute(address)?.to_string_lossy().into_owned();
         }
         self.flags.source(&address, &self.places)
+    }
+
+    /// A folder for what a command makes for a time; the next command removes it if this one is killed.
+    pub(crate) fn scratch(&self) -> anyhow::Result<Scratch> {
+        Ok(Scratch::new(&self.places.state.join("tmp"))?)
     }
 
     /// The state directory as it is.

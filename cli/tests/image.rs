@@ -77,7 +77,7 @@ fn an_image_inside_another_file_is_found_by_its_offset() {
 fn unpacking_restores_what_the_user_may_and_names_the_rest() {
     for user in USERS {
         let world = foreign(user);
-        let ran = world.ok(&["image", "unpack", "a.sqfs", "out"]);
+        let ran = world.ok(&["image", "unpack", "--preserve", "a.sqfs", "out"]);
         assert_eq!(std::fs::read_to_string(world.path("out/twin")).unwrap(), "hello\n");
         use std::os::unix::fs::MetadataExt;
         let su = std::fs::metadata(world.path("out/su")).unwrap();

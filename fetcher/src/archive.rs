@@ -4,16 +4,18 @@
 //! whichever packages share it. Packages may be left out that the other side has (`since`): then their blobs are, too, and nothing
 //! else changes. An image that any other tool copied into such a file is as good as ours, as long as it is a package.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
-use std::path::PathBuf;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use mica_graph::{Blob, Digest, Manifest, PackageRef};
 
 use crate::cache::{Cache, CacheError, LookupError, Stored, blobs};
 use crate::file::{FileError, Named};
+use crate::members::{Member, Members};
 use crate::pull::with_room;
 use crate::registry::oci::facts;
 use crate::registry::oci::form::{self, Descriptor, Facts, OciIndex, OciManifest};
@@ -50,6 +52,12 @@ pub enum SaveError {
     /// A file of the cache.
     #[error(transparent)]
     File(#[from] FileError),
+    /// `load` would not take it.
+    #[error("{package} has too many layers for an archive")]
+    TooLarge {
+        /// The package.
+        package: PackageRef,
+    },
     /// The other side takes no more.
     #[error("cannot write the archive")]
     Write(#[source] io::Error),
@@ -87,6 +95,9 @@ pub enum LoadError {
         /// The first layer that is missing.
         what: String,
     },
+    /// It has more of something than any archive of packages.
+    #[error("the archive has {0}")]
+    Bound(&'static str),
     /// The cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -102,7 +113,7 @@ impl LoadError {
             Self::Damaged { .. } | Self::Read(_) => Some("copy it again, or save it again"),
             Self::NoPackage => Some("`mica import` takes in images that mica did not make"),
             Self::Cache(error) => error.hint(),
-            Self::Document { .. } => None,
+            Self::Document { .. } | Self::Bound(_) => None,
         }
     }
 }
@@ -110,8 +121,14 @@ impl LoadError {
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const COMPANION: &str = "dev.mica.companion";
-/// A document larger than this is none.
-const MAX_DOCUMENT: u64 = 4 << 20;
+/// The largest document, of some five thousand layers. In memory it may be some twenty times as large.
+const MAX_DOCUMENT: u64 = 2 << 20;
+/// Bytes of all documents, each counted as often as it is named.
+const MAX_READ: u64 = 1 << 30;
+/// The most blobs of an archive.
+const MAX_BLOBS: usize = 200_000;
+/// The most packages of an archive.
+const MAX_PACKAGES: usize = 10_000;
 
 /// Writes packages of the cache, without what those in `since` have.
 pub fn save(
@@ -150,6 +167,9 @@ pub fn save(
         descriptor.annotations.insert(REF_NAME.to_owned(), name);
         index.push(descriptor);
         documents.extend([image.manifest, image.config]);
+        if documents.iter().any(|document| document.len() as u64 > MAX_DOCUMENT) {
+            return Err(SaveError::TooLarge { package: package.clone() });
+        }
     }
     files.retain(|(digest, _)| !held.contains(digest));
     write(cache, &form::index(index), &documents, &files, out)
@@ -244,33 +264,63 @@ fn blob_name(sha256: &str) -> String {
     format!("blobs/{}", sha256.replace(':', "/"))
 }
 
-/// Takes the packages of an archive into the cache. It is read twice: what it holds first, then what of that is missing here.
-/// Of too many signatures, those by the keys that `trust` names are kept first.
-pub fn load(cache: &Cache, archive: &mut File, trust: &Trust) -> Result<Vec<Manifest>, LoadError> {
-    let documents = Documents::read(archive)?;
-    let packages = documents.packages()?;
-    let (mut wanted, mut leases) = (HashMap::new(), Vec::new());
-    for package in &packages {
-        leases.push(cache.lease_package(&package.manifest)?);
-        for (digest, facts) in &package.facts {
+/// Takes the packages of an archive into the cache, each after all of them were looked at. Of too many signatures, those by the
+/// keys that `trust` names are kept first.
+///
+/// What is held at a time are the places of the blobs, at most [`MAX_BLOBS`], and the documents of one package, each of at most
+/// [`MAX_DOCUMENT`] bytes. All documents that are read have at most [`MAX_READ`] bytes together.
+///
+/// # Errors
+/// It is no archive of packages, is damaged, exceeds the bounds, or lacks what the cache lacks too.
+pub fn load(
+    cache: &Cache,
+    archive: &mut File,
+    trust: &Trust,
+) -> Result<Vec<PackageRef>, LoadError> {
+    let places = Places::find(archive)?;
+    let index = places.index(archive)?;
+    let mut packages = 0;
+    for descriptor in &index.manifests {
+        packages += usize::from(places.package(archive, descriptor)?.is_some());
+    }
+    if packages == 0 {
+        return Err(LoadError::NoPackage);
+    }
+    let (mut leases, mut loaded) = (Vec::new(), Vec::new());
+    for descriptor in &index.manifests {
+        let Some(package) = places.package(archive, descriptor)? else { continue };
+        let Package { manifest, signatures, facts } = package;
+        leases.push(cache.lease_package(&manifest)?);
+        for (digest, facts) in &facts {
             let blob = Blob { digest: *digest, size: facts.size };
-            wanted.insert(blob_name(&facts.sha256), blob);
+            places.take_in(cache, archive, &facts.sha256, &blob)?;
         }
-    }
-    take_in(cache, archive, &wanted)?;
-    for Package { manifest, signatures, .. } in &packages {
-        if let Err(CacheError::Missing { what }) = cache.sources(manifest) {
-            let (name, selector) = (manifest.name.clone(), Some(manifest.version.clone()));
-            return Err(LoadError::Incomplete { package: PackageRef { name, selector }, what });
+        let selector = Some(manifest.version.clone());
+        let package = PackageRef { name: manifest.name.clone(), selector };
+        if let Err(CacheError::Missing { what }) = cache.sources(&manifest) {
+            return Err(LoadError::Incomplete { package, what });
         }
-        with_room(cache, || cache.add_signatures(manifest, signatures, trust))?;
-        with_room(cache, || cache.record(manifest, &[]))?;
+        with_room(cache, || cache.add_signatures(&manifest, &signatures, trust))?;
+        with_room(cache, || cache.record(&manifest, &[]))?;
+        loaded.push(package);
     }
-    Ok(packages.into_iter().map(|package| package.manifest).collect())
+    Ok(loaded)
 }
 
-/// The small JSON files of an archive, by name.
-struct Documents(HashMap<String, Vec<u8>>);
+/// Where the members of an archive are.
+struct Places {
+    index: Option<Place>,
+    /// By the hash in their names.
+    blobs: HashMap<[u8; 32], Place>,
+    /// Bytes of documents that may still be read: many may name one.
+    budget: Cell<u64>,
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    offset: u64,
+    size: u64,
+}
 
 /// A package in an archive, and what its blobs are called there.
 struct Package {
@@ -279,97 +329,124 @@ struct Package {
     facts: Vec<(Digest, Facts)>,
 }
 
-impl Documents {
-    fn read(archive: &mut File) -> Result<Self, LoadError> {
-        let mut documents = HashMap::new();
-        archive.rewind().map_err(LoadError::Read)?;
-        let mut tar = tar::Archive::new(archive);
-        for entry in tar.entries().map_err(LoadError::Read)? {
-            let mut entry = entry.map_err(LoadError::Read)?;
-            let Some(name) = name_of(&entry) else { continue };
-            if entry.size() > MAX_DOCUMENT {
-                continue;
+impl Places {
+    fn find(archive: &File) -> Result<Self, LoadError> {
+        let (mut index, mut blobs) = (None, HashMap::new());
+        let mut members = Members::new(archive);
+        while let Some(member) = members.next().map_err(LoadError::Read)? {
+            let Member { name, offset, size } = member;
+            let name = name.strip_prefix(b"./").unwrap_or(&name);
+            if name == b"index.json" {
+                // Which of two counts is a matter of the reader.
+                if index.replace(Place { offset, size }).is_some() {
+                    return Err(LoadError::Bound("two indexes"));
+                }
+            } else if let Some(hash) = name.strip_prefix(b"blobs/sha256/").and_then(from_hex) {
+                blobs.entry(hash).or_insert(Place { offset, size });
+                if blobs.len() > MAX_BLOBS {
+                    return Err(LoadError::Bound("too many blobs"));
+                }
             }
-            let mut bytes = vec![0; 1];
-            if entry.read(&mut bytes).map_err(LoadError::Read)? == 0 || bytes[0] != b'{' {
-                continue;
-            }
-            entry.read_to_end(&mut bytes).map_err(LoadError::Read)?;
-            documents.insert(name, bytes);
         }
-        Ok(Self(documents))
+        Ok(Self { index, blobs, budget: Cell::new(MAX_READ) })
+    }
+
+    fn read(&self, archive: &mut File, place: Place) -> Result<Vec<u8>, LoadError> {
+        if place.size > MAX_DOCUMENT {
+            return Err(LoadError::Bound("a document that is too large"));
+        }
+        let left = self.budget.get().checked_sub(place.size);
+        self.budget.set(left.ok_or(LoadError::Bound("too many documents"))?);
+        let mut bytes = vec![0; place.size as usize];
+        archive.read_exact_at(&mut bytes, place.offset).map_err(LoadError::Read)?;
+        Ok(bytes)
+    }
+
+    fn index(&self, archive: &mut File) -> Result<OciIndex, LoadError> {
+        let place = self.index.ok_or(LoadError::NoPackage)?;
+        let mut index: OciIndex = serde_json::from_slice(&self.read(archive, place)?)
+            .map_err(|error| bad("index.json", error.into()))?;
+        let mut seen = HashSet::new();
+        index.manifests.retain(|descriptor| seen.insert(descriptor.digest.clone()));
+        match index.manifests.len() > MAX_PACKAGES {
+            true => Err(LoadError::Bound("too many packages")),
+            false => Ok(index),
+        }
     }
 
     /// A document by its SHA-256, verified.
-    fn get(&self, sha256: &str) -> Result<&[u8], LoadError> {
-        let name = blob_name(sha256);
-        match self.0.get(&name) {
-            Some(bytes) if form::sha256(bytes) == sha256 => Ok(bytes),
-            _ => Err(LoadError::Damaged { name }),
-        }
+    fn get(&self, archive: &mut File, sha256: &str) -> Result<Vec<u8>, LoadError> {
+        let damaged = || LoadError::Damaged { name: blob_name(sha256) };
+        let bytes = self.read(archive, self.place(sha256).ok_or_else(damaged)?)?;
+        if form::sha256(&bytes) == sha256 { Ok(bytes) } else { Err(damaged()) }
     }
 
-    fn parse<T: serde::de::DeserializeOwned>(&self, sha256: &str) -> Result<T, LoadError> {
-        let name = || blob_name(sha256);
-        serde_json::from_slice(self.get(sha256)?)
-            .map_err(|source| LoadError::Document { name: name(), source: source.into() })
+    fn place(&self, sha256: &str) -> Option<Place> {
+        self.blobs.get(&from_hex(sha256.strip_prefix("sha256:")?.as_bytes())?).copied()
     }
 
-    fn packages(&self) -> Result<Vec<Package>, LoadError> {
-        let index = self.0.get("index.json").ok_or(LoadError::NoPackage)?;
-        let bad = |name: &str, source| LoadError::Document { name: name.to_owned(), source };
-        let index: OciIndex =
-            serde_json::from_slice(index).map_err(|e| bad("index.json", e.into()))?;
-        let mut packages = Vec::new();
-        for descriptor in &index.manifests {
-            let image: OciManifest = self.parse(&descriptor.digest)?;
-            let Some((_, entry)) = image.entry() else { continue };
-            let config = &image.config.digest;
-            let (json, _) =
-                form::read_config(self.get(config)?).map_err(|e| bad(&blob_name(config), e))?;
-            if Digest::of(&json) != entry.manifest.digest {
-                return Err(LoadError::Damaged { name: blob_name(config) });
-            }
-            let manifest = Manifest::from_json(&json)
-                .map_err(|_| LoadError::Damaged { name: blob_name(config) })?;
-            let mut facts: Vec<(Digest, Facts)> = image.facts().collect();
-            if let Some(companion) = descriptor.annotations.get(COMPANION) {
-                facts.extend(self.parse::<OciManifest>(companion)?.facts());
-            }
-            let text = descriptor.annotations.get(form::SIGNATURES);
-            let signatures = text.map(|text| Signatures::parse(text.as_bytes())).transpose();
-            let signatures = signatures.map_err(|e| bad("index.json", e.into()))?;
-            let signatures = signatures.unwrap_or_default();
-            packages.push(Package { manifest, signatures, facts });
+    fn parse<T: serde::de::DeserializeOwned>(
+        &self,
+        archive: &mut File,
+        sha256: &str,
+    ) -> Result<T, LoadError> {
+        serde_json::from_slice(&self.get(archive, sha256)?)
+            .map_err(|source| bad(&blob_name(sha256), source.into()))
+    }
+
+    /// What an index names; `None` if that is no package of ours.
+    fn package(
+        &self,
+        archive: &mut File,
+        descriptor: &Descriptor,
+    ) -> Result<Option<Package>, LoadError> {
+        let image: OciManifest = self.parse(archive, &descriptor.digest)?;
+        let Some((_, entry)) = image.entry() else { return Ok(None) };
+        let config = &image.config.digest;
+        let damaged = || LoadError::Damaged { name: blob_name(config) };
+        let (json, _) = form::read_config(&self.get(archive, config)?)
+            .map_err(|error| bad(&blob_name(config), error))?;
+        if Digest::of(&json) != entry.manifest.digest {
+            return Err(damaged());
         }
-        if packages.is_empty() { Err(LoadError::NoPackage) } else { Ok(packages) }
+        let manifest = Manifest::from_json(&json).map_err(|_| damaged())?;
+        let mut facts: Vec<(Digest, Facts)> = image.facts().collect();
+        if let Some(companion) = descriptor.annotations.get(COMPANION) {
+            facts.extend(self.parse::<OciManifest>(archive, companion)?.facts());
+        }
+        let text = descriptor.annotations.get(form::SIGNATURES);
+        let signatures = text.map(|text| Signatures::parse(text.as_bytes())).transpose();
+        let signatures = signatures.map_err(|error| bad("index.json", error.into()))?;
+        Ok(Some(Package { manifest, signatures: signatures.unwrap_or_default(), facts }))
+    }
+
+    /// Brings a blob into the cache if the archive has it; it is verified by its BLAKE3 before it counts.
+    fn take_in(
+        &self,
+        cache: &Cache,
+        archive: &mut File,
+        sha256: &str,
+        blob: &Blob,
+    ) -> Result<(), LoadError> {
+        let Some(place) = self.place(sha256) else { return Ok(()) };
+        archive.seek(SeekFrom::Start(place.offset)).map_err(LoadError::Read)?;
+        match cache.store_from(blob, &mut archive.take(place.size))? {
+            Stored::Whole => Ok(()),
+            Stored::Wrong => Err(LoadError::Damaged { name: blob_name(sha256) }),
+            Stored::Unread(source) => Err(LoadError::Read(source)),
+        }
     }
 }
 
-/// An entry's name, without a `./` before it.
-fn name_of(entry: &tar::Entry<'_, impl Read>) -> Option<String> {
-    let path: PathBuf = entry.path().ok()?.into_owned();
-    let name = path.to_str()?;
-    Some(name.strip_prefix("./").unwrap_or(name).to_owned())
+fn bad(name: &str, source: ParseIndexError) -> LoadError {
+    LoadError::Document { name: name.to_owned(), source }
 }
 
-/// Brings the wanted blobs into the cache, each verified by its BLAKE3 before it counts.
-fn take_in(
-    cache: &Cache,
-    archive: &mut File,
-    wanted: &HashMap<String, Blob>,
-) -> Result<(), LoadError> {
-    archive.rewind().map_err(LoadError::Read)?;
-    let mut tar = tar::Archive::new(archive);
-    for entry in tar.entries().map_err(LoadError::Read)? {
-        let mut entry = entry.map_err(LoadError::Read)?;
-        let Some(name) = name_of(&entry) else { continue };
-        let Some(blob) = wanted.get(&name) else { continue };
-        match cache.store_from(blob, &mut entry)? {
-            Stored::Whole => {}
-            Stored::Wrong => return Err(LoadError::Damaged { name }),
-            Stored::Unread(source) => return Err(LoadError::Read(source)),
-        }
+fn from_hex(text: &[u8]) -> Option<[u8; 32]> {
+    let text = std::str::from_utf8(text).ok().filter(|text| text.len() == 64)?;
+    let mut bytes = [0; 32];
+    for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
     }
-    Ok(())
+    Some(bytes)
 }

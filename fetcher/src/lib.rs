@@ -67,6 +67,7 @@ mod heal;
 mod history;
 mod lazy;
 mod made_table;
+mod members;
 mod parallel;
 mod patch;
 mod progress;

@@ -29,6 +29,7 @@ mod place;
 mod previous;
 mod scan;
 mod scan_cache;
+mod tar_guard;
 mod unchanged;
 mod untar;
 mod verify;
@@ -41,7 +42,7 @@ pub use scan::{
     Change, Modes, Notice, Output, Scan, ScanError, ScanOptions, scan_dir, scan_outputs,
 };
 pub use scan_cache::ScanCache;
-pub use untar::{UntarError, untar};
+pub use untar::{Keep, UntarError, untar};
 pub use verify::{SecondOpinion, Verified, VerifyError, verify};
 
 pub mod build;

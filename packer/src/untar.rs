@@ -2,20 +2,26 @@
 //!
 //! Nothing is written outside of the folder, whatever names and links an archive holds. The marks of OCI layers (`.wh.NAME`)
 //! are files like others here; whoever shows the packed layer knows them. What cannot be made is named, not dropped silently.
+//!
+//! Bounded are the entries ([`MAX_ENTRIES`](crate::tar_guard::MAX_ENTRIES)), the size of one file, and what headers say of an entry.
+//! Paths are no longer than the system takes them.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, chmodat,
-    chownat, makedev, mknodat, openat2, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+    chmodat, chownat, fchmod, fchown, fsetxattr, futimens, makedev, mkdirat, mknodat, openat2,
+    unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType, Header};
+
+use crate::tar_guard::Guard;
 
 /// An archive that was not taken apart.
 #[derive(Debug, thiserror::Error)]
@@ -36,64 +42,146 @@ pub enum UntarError {
     Outside(PathBuf),
 }
 
-/// Takes a tar apart in a folder, with `owners` and attributes as they are in it, or the caller's. Returns what could not be
-/// made as it was.
+/// What of an archive is kept besides contents, names, times and who may read, write and execute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Owners, attributes, set-id bits and devices: for root, in a folder that nobody else reaches.
+    Everything,
+    /// Set-id bits, and devices where they can be made; everything belongs to the caller. For a folder that nobody else
+    /// reaches.
+    Modes,
+    /// No more.
+    Plain,
+}
+
+/// Takes a tar apart in a folder. Returns what could not be made, or was not, as it is in the archive.
 ///
 /// # Errors
 /// As above; what was written by then stays.
-pub fn untar(from: impl Read, dir: &Path, owners: bool) -> Result<Vec<String>, UntarError> {
-    let mut archive = Archive::new(from);
+pub fn untar(from: impl Read, dir: &Path, keep: Keep) -> Result<Vec<String>, UntarError> {
+    let owners = keep == Keep::Everything;
+    let mut archive = Archive::new(Guard::new(from));
     archive.set_preserve_permissions(true);
     archive.set_preserve_mtime(true);
     archive.set_preserve_ownerships(owners);
     archive.set_unpack_xattrs(owners);
     archive.set_overwrite(true);
+    if keep == Keep::Plain {
+        archive.set_mask(SET_ID);
+    }
     let (mut notices, mut folders, mut dropped) = (Vec::new(), Vec::new(), Dropped::default());
     for entry in archive.entries().map_err(UntarError::Read)? {
         let mut entry = entry.map_err(UntarError::Read)?;
-        if !owners {
-            dropped.count(&mut entry);
+        // Longer ones no system call takes, and looking for what of them is there takes its time.
+        if entry.path_bytes().len() > LONGEST_PATH {
+            let too_long =
+                io::Error::new(io::ErrorKind::InvalidFilename, "a name in it is too long");
+            return Err(UntarError::Read(too_long));
         }
+        dropped.count(&mut entry, keep);
         match entry.header().entry_type() {
-            // Their modes may forbid to write into them.
-            EntryType::Directory => folders.push(entry),
-            EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                notices.extend(node(&entry, dir, owners)?);
+            EntryType::Directory => folders.extend(folder(&mut entry, dir, keep)?),
+            EntryType::Char | EntryType::Block if keep == Keep::Plain => {
+                dropped.device(path_of(&entry)?);
             }
+            EntryType::Char | EntryType::Block | EntryType::Fifo => {
+                if !node(&entry, dir, keep)? {
+                    dropped.device(path_of(&entry)?);
+                }
+            }
+            EntryType::Link if dropped.is_another_name(&entry) => {}
             _ => place(&mut entry, dir)?,
         }
     }
-    folders.sort_by(|a, b| b.path_bytes().cmp(&a.path_bytes()));
-    folders.iter_mut().try_for_each(|folder| place(folder, dir))?;
-    notices.extend(dropped.notice());
+    // Those within others first, and of one that the archive has twice the later.
+    folders.reverse();
+    folders.sort_by(|a, b| b.path.cmp(&a.path));
+    folders.dedup_by(|earlier, later| earlier.path == later.path);
+    folders.iter().try_for_each(|folder| folder.finish(dir, owners))?;
+    notices.extend(dropped.notices(keep));
     Ok(notices)
 }
 
-/// Extended attributes that are left out.
+/// PATH_MAX.
+const LONGEST_PATH: usize = 4096;
+
+/// The bits of a mode by which a program has the rights of its file's owner or group.
+const SET_ID: u32 = 0o6000;
+
+/// What is left out.
 #[derive(Default)]
 struct Dropped {
-    files: u64,
+    /// Entries with attributes, and their names.
+    attributes: u64,
     names: BTreeSet<String>,
+    set_id: u64,
+    owners: u64,
+    devices: BTreeSet<PathBuf>,
 }
 
+/// As many names are told, and as many devices may have further names.
+const MOST_TOLD: usize = 1000;
+
 impl Dropped {
-    fn count<R: Read>(&mut self, entry: &mut Entry<'_, R>) {
+    fn count<R: Read>(&mut self, entry: &mut Entry<'_, R>, keep: Keep) {
+        if keep == Keep::Everything {
+            return;
+        }
         // What can't be read is an error when the entry is placed.
-        let Ok(Some(extensions)) = entry.pax_extensions() else { return };
-        let names: Vec<String> = extensions
-            .filter_map(|extension| {
+        if let Ok(Some(extensions)) = entry.pax_extensions() {
+            let before = self.names.len();
+            let names = extensions.filter_map(|extension| {
                 Some(extension.ok()?.key().ok()?.strip_prefix(ATTRIBUTE)?.to_owned())
-            })
-            .collect();
-        self.files += u64::from(!names.is_empty());
-        self.names.extend(names);
+            });
+            let names: Vec<String> = names.collect();
+            self.attributes += u64::from(!names.is_empty());
+            self.names.extend(names.into_iter().take(MOST_TOLD.saturating_sub(before)));
+        }
+        if keep == Keep::Plain {
+            let header = entry.header();
+            self.set_id += u64::from(header.mode().is_ok_and(|mode| mode & SET_ID != 0));
+            let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+            let own =
+                header.uid().ok() == Some(me.0.into()) && header.gid().ok() == Some(me.1.into());
+            self.owners += u64::from(!own);
+        }
     }
 
-    fn notice(self) -> Option<String> {
-        let Self { files, names } = self;
+    fn device(&mut self, path: PathBuf) {
+        if self.devices.len() < MOST_TOLD {
+            self.devices.insert(path);
+        }
+    }
+
+    /// Of a device that was left out.
+    fn is_another_name<R: Read>(&self, entry: &Entry<'_, R>) -> bool {
+        let target = entry.link_name().ok().flatten();
+        target.is_some_and(|target| self.devices.contains(&*target))
+    }
+
+    fn notices(self, keep: Keep) -> Vec<String> {
+        let Self { attributes, names, set_id, owners, devices } = self;
         let names = names.into_iter().collect::<Vec<_>>().join(", ");
-        let all = format!("{files} entries without their extended attributes ({names})");
-        (files > 0).then(|| format!("{all}: import as root to keep them"))
+        let mut notices = Vec::new();
+        if attributes > 0 {
+            let hint = if keep == Keep::Modes { ": import as root to keep them" } else { "" };
+            notices.push(format!(
+                "{attributes} entries without their extended attributes ({names}){hint}"
+            ));
+        }
+        if set_id > 0 {
+            notices
+                .push(format!("{set_id} entries without their set-user-id and set-group-id bits"));
+        }
+        let device = |path: PathBuf| match keep {
+            Keep::Plain => format!("without the device {}", path.display()),
+            _ => format!("{}: a device, which only root can make", path.display()),
+        };
+        notices.extend(devices.into_iter().map(device));
+        if owners > 0 {
+            notices.push(format!("{owners} entries belong to you, not to their owners"));
+        }
+        notices
     }
 }
 
@@ -110,34 +198,125 @@ fn place<R: Read>(entry: &mut Entry<'_, R>, dir: &Path) -> Result<(), UntarError
     }
 }
 
-/// A device or a FIFO; what it is called, if this user can't make it.
-fn node<R: Read>(
-    entry: &Entry<'_, R>,
-    dir: &Path,
-    owners: bool,
-) -> Result<Option<String>, UntarError> {
-    let path = path_of(entry)?;
-    let failed = |source: io::Error| UntarError::Write { path: path.clone(), source };
-    let inside: PathBuf =
-        path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
-    let (Some(parent), Some(name)) = (inside.parent(), inside.file_name()) else {
-        return Err(UntarError::Outside(path));
-    };
-    if path.components().any(|part| part == Component::ParentDir) {
-        return Err(UntarError::Outside(path));
+/// What a folder gets in the end: its mode may forbid to write into it, and writing changes its time.
+struct Folder {
+    path: Box<OsStr>,
+    mode: u32,
+    mtime: u64,
+    uid: Option<u32>,
+    gid: Option<u32>,
+}
+
+impl Folder {
+    fn finish(&self, dir: &Path, owners: bool) -> Result<(), UntarError> {
+        let failed = |source: Errno| UntarError::Write {
+            path: PathBuf::from(&*self.path),
+            source: source.into(),
+        };
+        let root = open_root(dir).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = match openat2(&root, &*self.path, flags, Mode::empty(), INSIDE) {
+            // A later entry took its place.
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
+            opened => opened.map_err(failed)?,
+        };
+        if owners {
+            let (uid, gid) = (self.uid.map(Uid::from_raw), self.gid.map(Gid::from_raw));
+            fchown(&fd, uid, gid).map_err(failed)?;
+        }
+        fchmod(&fd, Mode::from_raw_mode(self.mode)).map_err(failed)?;
+        futimens(&fd, &times(self.mtime)).map_err(failed)
     }
-    let root = File::open(dir).map_err(failed)?;
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+}
+
+/// Links of the archive lead to where they would if the folder were the root.
+const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+fn open_root(dir: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(dir, flags, Mode::empty())
+}
+
+/// The path of an entry from the folder on; nothing if it is the folder itself.
+fn inside(path: &Path) -> Result<PathBuf, UntarError> {
+    match path.components().any(|part| part == Component::ParentDir) {
+        true => Err(UntarError::Outside(path.to_owned())),
+        false => {
+            Ok(path.components().filter(|part| matches!(part, Component::Normal(_))).collect())
+        }
+    }
+}
+
+/// Opens the folder that an entry is in, made if need be.
+fn parent_of(root: &OwnedFd, dir: &Path, inside: &Path) -> io::Result<OwnedFd> {
+    let parent = inside.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.unwrap_or(Path::new("."));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    let folder = match openat2(root.as_fd(), parent, flags, Mode::empty(), resolve) {
+    match openat2(root, parent, flags, Mode::empty(), resolve) {
         Err(Errno::NOENT) => {
-            fs::create_dir_all(dir.join(parent)).map_err(failed)?;
-            openat2(root.as_fd(), parent, flags, Mode::empty(), resolve)
+            fs::create_dir_all(dir.join(parent))?;
+            Ok(openat2(root, parent, flags, Mode::empty(), resolve)?)
         }
-        opened => opened,
-    };
-    let folder = folder.map_err(|error| failed(error.into()))?;
+        opened => Ok(opened?),
+    }
+}
+
+/// Makes a folder that can be written, and says what becomes of it in the end.
+fn folder<R: Read>(
+    entry: &mut Entry<'_, R>,
+    dir: &Path,
+    keep: Keep,
+) -> Result<Option<Folder>, UntarError> {
+    let path = path_of(entry)?;
+    let inside = inside(&path)?;
+    let failed = |source: io::Error| UntarError::Write { path: path.clone(), source };
+    let Some(name) = inside.file_name() else { return Ok(None) };
+    let root = open_root(dir).map_err(|error| failed(error.into()))?;
+    let parent = parent_of(&root, dir, &inside).map_err(failed)?;
+    match mkdirat(&parent, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(failed(error.into())),
+    }
+    // What is there already may be a link to a folder, of this archive.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = openat2(&root, &inside, flags, Mode::empty(), INSIDE)
+        .map_err(|error| failed(error.into()))?;
+    if keep == Keep::Everything {
+        attributes(entry, &fd).map_err(failed)?;
+    }
+    let lost = if keep == Keep::Plain { SET_ID } else { 0 };
+    let header = entry.header();
+    let id = |id: io::Result<u64>| id.ok().and_then(|id| u32::try_from(id).ok());
+    Ok(Some(Folder {
+        path: inside.into_os_string().into_boxed_os_str(),
+        mode: header.mode().unwrap_or(0o755) & 0o7777 & !lost,
+        mtime: header.mtime().unwrap_or(0),
+        uid: id(header.uid()),
+        gid: id(header.gid()),
+    }))
+}
+
+/// Gives a folder the extended attributes that the archive says.
+fn attributes<R: Read>(entry: &mut Entry<'_, R>, fd: &OwnedFd) -> io::Result<()> {
+    let Some(extensions) = entry.pax_extensions()? else { return Ok(()) };
+    for extension in extensions {
+        let extension = extension?;
+        if let Some(name) = extension.key_bytes().strip_prefix(ATTRIBUTE.as_bytes()) {
+            fsetxattr(fd, name, extension.value_bytes(), XattrFlags::empty())?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes a device or a FIFO; false if this user can't.
+fn node<R: Read>(entry: &Entry<'_, R>, dir: &Path, keep: Keep) -> Result<bool, UntarError> {
+    let path = path_of(entry)?;
+    let failed = |source: io::Error| UntarError::Write { path: path.clone(), source };
+    let inside = inside(&path)?;
+    let Some(name) = inside.file_name() else { return Err(UntarError::Outside(path)) };
+    let root = open_root(dir).map_err(|error| failed(error.into()))?;
+    let folder = parent_of(&root, dir, &inside).map_err(failed)?;
     let header = entry.header();
     let number = |part: io::Result<Option<u32>>| part.ok().flatten().unwrap_or_default();
     let device = makedev(number(header.device_major()), number(header.device_minor()));
@@ -146,7 +325,8 @@ fn node<R: Read>(
         EntryType::Block => (FileType::BlockDevice, device),
         _ => (FileType::Fifo, 0),
     };
-    let mode = Mode::from_raw_mode(header.mode().unwrap_or(0o600) & 0o7777);
+    let kept = if keep == Keep::Plain { 0o1777 } else { 0o7777 };
+    let mode = Mode::from_raw_mode(header.mode().unwrap_or(0o600) & kept);
     let mut made = mknodat(&folder, name, kind, mode, device);
     if made == Err(Errno::EXIST) {
         // The later entry counts, as with files.
@@ -154,13 +334,11 @@ fn node<R: Read>(
             .and_then(|()| mknodat(&folder, name, kind, mode, device));
     }
     match made {
-        Err(Errno::PERM) => {
-            return Ok(Some(format!("{}: a device, which only root can make", path.display())));
-        }
-        made => made.and_then(|()| dress(&folder, name, header, mode, owners)),
+        Err(Errno::PERM) => return Ok(false),
+        made => made.and_then(|()| dress(&folder, name, header, mode, keep == Keep::Everything)),
     }
     .map_err(|error| failed(error.into()))?;
-    Ok(None)
+    Ok(true)
 }
 
 /// Owner, mode (of which making it left out what the umask says) and time.
@@ -179,8 +357,12 @@ fn dress(
     }
     // It is no link: it was made just now.
     chmodat(folder, name, mode, AtFlags::empty())?;
-    let time = Timespec { tv_sec: header.mtime().unwrap_or(0) as i64, tv_nsec: 0 };
-    utimensat(folder, name, &Timestamps { last_access: time, last_modification: time }, nofollow)
+    utimensat(folder, name, &times(header.mtime().unwrap_or(0)), nofollow)
+}
+
+fn times(mtime: u64) -> Timestamps {
+    let time = Timespec { tv_sec: i64::try_from(mtime).unwrap_or(i64::MAX), tv_nsec: 0 };
+    Timestamps { last_access: time, last_modification: time }
 }
 
 fn path_of<R: Read>(entry: &Entry<'_, R>) -> Result<PathBuf, UntarError> {
@@ -224,14 +406,15 @@ mod tests {
             vec![("hard", EntryType::Link, "../out/kept")],
         ] {
             fs::write(outside.join("kept"), "kept").unwrap();
-            let result = untar(&archive(&entries)[..], &inside, false);
+            let result = untar(&archive(&entries)[..], &inside, Keep::Modes);
             assert!(result.is_err(), "{entries:?}");
             assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{entries:?}");
         }
         // An absolute name starts at the folder.
-        untar(&archive(&[("/etc/x", EntryType::Regular, "text")])[..], &inside, false).unwrap();
+        untar(&archive(&[("/etc/x", EntryType::Regular, "text")])[..], &inside, Keep::Modes)
+            .unwrap();
         assert_eq!(fs::read_to_string(inside.join("etc/x")).unwrap(), "text");
-        assert!(untar(&b"no tar at all"[..], &inside, false).is_err());
+        assert!(untar(&b"no tar at all"[..], &inside, Keep::Modes).is_err());
     }
 
     #[test]
@@ -248,7 +431,7 @@ mod tests {
             builder.append_data(&mut header, "run/queue", io::empty()).unwrap();
         }
         let archive = builder.into_inner().unwrap();
-        assert_eq!(untar(&archive[..], dir.path(), false).unwrap(), Vec::<String>::new());
+        assert_eq!(untar(&archive[..], dir.path(), Keep::Modes).unwrap(), Vec::<String>::new());
         let found = fs::symlink_metadata(dir.path().join("run/queue")).unwrap();
         assert!(found.file_type().is_fifo(), "the later entry counts");
         // Also what a umask would take.
@@ -272,7 +455,7 @@ mod tests {
         }
         let archive = builder.into_inner().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let notices = untar(&archive[..], dir.path(), false).unwrap();
+        let notices = untar(&archive[..], dir.path(), Keep::Modes).unwrap();
         assert_eq!(
             notices,
             ["2 entries without their extended attributes (user.b, user.kind): \

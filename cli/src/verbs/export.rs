@@ -10,13 +10,14 @@ use anyhow::{Context as _, bail};
 use mica_fetcher::TarWriter;
 use mica_graph::PackageRef;
 use mica_mounter::View;
-use mica_packer::{Header, PackOptions, pack_dir, untar};
+use mica_packer::{Header, Keep, PackOptions, pack_dir, untar};
 
 use crate::context::Context;
 use crate::error::Advise as _;
 use crate::output;
 use crate::registries::RegistryFlags;
 use crate::stacks::{self, Opened};
+use crate::verbs::image::private_folder;
 use crate::verbs::save::write_archive;
 
 /// Write a package in a form of other tools
@@ -33,6 +34,10 @@ pub(crate) struct Args {
     /// The form: an image for containers, a tar of the merged tree, that tree, or one file that runs by itself
     #[arg(long, value_enum, default_value_t = Format::Oci, value_name = "FORM")]
     format: Format,
+    /// With --format dir, as root: keep owners, set-id bits, devices and attributes; the folder is then for you alone (0700).
+    /// Else files belong to you, and what would give rights to whoever reaches the folder is left out
+    #[arg(long)]
+    preserve: bool,
     /// Short for --format xar
     #[arg(long, conflicts_with = "format")]
     xar: bool,
@@ -56,6 +61,9 @@ enum Format {
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let package = stacks::open_package(context, &args.reference)?;
     let format = if args.xar { Format::Xar } else { args.format };
+    if args.preserve && format != Format::Dir {
+        bail!("--preserve goes with --format dir; the other forms keep everything");
+    }
     match format {
         Format::Oci => write_archive(&args.output, |out| {
             let images: Vec<_> =
@@ -63,8 +71,15 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
             Ok(mica_fetcher::export_archive(&package.manifest, &images, out)?)
         })?,
         Format::Tar => write_archive(&args.output, |out| merged(package, out))?,
-        Format::Dir => unpack(package, args.file("dir")?)?,
-        Format::Xar => xar(package, args.file("xar")?)?,
+        Format::Dir => {
+            let keep = if args.preserve { everything() } else { Keep::Plain };
+            let left_out = unpack(package, args.file("dir")?, keep)?;
+            left_out.iter().for_each(output::note);
+            if !args.preserve && !left_out.is_empty() {
+                output::note("root keeps all of it with --preserve, in a folder for itself");
+            }
+        }
+        Format::Xar => xar(package, args.file("xar")?, context)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -95,27 +110,34 @@ fn merged(package: Opened, out: &mut dyn Write) -> anyhow::Result<()> {
     }
 }
 
-fn unpack(package: Opened, dir: &Path) -> anyhow::Result<()> {
+fn everything() -> Keep {
+    if rustix::process::geteuid().is_root() { Keep::Everything } else { Keep::Modes }
+}
+
+/// Writes the tree into a new folder, and returns what was left out. With set-id bits and devices, nobody else gets in.
+fn unpack(package: Opened, dir: &Path, keep: Keep) -> anyhow::Result<Vec<String>> {
     std::fs::create_dir(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let owners = rustix::process::geteuid().is_root();
+    if keep != Keep::Plain {
+        private_folder(dir)?;
+    }
     let (read, write) = std::io::pipe().context("cannot make a pipe")?;
     std::thread::scope(|scope| {
         let writer = scope.spawn(move || {
             let mut out = BufWriter::with_capacity(1 << 18, write);
             merged(package, &mut out).and_then(|()| Ok(out.flush()?))
         });
-        let notices = untar(read, dir, owners);
+        let notices = untar(read, dir, keep);
         let written = writer.join().unwrap_or_else(|_| bail!("the reader of the package panicked"));
         // A reader that gave up is why the writer did.
-        notices?.iter().for_each(output::note);
-        written
+        let notices = notices?;
+        written.map(|()| notices)
     })
 }
 
 /// What xarexec_fuse runs: it has the file's own path as its first argument, which the package's program doesn't expect.
 const START: &str = "xar_start.sh";
 
-fn xar(package: Opened, file: &Path) -> anyhow::Result<()> {
+fn xar(package: Opened, file: &Path, context: &Context) -> anyhow::Result<()> {
     let name = format!("{}@{}", package.manifest.name, package.manifest.version);
     if package.manifest.has_root() {
         return Err(anyhow::anyhow!("{name} is a whole system, which a XAR can't run")).hint(
@@ -139,9 +161,9 @@ fn xar(package: Opened, file: &Path) -> anyhow::Result<()> {
             );
         }
     };
-    let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
+    let scratch = context.scratch()?;
     let tree = scratch.path().join("tree");
-    unpack(package, &tree)?;
+    unpack(package, &tree, everything())?.iter().for_each(output::note);
     let start = tree.join(START);
     if start.symlink_metadata().is_ok() {
         bail!("{name} has a {START} of its own, where a XAR's start goes");

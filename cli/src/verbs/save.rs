@@ -115,7 +115,7 @@ pub(crate) fn load(args: &LoadArgs, context: &Context) -> anyhow::Result<ExitCod
     };
     let loaded = mica_fetcher::load(&cache, &mut archive, &context.places.trust)
         .with_context(|| format!("cannot load {}", args.input.display()))?;
-    let names: Vec<String> = loaded.iter().map(|m| format!("{}@{}", m.name, m.version)).collect();
+    let names: Vec<String> = loaded.iter().map(ToString::to_string).collect();
     output::lines(names.iter().map(String::as_str))?;
     Ok(ExitCode::SUCCESS)
 }

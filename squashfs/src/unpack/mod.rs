@@ -33,6 +33,9 @@ use crate::read::{Image, InodeKind, InodeRef, ReadError, WalkEntry, WalkError, w
 pub struct UnpackOptions {
     /// Threads that write files; `None`: one per processor.
     pub threads: Option<NonZero<usize>>,
+    /// Make what whoever has the image could make as well: everything belongs to the caller, without set-id bits, devices,
+    /// and attributes but `user.…`. What an image says of these gives rights to whoever reaches the target.
+    pub plain: bool,
 }
 
 /// What was unpacked, and what could not be restored.
@@ -62,7 +65,7 @@ pub struct Lost {
 /// What could not be restored.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LostWhat {
-    /// The device node itself: only root makes them.
+    /// The device node itself: only root makes them, when told to.
     Device,
     /// The setuid and setgid bits, since the owner they are about could not be set.
     SetIdBits,
@@ -131,6 +134,7 @@ pub fn unpack(
 ) -> Result<Unpacked, UnpackError> {
     let run = Run {
         image,
+        plain: options.plain,
         target: Target::open(target)?,
         failed: AtomicBool::new(false),
         error: Mutex::new(None),
@@ -164,6 +168,7 @@ pub fn unpack(
 /// What all threads of one unpacking share.
 struct Run<'a> {
     image: &'a Image,
+    plain: bool,
     target: Target,
     /// Set with the first error, so that the others stop.
     failed: AtomicBool,
@@ -209,6 +214,15 @@ impl Run<'_> {
     /// The permission bits to set, after the owner was restored or not.
     fn mode(&self, entry: &WalkEntry, owner: Owner) -> u32 {
         let mode = u32::from(entry.inode.mode);
+        if self.plain {
+            let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+            let foreign = (entry.inode.uid, entry.inode.gid) != me;
+            self.owners_lost.fetch_add(u64::from(foreign), Ordering::Relaxed);
+            if mode & 0o6000 != 0 {
+                self.lose(&entry.path, LostWhat::SetIdBits);
+            }
+            return mode & !0o6000;
+        }
         if owner == Owner::Restored {
             return mode;
         }
@@ -232,6 +246,10 @@ impl Run<'_> {
         let xattrs = self.image.xattrs(&entry.inode).map_err(|e| read_error(&entry.path, e))?;
         for xattr in xattrs {
             use rustix::io::Errno;
+            if self.plain && !xattr.name.starts_with(b"user.") {
+                self.lose(&entry.path, LostWhat::Xattr(xattr.name));
+                continue;
+            }
             match set(&xattr.name, &xattr.value) {
                 Ok(()) => {}
                 Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => {
@@ -261,7 +279,10 @@ impl Run<'_> {
     /// Sets all attributes of an open file or directory.
     fn attributes(&self, entry: &WalkEntry, fd: &OwnedFd) -> Result<(), UnpackError> {
         let inode = &entry.inode;
-        let owner = self.target.chown(fd, inode.uid, inode.gid, &entry.path)?;
+        let owner = match self.plain {
+            true => Owner::Lost,
+            false => self.target.chown(fd, inode.uid, inode.gid, &entry.path)?,
+        };
         self.xattrs(entry, |name, value| place::set_xattr(fd, name, value))?;
         let mode = self.mode(entry, owner);
         self.target.chmod_and_touch(fd, mode, inode.mtime, &entry.path)
@@ -339,7 +360,8 @@ impl<'r, 'a> Walker<'r, 'a> {
                 self.node_attributes(&entry, &directory)
             }
             _ => {
-                if target.make_node(&directory, &entry.path, &entry.inode)? {
+                let refused = self.run.plain && entry.inode.device().is_some();
+                if !refused && target.make_node(&directory, &entry.path, &entry.inode)? {
                     return self.node_attributes(&entry, &directory);
                 }
                 // Further names of a device that could not be made are lost as well, each by its path.
@@ -353,7 +375,10 @@ impl<'r, 'a> Walker<'r, 'a> {
     /// Attributes of what cannot be opened: symlinks, devices, fifos, sockets.
     fn node_attributes(&self, entry: &WalkEntry, directory: &OwnedFd) -> Result<(), UnpackError> {
         let (run, inode) = (self.run, &entry.inode);
-        let owner = run.target.chown_at(directory, inode.uid, inode.gid, &entry.path)?;
+        let owner = match run.plain {
+            true => Owner::Lost,
+            false => run.target.chown_at(directory, inode.uid, inode.gid, &entry.path)?,
+        };
         run.xattrs(entry, |name, value| {
             place::set_xattr_at(directory, place::file_name(&entry.path), name, value)
         })?;

@@ -9,6 +9,8 @@ mod to_tar;
 mod unpack;
 pub(crate) mod verify;
 
+pub(crate) use unpack::private_folder;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 

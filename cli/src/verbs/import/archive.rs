@@ -11,8 +11,8 @@ use serde::Deserialize;
 
 /// A container's image in a folder.
 pub(super) struct Container {
-    /// Tars, bottom first, as they are compressed.
-    pub(super) layers: Vec<File>,
+    /// Tars in the folder, bottom first, as they are compressed: [`open`] opens them.
+    pub(super) layers: Vec<PathBuf>,
     pub(super) defaults: ImageDefaults,
     /// What it is called there: `NAME`, `NAME:TAG` or `:TAG`.
     pub(super) name: Option<String>,
@@ -62,7 +62,8 @@ impl Container {
         if dir.join("oci-layout").is_file() {
             return oci(dir).context("cannot use the OCI layout").map(Some);
         }
-        let Ok(text) = std::fs::read(dir.join("manifest.json")) else { return Ok(None) };
+        // Of a tree of files, anything may have this name.
+        let Ok(text) = read(dir, Path::new("manifest.json")) else { return Ok(None) };
         match serde_json::from_slice::<Vec<Saved>>(&text) {
             Ok(saved) => docker(dir, saved).context("cannot use the archive of docker").map(Some),
             Err(_) => Ok(None),
@@ -74,8 +75,7 @@ fn docker(dir: &Path, saved: Vec<Saved>) -> anyhow::Result<Container> {
     let [image] = &saved[..] else {
         bail!("it holds {} images; save one at a time", saved.len());
     };
-    let layers =
-        image.layers.iter().map(|layer| open(dir, layer)).collect::<anyhow::Result<_>>()?;
+    let layers = image.layers.clone();
     let defaults = ImageDefaults::parse(&read(dir, &image.config)?)?;
     let name = image.repo_tags.as_deref().and_then(|tags| tags.first()).cloned();
     Ok(Container { layers, defaults, name })
@@ -95,7 +95,7 @@ fn oci(dir: &Path) -> anyhow::Result<Container> {
         if image.layers.iter().any(|layer| layer.media_type.contains("mica")) {
             bail!("it holds packages of mica's; `mica load` takes them");
         }
-        let layer = |layer: &Descriptor| open(dir, &blob(&layer.digest)?);
+        let layer = |layer: &Descriptor| blob(&layer.digest);
         let layers = image.layers.iter().map(layer).collect::<anyhow::Result<_>>()?;
         let defaults = ImageDefaults::parse(&read(dir, &blob(&image.config.digest)?)?)?;
         let name = chosen.annotations.get("org.opencontainers.image.ref.name");
@@ -132,7 +132,7 @@ fn blob(digest: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// A file of the folder; a link in it leads to the folder, not to the host.
-fn open(dir: &Path, path: &Path) -> anyhow::Result<File> {
+pub(super) fn open(dir: &Path, path: &Path) -> anyhow::Result<File> {
     let root = File::open(dir)?;
     let opened =
         mica_launcher::open_in(root, path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty());
@@ -143,14 +143,20 @@ fn open(dir: &Path, path: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
-/// Documents are small.
-const LARGEST: u64 = 8 << 20;
+/// The largest document, in bytes; in memory it may be some twenty times as large.
+const LARGEST: u64 = 2 << 20;
 
 fn read(dir: &Path, path: &Path) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open(dir, path)?.take(LARGEST).read_to_end(&mut bytes)?;
+    open(dir, path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST {
+        bail!("{} has more than {LARGEST} bytes", path.display());
+    }
     Ok(bytes)
 }
+
+/// How far back a compressed layer may reach, which is what decompressing it takes of memory: what every other tool takes, too.
+const WINDOW: u32 = 27;
 
 /// The tar in a file, whichever of the usual ways it is compressed.
 pub(super) fn decompressed<'a>(from: impl Read + 'a) -> anyhow::Result<Box<dyn Read + 'a>> {
@@ -158,8 +164,14 @@ pub(super) fn decompressed<'a>(from: impl Read + 'a) -> anyhow::Result<Box<dyn R
     let start = from.fill_buf()?;
     Ok(match start {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(from)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::Decoder::with_buffer(from)?),
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => Box::new(lzma_rust2::XzReader::new(from, true)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let mut decoder = zstd::Decoder::with_buffer(from)?;
+            decoder.window_log_max(WINDOW)?;
+            Box::new(decoder)
+        }
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => {
+            Box::new(lzma_rust2::XzReader::new_mem_limit(from, true, 2 << (WINDOW - 10)))
+        }
         [b'B', b'Z', b'h', ..] => bail!("it is compressed by bzip2, which is not supported"),
         _ => Box::new(from),
     })

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use mica_fetcher::{Cache, ImageDefaults};
 use mica_graph::{Blob, Digest, Label, Layer, Manifest, PackageName, Version};
-use mica_packer::{PackOptions, chunks_path, pack_dir, untar};
+use mica_packer::{Keep, PackOptions, chunks_path, pack_dir, untar};
 use mica_squashfs::{Image, OpenOptions};
 
 use self::archive::{Container, decompressed};
@@ -69,7 +69,7 @@ struct Packed {
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let cannot = || format!("cannot import {}", args.source.display());
     let cache = context.cache()?;
-    let found = args.find(&cache).with_context(cannot)?;
+    let found = args.find(&cache, context).with_context(cannot)?;
     let manifest = args.manifest(found).with_context(cannot)?;
     cache.record(&manifest, &args.tags)?;
     output::lines([format!("{}@{}", manifest.name, manifest.version).as_str()])?;
@@ -77,8 +77,8 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
 }
 
 impl Args {
-    fn find(&self, cache: &Cache) -> anyhow::Result<Found> {
-        let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
+    fn find(&self, cache: &Cache, context: &Context) -> anyhow::Result<Found> {
+        let scratch = context.scratch()?;
         let unpacked = scratch.path().join("unpacked");
         let dir = match self.source.is_dir() {
             true => self.source.as_path(),
@@ -99,10 +99,10 @@ impl Args {
         };
         let Container { layers, defaults, name } = container;
         let tree = scratch.path().join("layer");
-        let layer = |tar| {
-            self.unpack(tar, &tree)?;
+        let layer = |tar: PathBuf| {
+            self.unpack(archive::open(dir, &tar)?, &tree)?;
             let packed = self.pack(cache, &tree, scratch.path())?;
-            std::fs::remove_dir_all(&tree)?;
+            mica_durable::remove_tree(&tree)?;
             Ok(packed)
         };
         let layers = layers.into_iter().map(layer).collect::<anyhow::Result<_>>()?;
@@ -134,7 +134,8 @@ impl Args {
 
     fn unpack(&self, tar: impl Read, dir: &Path) -> anyhow::Result<()> {
         std::fs::create_dir(dir)?;
-        let notices = untar(decompressed(tar)?, dir, keeps_owners())?;
+        let keep = if keeps_owners() { Keep::Everything } else { Keep::Modes };
+        let notices = untar(decompressed(tar)?, dir, keep)?;
         if !self.quiet {
             notices.iter().for_each(note);
         }
