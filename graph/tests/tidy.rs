@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const EDGES: [(&str, &[&str]); 9] = [
     ("graph", &[]),
     ("squashfs", &[]),
-    ("launcher", &[]),
+    ("launcher", &["durable"]),
     ("durable", &[]),
     ("packer", &["graph", "squashfs", "durable"]),
     ("mounter", &["graph", "squashfs"]),

@@ -17,6 +17,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::firewall;
+use crate::forwarding;
 use crate::links::Links;
 use crate::spec::PortForward;
 
@@ -36,15 +37,28 @@ pub struct Bridge {
     pub internal: bool,
 }
 
-/// A port of the host that leads to a job.
+/// A job on a network, as the host's packet filter knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Published {
-    /// The ports.
-    pub forward: PortForward,
-    /// The job's address.
-    pub job: Ipv4Addr,
+pub struct Connected {
+    /// The host's end of its cable.
+    pub interface: String,
+    /// Its address.
+    pub address: Ipv4Addr,
     /// The same of IPv6.
-    pub job6: Option<Ipv6Addr>,
+    pub address6: Option<Ipv6Addr>,
+    /// It may reach the host, and addresses of links and of cloud metadata.
+    pub host: bool,
+    /// Name servers that it was told, which it may ask wherever they are.
+    pub servers: Vec<IpAddr>,
+    /// Ports of the host that lead to it.
+    pub ports: Vec<PortForward>,
+}
+
+impl Connected {
+    /// Its addresses.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        [IpAddr::V4(self.address)].into_iter().chain(self.address6.map(IpAddr::V6))
+    }
 }
 
 /// How a job is connected; for [`crate::Network::Bridge`].
@@ -146,21 +160,22 @@ impl Bridge {
     ///
     /// # Errors
     /// No right to, or the kernel or `nft` refuses.
-    pub fn set_up(&self, ports: &[Published]) -> Result<Changed, BridgeError> {
+    pub fn set_up(&self, jobs: &[Connected]) -> Result<Changed, BridgeError> {
         let error =
             |source| BridgeError::Interface { what: "make", name: self.name.clone(), source };
         let mut links = Links::new().map_err(error)?;
         links.add_bridge(&self.name, self.address).map_err(error)?;
         self.set_up_version6(&mut links)?;
-        firewall::apply(&firewall::replace(self, ports))
+        firewall::apply(&firewall::replace(self, jobs, connections()))
             .map_err(|source| BridgeError::Filter { name: self.name.clone(), source })?;
-        if !ports.is_empty() {
+        if jobs.iter().any(|job| !job.ports.is_empty()) {
             // For connections from the host's own loopback addresses; the filter keeps everybody else from using it.
             switch_on(format!("/proc/sys/net/ipv4/conf/{}/route_localnet", self.name).into())?;
         }
-        let forwarding = !self.internal && switch_on("/proc/sys/net/ipv4/ip_forward".into())?;
-        let forwarding6 = !self.internal && self.address6.is_some() && forward_version6()?;
-        Ok(Changed { forwarding, forwarding6 })
+        if self.internal {
+            return Ok(Changed::default());
+        }
+        forwarding::switch_on(self.address6.is_some())
     }
 
     /// The host believes no job that says it is a router; where jobs have no IPv6 the filter lets none of it through.
@@ -190,6 +205,9 @@ impl Bridge {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 result => result
                     .map_err(|source| BridgeError::Filter { name: self.name.clone(), source })?,
+            }
+            if !self.internal {
+                forwarding::take_back(&self.name)?;
             }
             remove_interface(&self.name)?;
         }
@@ -247,33 +265,14 @@ pub(crate) fn set_where_it_is(path: &Path, value: &str) -> io::Result<()> {
     }
 }
 
-/// Lets the host forward IPv6; true if it did not.
-///
-/// A host that forwards takes itself for a router and no longer listens to others, unless told to (`accept_ra` 2): those
-/// interfaces that listened go on to.
-fn forward_version6() -> Result<bool, BridgeError> {
-    let all = version6("all", "forwarding");
-    let error = |path: &Path| {
-        let path = path.to_owned();
-        |source| BridgeError::Setting { path, source }
-    };
-    if fs::read_to_string(&all).map_err(error(&all))?.trim() != "0" {
-        return Ok(false);
-    }
-    let folder = Path::new("/proc/sys/net/ipv6/conf");
-    let entries = fs::read_dir(folder).map_err(error(folder))?;
-    for entry in entries.flatten().filter(|entry| entry.file_name() != "all") {
-        let listens = entry.path().join("accept_ra");
-        // One that is gone by now needs nothing.
-        if fs::read_to_string(&listens).is_ok_and(|value| value.trim() == "1") {
-            set_where_it_is(&listens, "2").map_err(error(&listens))?;
-        }
-    }
-    switch_on(all)
+/// How many connections the host keeps track of at most; a host that doesn't say tracks few.
+fn connections() -> u64 {
+    let text = fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").unwrap_or_default();
+    text.trim().parse().unwrap_or(65_536)
 }
 
 /// True if it was off.
-fn switch_on(path: PathBuf) -> Result<bool, BridgeError> {
+pub(crate) fn switch_on(path: PathBuf) -> Result<bool, BridgeError> {
     let read = |source| BridgeError::Setting { path: path.clone(), source };
     if fs::read_to_string(&path).map_err(read)?.trim() != "0" {
         return Ok(false);

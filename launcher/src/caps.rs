@@ -58,14 +58,14 @@ const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// What docker gives a container.
-const USUAL: [&str; 14] = [
+/// What docker gives a container, but for NET_RAW: with that a job speaks in the name of its neighbours, and `ping` needs it
+/// no longer (`net.ipv4.ping_group_range`).
+const USUAL: [&str; 13] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "FSETID",
     "FOWNER",
     "MKNOD",
-    "NET_RAW",
     "SETGID",
     "SETUID",
     "SETFCAP",
@@ -153,8 +153,8 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_set_is_dockers() {
-        assert_eq!(of(&[], &[]).unwrap().0, 0xa804_25fb);
+    fn the_usual_set_is_dockers_without_raw_sockets() {
+        assert_eq!(of(&[], &[]).unwrap().0, 0xa804_25fb & !(1 << 13));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Users: maps between namespaces, and names to numbers by the tree's own passwd and group files.
 
+use crate::plan::LAST_GROUP;
 use crate::spec::{IdMapping, IdRange};
 
 /// The id maps of a new user namespace, ready to be written.
@@ -23,6 +24,15 @@ impl IdMaps {
     /// Can the job's processes have this further group?
     pub(crate) fn has_group(&self, gid: u32) -> bool {
         !self.deny_setgroups && contains(&self.gids, gid)
+    }
+
+    /// The groups of the job whose numbers outside are the lowest and the highest: a range of groups is one outside.
+    pub(crate) fn all_groups(&self) -> (u32, u32) {
+        let usable = || self.gids.iter().filter(|r| r.count > 0 && r.inside <= LAST_GROUP);
+        let last = |r: &IdRange| r.inside.saturating_add(r.count - 1).min(LAST_GROUP);
+        let lowest = usable().min_by_key(|r| r.outside);
+        let highest = usable().max_by_key(|r| r.outside.saturating_add(last(r) - r.inside));
+        (lowest.map_or(0, |r| r.inside), highest.map_or(0, last))
     }
 
     /// Can the job use this user and group?
@@ -263,6 +273,16 @@ mod tests {
         let maps = user.maps(&IdMapping::Auto, Some((0, 0)));
         assert_eq!((map_text(&maps.uids).as_str(), maps.deny_setgroups), ("0 1000 1\n", true));
         assert_eq!(user.default_user(&IdMapping::Auto), (1000, 1000));
+    }
+
+    #[test]
+    fn groups_that_may_ping() {
+        let range = |inside, outside, count| IdRange { inside, outside, count };
+        let of = |gids| IdMaps { uids: Vec::new(), gids, deny_setgroups: false }.all_groups();
+        assert_eq!(of(vec![range(0, 0, u32::MAX)]), (0, LAST_GROUP));
+        assert_eq!(of(vec![range(0, 1000, 1), range(1, 100_000, 65_536)]), (0, 65_536));
+        assert_eq!(of(vec![range(1000, 1000, 1), range(0, 100_000, 1000)]), (1000, 999));
+        assert_eq!(of(vec![range(7, 1000, 1)]), (7, 7));
     }
 
     #[test]

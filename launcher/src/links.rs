@@ -1,18 +1,21 @@
 //! Network interfaces, by netlink: requests and the kernel's answers, nothing about jobs.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
 use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
     LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -37,9 +40,18 @@ const ANSWER: usize = 8 << 10;
 
 /// A host of a bridge has a hardware address that follows from its own, so what neighbours remember stays true when an
 /// address is given to another job.
-fn hardware_address(address: Ipv4Addr) -> Vec<u8> {
+pub(crate) fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
     // Locally administered, not a group's.
-    [&[0x02, 0x6d], address.octets().as_slice()].concat()
+    [0x02, 0x6d, a, b, c, d]
+}
+
+/// The address of IPv6 that an interface has by itself, by its hardware address (RFC 4291, appendix A).
+pub(crate) fn link_local(hardware: [u8; 6]) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = hardware;
+    let [one, two] = [0xff, 0xfe];
+    let tail = u64::from_be_bytes([a ^ 2, b, c, one, two, d, e, f]);
+    Ipv6Addr::from((0xfe80 << 112) | u128::from(tail))
 }
 
 impl Links {
@@ -70,7 +82,7 @@ impl Links {
     pub(crate) fn add_bridge(&mut self, name: &str, network: Ipv4Net) -> io::Result<()> {
         let mut bridge = up(named(name));
         bridge.attributes.extend([
-            LinkAttribute::Address(hardware_address(network.addr())),
+            LinkAttribute::Address(hardware_address(network.addr()).to_vec()),
             LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]),
         ]);
         existing(self.create(RouteNetlinkMessage::NewLink(bridge)))?;
@@ -94,7 +106,7 @@ impl Links {
     ) -> io::Result<()> {
         let mut peer = named(inner);
         peer.attributes.extend([
-            LinkAttribute::Address(hardware_address(address)),
+            LinkAttribute::Address(hardware_address(address).to_vec()),
             LinkAttribute::NetNsPid(pid.as_raw_nonzero().get().unsigned_abs()),
         ]);
         let mut outer = up(named(name));
@@ -106,13 +118,29 @@ impl Links {
             ]),
         ]);
         self.create(RouteNetlinkMessage::NewLink(outer))?;
-        // A job that connects to its own published port gets its packets back through the same port of the bridge.
+        // A job that connects to its own published port gets its packets back through the same port of the bridge. Where
+        // the job is, the bridge is told: it would believe anybody.
         let mut port = named(name);
         port.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![
+                InfoBridgePort::HairpinMode(true),
+                InfoBridgePort::Learning(false),
+            ])),
         ]));
-        self.request(RouteNetlinkMessage::NewLink(port), 0)
+        self.request(RouteNetlinkMessage::NewLink(port), 0)?;
+        self.add_neighbour(name, hardware_address(address))
+    }
+
+    /// Tells the bridge that has this port who is there.
+    fn add_neighbour(&mut self, port: &str, hardware: [u8; 6]) -> io::Result<()> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = self.index(port)?;
+        message.header.state = NeighbourState::Noarp;
+        message.header.flags = NeighbourFlags::Controller;
+        message.attributes = vec![NeighbourAttribute::LinkLayerAddress(hardware.to_vec())];
+        self.request(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     /// Gives an interface its addresses, brings it up, and leads everything else to their gateways.

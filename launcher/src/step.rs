@@ -21,6 +21,13 @@ pub enum Step {
     Hostname(String),
     /// Bring the loopback interface up.
     Loopback,
+    /// Let everybody in the job send echo requests (`ping`) from the job's own network.
+    Ping {
+        /// The group whose number outside is the lowest.
+        first: u32,
+        /// The one whose number outside is the highest.
+        last: u32,
+    },
     /// Give the interface that leads to the bridge its addresses, and bring it up.
     Addresses(
         /// With the length of the network's prefix, and where everything else is found.
@@ -185,6 +192,7 @@ impl fmt::Display for Step {
             Self::CgroupNamespace => write!(f, "make a cgroup namespace"),
             Self::Hostname(name) => write!(f, "set the host name {name}"),
             Self::Loopback => write!(f, "bring the loopback interface up"),
+            Self::Ping { first, last } => write!(f, "let groups {first} to {last} ping"),
             Self::Addresses(addresses) => {
                 let words: Vec<_> = addresses.iter().map(|(net, _)| net.to_string()).collect();
                 write!(f, "take the address {}", words.join(" and "))

@@ -64,7 +64,9 @@ impl Attached {
             forwarding6.then_some("net.ipv6.conf.all.forwarding"),
         ];
         settings.into_iter().flatten().map(|setting| {
-            format!("the host forwards packets between its networks from now on ({setting} was 0)")
+            format!(
+                "the host forwards packets between its networks while there are jobs on bridge networks ({setting} was 0)"
+            )
         })
     }
 }

@@ -1,7 +1,7 @@
 //! What is written down about networks.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -110,6 +110,12 @@ pub struct Member {
     pub address: Ipv4Addr,
     /// Ports of the host that lead to it.
     pub ports: Vec<PortForward>,
+    /// It may reach the host itself.
+    #[serde(default)]
+    pub host: bool,
+    /// The name servers it was told.
+    #[serde(default)]
+    pub servers: Vec<IpAddr>,
 }
 
 /// What a job asks of its network.
@@ -123,4 +129,7 @@ pub struct Attachment {
     /// Further names by which other jobs find it.
     #[serde(default)]
     pub aliases: Vec<String>,
+    /// It wants to reach the host itself, and addresses of links and of cloud metadata.
+    #[serde(default)]
+    pub host: bool,
 }

@@ -62,6 +62,9 @@ pub enum NetworkError {
     /// An internal network can't have published ports.
     #[error("network {0} is internal: no port of the host can lead to it")]
     Internal(NetworkName),
+    /// Nor can its jobs reach the host.
+    #[error("network {0} is internal: its jobs cannot reach the host")]
+    InternalHost(NetworkName),
     /// Nothing of IPv6 can lead to its jobs.
     #[error("ports of {address} cannot be published: network {name} has no IPv6 addresses")]
     Version6 {

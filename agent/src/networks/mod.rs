@@ -22,10 +22,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use mica_launcher::bridge::{self, Published};
+use mica_launcher::bridge::{self, Connected};
 use mica_launcher::{PortForward, is_host_name};
 
 use self::addresses::{check_subnet, free_subnet, is_host, own_subnet6};
@@ -42,6 +42,9 @@ use crate::volumes::is_name;
 
 /// So many names has a job on its network at most.
 const MOST_NAMES: usize = 100;
+
+/// So many name servers a job is told at most; programs look at three.
+const MOST_SERVERS: usize = 8;
 
 /// The networks of a state directory.
 #[derive(Debug)]
@@ -256,12 +259,8 @@ impl Networks<'_> {
             network.bridge().take_down()?;
             return Ok(bridge::Changed::default());
         }
-        let published = |member: &Member| {
-            let (job, job6) = (member.address, network.config.address6(member.address));
-            member.ports.clone().into_iter().map(move |forward| Published { forward, job, job6 })
-        };
-        let ports: Vec<Published> = members.iter().flat_map(published).collect();
-        let changed = network.bridge().set_up(&ports)?;
+        let jobs: Vec<Connected> = members.iter().map(|member| network.connected(member)).collect();
+        let changed = network.bridge().set_up(&jobs)?;
         self.write_hosts(network, &members);
         Ok(changed)
     }
@@ -308,7 +307,16 @@ impl Networks<'_> {
         self.bury(&network)?;
         let held = hold_ports(&network, ports)?;
         let address = network.choose(wanted.address, &self.members(&network)?)?;
-        let member = Member { job: job.id().to_owned(), address, ports: ports.to_vec() };
+        if wanted.host && network.config.internal {
+            return Err(NetworkError::InternalHost(network.name));
+        }
+        let member = Member {
+            job: job.id().to_owned(),
+            address,
+            ports: ports.to_vec(),
+            host: wanted.host,
+            servers: servers(job),
+        };
         let hosts = Hosts::create(job)?;
         write_json(&network.member(job.id()), &member)?;
         // From here on, dropping it takes back what was done.
@@ -344,6 +352,15 @@ pub fn routed() -> Vec<IpNet> {
     let four = bridge::routed_networks(&read("/proc/net/route")).into_iter().map(IpNet::V4);
     let six = bridge::routed_networks6(&read("/proc/net/ipv6_route")).into_iter().map(IpNet::V6);
     four.chain(six).collect()
+}
+
+/// The name servers that a job is told.
+fn servers(job: &JobDir) -> Vec<IpAddr> {
+    let files = job.config().map(|config| config.spec.files).unwrap_or_default();
+    let file = files.iter().find(|file| file.target == Path::new("/etc/resolv.conf"));
+    let server = |line: &str| line.strip_prefix("nameserver")?.trim().parse().ok();
+    let text = file.map_or("", |file| file.content.as_str());
+    text.lines().filter_map(server).take(MOST_SERVERS).collect()
 }
 
 /// By what names others find a job (its own, that of its machine, its id, aliases), and what its `/etc/hosts` begins with.

@@ -6,10 +6,10 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use mica_launcher::bridge::{self, Bridge, Link};
+use mica_launcher::bridge::{self, Bridge, Connected, Link};
 
 use super::addresses::{check_subnet, free_address, is_host};
-use super::{Member, NetworkConfig, NetworkError, NetworkName};
+use super::{MOST_SERVERS, Member, NetworkConfig, NetworkError, NetworkName};
 use crate::files::{at, read_json};
 
 /// A network and its folder.
@@ -81,8 +81,8 @@ impl Network {
             "it is another job's"
         } else if !is_host(subnet, member.address) || member.address == gateway {
             "its address is not one of the network's for jobs"
-        } else if member.ports.len() > MOST_PORTS {
-            "there are too many ports"
+        } else if member.ports.len() > MOST_PORTS || member.servers.len() > MOST_SERVERS {
+            "there are too many ports or name servers"
         } else {
             return Ok(Some(member));
         };
@@ -115,6 +115,18 @@ impl Network {
             gateway,
             address6: self.on_network6(address),
             gateway6: gateway.and_then(|gateway| self.config.address6(gateway)),
+        }
+    }
+
+    /// A job on the network, as the launcher knows it.
+    pub(super) fn connected(&self, member: &Member) -> Connected {
+        Connected {
+            interface: interface(&member.job),
+            address: member.address,
+            address6: self.config.address6(member.address),
+            host: member.host,
+            servers: member.servers.clone(),
+            ports: member.ports.clone(),
         }
     }
 

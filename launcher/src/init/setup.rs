@@ -143,6 +143,9 @@ fn staging(steps: &[Step]) -> &Path {
     at.map_or(Path::new("/"), |at| at)
 }
 
+/// Who may send echo requests, in the network of whoever opens it (icmp(7)).
+const PING: &str = "/proc/sys/net/ipv4/ping_group_range";
+
 const PRIVATE: u64 = 1 << 18;
 const SLAVE: u64 = 1 << 19;
 
@@ -225,6 +228,10 @@ impl Work {
             Step::CgroupNamespace => sys::unshare(libc::CLONE_NEWCGROUP)?,
             Step::Hostname(name) => rustix::system::sethostname(name.as_bytes())?,
             Step::Loopback => sys::loopback_up()?,
+            // A convenience: where /proc can't be written, as in some containers, there is no ping.
+            Step::Ping { first, last } => {
+                std::fs::write(PING, format!("{first} {last}")).ok();
+            }
             Step::Addresses(addresses) => {
                 // Any neighbour may say that it is a router: we know ours. Where there is no IPv6, none is made up.
                 let six = addresses.iter().any(|(address, _)| address.addr().is_ipv6());

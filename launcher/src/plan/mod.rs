@@ -121,7 +121,7 @@ pub fn plan(spec: &Spec, facts: &HostFacts) -> Result<Plan, PlanError> {
         None => facts.caller.has_group(TTY_GROUP),
     };
     let mut steps = Vec::new();
-    surroundings(spec, &mut steps);
+    surroundings(spec, ids.as_ref(), &mut steps);
     root(spec, facts, &mut steps);
     kernel_filesystems(spec, facts, tty_group, &mut steps);
     check_sources(facts)?;
@@ -147,6 +147,9 @@ pub fn plan(spec: &Spec, facts: &HostFacts) -> Result<Plan, PlanError> {
 }
 
 const TTY_GROUP: u32 = 5;
+
+/// The highest group that a range of groups can name (`GID_T_MAX`).
+pub(crate) const LAST_GROUP: u32 = (1 << 31) - 1;
 
 /// Hidden from jobs, as runc does by default.
 const MASKED: [&str; 10] = [
@@ -236,7 +239,7 @@ fn check_sources(facts: &HostFacts) -> Result<(), PlanError> {
     Ok(())
 }
 
-fn surroundings(spec: &Spec, steps: &mut Vec<Step>) {
+fn surroundings(spec: &Spec, ids: Option<&IdMaps>, steps: &mut Vec<Step>) {
     if spec.namespaces.cgroup == Namespace::New {
         steps.push(Step::CgroupNamespace);
     }
@@ -245,6 +248,10 @@ fn surroundings(spec: &Spec, steps: &mut Vec<Step>) {
     }
     if matches!(spec.namespaces.network, Network::None | Network::Bridge) {
         steps.push(Step::Loopback);
+    }
+    if spec.namespaces.network != Network::Host {
+        let (first, last) = ids.map_or((0, LAST_GROUP), IdMaps::all_groups);
+        steps.push(Step::Ping { first, last });
     }
     if let Some(link) = &spec.link {
         steps.push(Step::Addresses(link.addresses()));

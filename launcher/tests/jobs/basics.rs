@@ -113,7 +113,7 @@ fn environment() {
         "SigIgn:\t0000000000000000",
         "CapInh:\t0000000000000000",
         "CapAmb:\t0000000000000000",
-        "CapBnd:\t00000000a80425fb",
+        "CapBnd:\t00000000a80405fb",
     ] {
         assert!(lines.contains(&line), "{line} not in {text}");
     }
@@ -124,7 +124,7 @@ fn users_as_root() {
     let id_line = "id -u; id -g; id -G; grep -h Cap /proc/self/status; cat /proc/self/uid_map";
     let (_, text) = output(&shell(tree.path(), id_line));
     assert!(text.starts_with("0\n0\n0\n"), "{text}");
-    assert!(text.contains("CapEff:\t00000000a80425fb"), "{text}");
+    assert!(text.contains("CapEff:\t00000000a80405fb"), "{text}");
     assert!(text.contains("4294967295"), "{text}");
     let mut spec = shell(tree.path(), id_line);
     spec.user = Some("web".into());
@@ -152,7 +152,7 @@ fn users_as_user() {
     assert_eq!(output(&spec).1, "65534\n65534\nCapEff:\t0000000000000000\n");
     spec.user = Some("root".into());
     let (_, text) = output(&spec);
-    assert_eq!(text, "0\n0\nCapEff:\t00000000a80425fb\n");
+    assert_eq!(text, "0\n0\nCapEff:\t00000000a80405fb\n");
     spec.user = Some("web".into());
     assert_eq!(output(&spec).1, "33\n33\nCapEff:\t0000000000000000\n");
 }

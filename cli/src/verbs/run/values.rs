@@ -153,8 +153,13 @@ pub(super) fn parse_network(text: &str) -> Result<NetworkMode, String> {
         "none" => NetworkMode::None,
         "private" => NetworkMode::Private,
         name => {
-            let (network, address, aliases) = (name.parse()?, None, Vec::new());
-            NetworkMode::Bridge(Attachment { network, address, aliases })
+            let network = name.parse()?;
+            NetworkMode::Bridge(Attachment {
+                network,
+                address: None,
+                aliases: Vec::new(),
+                host: false,
+            })
         }
     };
     if options.is_empty() {
@@ -170,7 +175,12 @@ pub(super) fn parse_network(text: &str) -> Result<NetworkMode, String> {
                 attachment.address = Some(address.parse().map_err(wrong)?);
             }
             Some(("alias", name)) => attachment.aliases.push(parse_host_name(name)?),
-            _ => return Err(format!("`{option}` is not an option of a network; use ip=, alias=")),
+            None if option == "host" => attachment.host = true,
+            _ => {
+                return Err(format!(
+                    "`{option}` is not an option of a network; use ip=, alias=, host"
+                ));
+            }
         }
     }
     Ok(NetworkMode::Bridge(attachment))
