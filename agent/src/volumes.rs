@@ -92,7 +92,8 @@ impl Volumes<'_> {
     /// The state directory can't be written.
     pub fn create(&self, name: &VolumeName) -> Result<PathBuf, FileError> {
         self.0.writable()?;
-        let folder = Folder::create(&self.folder(name), 0o700)?;
+        let volumes = Folder::open(self.0.root())?.create_folder("volumes", 0o700)?;
+        let folder = volumes.create_folder(name.as_str(), 0o700)?;
         // A job may run as any user of its image.
         Ok(folder.create_folder("data", 0o755)?.path().to_owned())
     }
