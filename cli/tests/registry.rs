@@ -19,6 +19,9 @@ struct Served {
 impl Served {
     fn new(world: &World, more: &[&str]) -> Self {
         let mut args = vec!["serve", "--root", "registry", "--listen", "127.0.0.1:0"];
+        if more.is_empty() {
+            args.push("--allow-anonymous");
+        }
         args.extend(more);
         let mut child = world.mica(&args).stdout(Stdio::piped()).spawn().unwrap();
         let mut url = String::new();
@@ -53,6 +56,27 @@ fn images(registry: &Path) -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+#[test]
+fn publishing_on_this_machine_needs_the_token_that_serve_shows() {
+    let (world, _, first) = packed_monorepo();
+    world.ok(&["pull", &first]);
+    let mut command = world.mica(&["serve", "--root", "other", "--listen", "127.0.0.1:0"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut url, mut said) = (String::new(), String::new());
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut url).unwrap();
+    BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    let served = Served { child, url: url.trim().to_owned() };
+    let (_, token) = said.trim().split_once("MICA_TOKEN=").unwrap();
+    let push = |token: Option<&str>| {
+        let mut command = world.mica(&["push", &first, "--registry", &served.url]);
+        command.envs(token.map(|token| ("MICA_TOKEN", token))).output().unwrap()
+    };
+    assert!(!push(None).status.success());
+    let wrong = push(Some("wrong"));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("token is wrong"), "{wrong:?}");
+    assert!(push(Some(token)).status.success(), "{token}");
 }
 
 #[test]
@@ -161,7 +185,7 @@ fn a_target_is_published_to_a_server_that_lets_us() {
 }
 
 #[test]
-fn on_loopback_publishing_is_open_unless_forbidden() {
+fn publishing_without_a_token_is_allowed_expressly() {
     let world = World::new(User::Me);
     world.workspace("monorepo");
     let closed = Served::new(&world, &["--read-only"]);

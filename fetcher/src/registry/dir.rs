@@ -271,7 +271,9 @@ impl Documents for DirRegistry {
         let path = Item::Blob(*digest).path();
         let (folder, name) = split(&path);
         let Some(folder) = self.folder(folder, None)? else { return Ok(None) };
-        Ok(folder.stat(name)?.map(|stat| u64::try_from(stat.st_size).unwrap_or(0)))
+        let Some(stat) = folder.stat(name)? else { return Ok(None) };
+        self.want(digest, stat.st_mtime);
+        Ok(Some(u64::try_from(stat.st_size).unwrap_or(0)))
     }
 
     fn store(&self, blob: &Blob, content: Content<'_>) -> Result<(), RegistryError> {

@@ -41,6 +41,7 @@ pub(crate) mod oci;
 mod open;
 mod s3;
 mod source;
+mod sweep;
 mod token;
 pub(crate) mod wire;
 
@@ -55,6 +56,7 @@ pub use oci::OciRegistry;
 pub use open::{check_login, is_folder, open, open_writable};
 pub use s3::{AwsSettings, S3Registry};
 pub use source::Source;
+pub use sweep::Swept;
 
 /// Whence packages come.
 pub trait Registry: Send + Sync {

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
-use axum::extract::{ConnectInfo, Request, State as Extract};
-use axum::http::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::extract::Request;
+use axum::http::header::{
+    ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN, WWW_AUTHENTICATE,
+};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use base64::Engine as _;
@@ -17,14 +19,13 @@ use crate::registry::RegistryError;
 use crate::registry::layout::{self, Item};
 use crate::registry::wire::{Cause, Refusal};
 
-pub(super) async fn answer(
-    Extract(state): Extract<Arc<State>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    request: Request,
-) -> Response {
+pub(super) async fn answer(state: &Arc<State>, peer: SocketAddr, request: Request) -> Response {
     let since = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let response = route(&state, request).await;
+    let response = match of_browser(state, request.headers()) {
+        Some(reason) => refuse(StatusCode::FORBIDDEN, reason),
+        None => route(state, request).await,
+    };
     let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     tracing::info!(
         target: "mica_fetcher::access",
@@ -67,6 +68,34 @@ async fn route(state: &Arc<State>, request: Request) -> Response {
         Ok(()) => write::write(state, target, request).await,
         Err(refusal) => *refusal,
     }
+}
+
+/// Why a request is not answered that a browser may have made for somebody's web page.
+fn of_browser(state: &State, headers: &HeaderMap) -> Option<&'static str> {
+    if headers.contains_key(ORIGIN) {
+        return Some("requests of web pages are not answered here");
+    }
+    let Some(host) = headers.get(HOST).filter(|_| state.loopback) else { return None };
+    let host = host.to_str().unwrap_or_default();
+    let known =
+        is_this_machine(host) || state.options.hosts.iter().any(|name| name == name_of(host));
+    (!known).then_some("this is not a name of this server; --host NAME makes it one")
+}
+
+/// `host[:port]` without the port.
+fn name_of(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+/// Whether it is a name that leads nowhere but to this machine, whoever is asked.
+fn is_this_machine(host: &str) -> bool {
+    let name = name_of(host);
+    let number = name.trim_start_matches('[').trim_end_matches(']');
+    let loopback = number.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+    loopback || name.eq_ignore_ascii_case("localhost") || name.ends_with(".localhost")
 }
 
 fn may_write(writers: &Writers, headers: &HeaderMap) -> Result<(), Box<Response>> {

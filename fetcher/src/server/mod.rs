@@ -4,7 +4,9 @@
 //! Writing is what needs a program: blobs are hashed while they come in and get their name only if it is theirs, and
 //! versions are published under the package's lock, so that publishers on this and other hosts lose nothing.
 //!
-//! Reading is open. Writing needs the token, if there is one; without a token it must be allowed expressly.
+//! Reading is open. Writing needs the token; without a token it must be allowed expressly. Requests that a browser makes for a
+//! page of another origin are refused. Connections have deadlines, and there is always room for a new one ([`connections`]); what is
+//! uploaded and never referred to expires ([`uploads`]).
 //! It speaks TLS if it is given a certificate, or leaves that to a proxy in front.
 
 use std::future::Future;
@@ -12,20 +14,21 @@ use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::Router;
-use axum::serve::{Listener, ListenerExt};
 use tokio::sync::oneshot;
 
 use crate::registry::{DirRegistry, RegistryError};
 
 mod answer;
 mod conditional;
+mod connections;
 mod read;
 mod tls;
+mod uploads;
 mod write;
 
 pub use tls::{TlsError, TlsIdentity};
@@ -63,6 +66,13 @@ pub struct ServeOptions {
     pub idle_timeout: Duration,
     /// How long requests in progress may take to end after a stop.
     pub grace: Duration,
+    /// By what names of its own it may be asked for, besides those of this machine. On a loopback address any other is refused: a web page
+    /// whose name leads there would speak for its visitor.
+    pub hosts: Vec<String>,
+    /// Bytes that the registry may take; what exceeds them is refused.
+    pub quota: Option<u64>,
+    /// How long an upload that nothing refers to is kept.
+    pub keep_uploads: Duration,
 }
 
 impl Default for ServeOptions {
@@ -72,6 +82,9 @@ impl Default for ServeOptions {
             tls: None,
             idle_timeout: Duration::from_secs(60),
             grace: Duration::from_secs(10),
+            hosts: Vec::new(),
+            quota: None,
+            keep_uploads: Duration::from_secs(24 * 3600),
         }
     }
 }
@@ -129,6 +142,16 @@ impl ServeError {
 pub(crate) struct State {
     registry: DirRegistry,
     options: ServeOptions,
+    /// Whether it is this machine alone that can reach the port.
+    loopback: bool,
+    /// Bytes that the registry takes, about.
+    used: AtomicU64,
+}
+
+impl State {
+    fn new(registry: DirRegistry, options: ServeOptions, loopback: bool) -> Self {
+        Self { registry, options, loopback, used: AtomicU64::new(0) }
+    }
 }
 
 /// Binds an address; a port in use is told apart.
@@ -151,54 +174,12 @@ pub async fn serve(
     let registry = DirRegistry::create(root)?;
     listener.set_nonblocking(true).map_err(ServeError::Failed)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(ServeError::Failed)?;
-    match options.tls.clone() {
-        Some(identity) => {
-            let listener =
-                tls::TlsListener::new(listener, &identity).map_err(ServeError::Failed)?;
-            serve_on(listener, State { registry, options }, shutdown).await
-        }
-        None => {
-            let listener = listener.tap_io(|stream| at_once(stream));
-            serve_on(listener, State { registry, options }, shutdown).await
-        }
-    }
-}
-
-/// Sends the start of an answer without waiting for more, or for the client to have taken what came before: that is 40 ms.
-fn at_once(stream: &tokio::net::TcpStream) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "answers may be late");
-    }
-}
-
-async fn serve_on(
-    listener: impl Listener<Addr = SocketAddr>,
-    state: State,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), ServeError> {
-    let grace = state.options.grace;
-    let app = Router::new().fallback(answer::answer).with_state(Arc::new(state));
-    let (stopping, stopped) = oneshot::channel();
-    let shutdown = async move {
-        shutdown.await;
-        // Nobody listens any more when the server has failed.
-        let _ = stopping.send(());
-    };
-    let service = app.into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener.tap_io(|_| {}), service).with_graceful_shutdown(shutdown);
-    let overdue = async {
-        if stopped.await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        tokio::time::sleep(grace).await;
-    };
-    tokio::select! {
-        result = server.into_future() => result.map_err(ServeError::Failed),
-        () = overdue => {
-            tracing::warn!("cutting off requests that did not end in time");
-            Ok(())
-        }
-    }
+    let loopback = listener.local_addr().map_err(ServeError::Failed)?.ip().is_loopback();
+    let state = Arc::new(State::new(registry, options, loopback));
+    let keeping = tokio::spawn(uploads::keep(Arc::clone(&state)));
+    connections::run(listener, state, shutdown).await;
+    keeping.abort();
+    Ok(())
 }
 
 /// Serves until SIGINT or SIGTERM. `ready` is told the address as soon as connections are accepted.

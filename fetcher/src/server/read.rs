@@ -54,6 +54,11 @@ async fn blob(
     };
     let mut file = tokio::fs::File::from_std(file);
     let meta = file.metadata().await.named("stat", &path)?;
+    if request.method == Method::HEAD {
+        // Whoever asks so is about to push.
+        use std::os::unix::fs::MetadataExt as _;
+        state.registry.want(digest, meta.mtime());
+    }
     let etag = format!("\"{}\"", digest.hex());
     let (mut response, wanted) = head(request, &etag, meta.len());
     let for_ever = HeaderValue::from_static("public, max-age=31536000, immutable");

@@ -1,20 +1,16 @@
-//! TLS of the server: certificates from files, and handshakes that keep nobody waiting but their own client.
+//! TLS of the server: certificates from files.
 
 use std::error::Error;
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use axum::serve::Listener;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::AbortHandle;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -123,66 +119,10 @@ fn read(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
-/// Handshakes at a time.
-const HANDSHAKES: usize = 64;
-/// The longest of them.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-type Accepted = (TlsStream<TcpStream>, SocketAddr);
-
-/// Connections whose handshake is done.
-pub(super) struct TlsListener {
-    address: SocketAddr,
-    ready: mpsc::Receiver<Accepted>,
-    accepting: AbortHandle,
-}
-
-impl Drop for TlsListener {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
-}
-
-impl TlsListener {
-    pub(super) fn new(mut listener: TcpListener, identity: &TlsIdentity) -> io::Result<Self> {
-        let address = listener.local_addr()?;
-        let identity = identity.clone();
-        let (done, ready) = mpsc::channel(HANDSHAKES);
-        let room = Arc::new(Semaphore::new(HANDSHAKES));
-        let accepting = tokio::spawn(async move {
-            while let Ok(permit) = Arc::clone(&room).acquire_owned().await {
-                let (stream, peer) = Listener::accept(&mut listener).await;
-                super::at_once(&stream);
-                let handshake = TlsAcceptor::from(identity.current()).accept(stream);
-                let done = done.clone();
-                tokio::spawn(async move {
-                    match tokio::time::timeout(PATIENCE, handshake).await {
-                        // Nobody takes it when the server is stopping.
-                        Ok(Ok(stream)) => drop(done.send((stream, peer)).await),
-                        Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS"),
-                        Err(_) => tracing::debug!(%peer, "the handshake took too long"),
-                    }
-                    drop(permit);
-                });
-            }
-        });
-        Ok(Self { address, ready, accepting: accepting.abort_handle() })
-    }
-}
-
-impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> Accepted {
-        match self.ready.recv().await {
-            Some(accepted) => accepted,
-            // Its task ends only with this listener.
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.address)
-    }
+/// A handshake with the certificate as it is now.
+pub(super) async fn accept(
+    identity: &TlsIdentity,
+    stream: TcpStream,
+) -> io::Result<TlsStream<TcpStream>> {
+    TlsAcceptor::from(identity.current()).accept(stream).await
 }

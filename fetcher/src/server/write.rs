@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
@@ -14,6 +15,8 @@ use tokio::sync::mpsc;
 
 use super::State;
 use super::answer::{refuse, refuse_error};
+use super::connections::TRICKLE;
+use super::uploads;
 use crate::file::{Named, Temporary};
 use crate::patch::PatchNotes;
 use crate::registry::wire::Tagging;
@@ -99,6 +102,9 @@ async fn blob(state: &Arc<State>, digest: Digest, request: Request) -> Response 
         *response.status_mut() = StatusCode::OK;
         return response;
     }
+    if !uploads::has_room(state, length.unwrap_or(0)) {
+        return refuse(StatusCode::INSUFFICIENT_STORAGE, uploads::FULL);
+    }
     // The disk is written by a thread of its own; a few pieces may wait for it.
     let (pieces, incoming) = mpsc::channel::<Bytes>(4);
     let writer = {
@@ -106,10 +112,20 @@ async fn blob(state: &Arc<State>, digest: Digest, request: Request) -> Response 
         tokio::task::spawn_blocking(move || store(&state, digest, incoming))
     };
     let mut body = request.into_body().into_data_stream();
+    let idle = state.options.idle_timeout;
+    let (mut waited, mut came) = (Duration::ZERO, 0);
     let whole = loop {
-        match tokio::time::timeout(state.options.idle_timeout, body.next()).await {
+        let since = Instant::now();
+        match tokio::time::timeout(idle, body.next()).await {
             Ok(None) => break true,
             Ok(Some(Ok(piece))) => {
+                (waited, came) = (waited + since.elapsed(), came + piece.len() as u64);
+                if waited > idle {
+                    if came < TRICKLE * waited.as_secs() {
+                        break false;
+                    }
+                    (waited, came) = (Duration::ZERO, 0);
+                }
                 if pieces.send(piece).await.is_err() {
                     // The writer gave up, and says why below.
                     break true;
@@ -139,7 +155,12 @@ fn store(
 ) -> Result<(), RegistryError> {
     let mut staged = state.registry.staging()?.create()?;
     let mut hasher = blake3::Hasher::new();
+    let mut taken = uploads::Taken::new(state);
     while let Some(piece) = incoming.blocking_recv() {
+        if !taken.more(piece.len() as u64) {
+            let full = std::io::Error::new(std::io::ErrorKind::QuotaExceeded, uploads::FULL);
+            return Err(full).named("store", state.registry.root())?;
+        }
         hasher.update(&piece);
         let Temporary { file, path, .. } = &mut staged;
         file.write_all(&piece).named("write", path)?;
@@ -149,5 +170,7 @@ fn store(
         let registry = state.registry.address().to_owned();
         return Err(RegistryError::WrongBytes { registry, expected: digest, found });
     }
-    Ok(state.registry.adopt(staged, &digest)?)
+    state.registry.adopt(staged, &digest)?;
+    taken.keep();
+    Ok(())
 }
