@@ -157,6 +157,7 @@ impl Job<'_> {
         }
         let bytes = pieces.get(0, &note.index).map_err(usable_or)?;
         let index = PatchIndex::parse(&bytes).map_err(|error| shown(&error))?;
+        drop(bytes);
         let stored: u64 = index.pieces.iter().map(|piece| u64::from(piece.stored)).sum();
         if index.old != old.digest
             || *index.recipe.digest() != *self.blob.digest.as_bytes()
@@ -205,8 +206,8 @@ impl Job<'_> {
 /// What is kept of the old contents: pieces next to each other refer to the same.
 const KEPT: usize = 32 << 20;
 
-/// An index longer than this is none: it would do for an image of some terabytes.
-const MAX_INDEX: u64 = 64 << 20;
+/// An index longer than this is none: it would do for an image of some 20 GB.
+const MAX_INDEX: u64 = 16 << 20;
 
 /// A registry whose patch is missing or wrong may have the image all the same.
 fn usable_or(error: PullError) -> Fault {

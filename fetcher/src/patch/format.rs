@@ -9,6 +9,14 @@ pub(crate) const MAGIC: [u8; 8] = *b"micapat1";
 pub(crate) const PIECE_MAX: usize = 8 << 20;
 /// The most of the old contents that one piece refers to.
 pub(crate) const REFERENCE_MAX: usize = 32 << 20;
+/// The shortest piece, but for the last one: each costs a decoder and a read of the old contents.
+pub(crate) const PIECE_MIN: usize = 32 << 10;
+/// What a run of the old contents costs at least, in bytes: a block has to be decoded for it.
+const RUN_COST: u64 = 64 << 10;
+/// Raw contents of an image are no more than so many times as long as the image. What compresses better is sent in chunks.
+const RATIO: u64 = 64;
+/// What the bounds leave besides, so that small images have room.
+const SLACK: u64 = 32 << 20;
 /// A piece may be a little longer than its contents.
 const STORED_MAX: usize = PIECE_MAX + (PIECE_MAX >> 7);
 
@@ -60,6 +68,14 @@ pub enum PatchError {
         /// The number.
         value: u64,
     },
+    /// It costs far more than the image is worth that it makes.
+    #[error("the patch takes decoding {work} bytes for an image of {image}")]
+    Work {
+        /// What it takes.
+        work: u64,
+        /// The length of the image.
+        image: u64,
+    },
     /// The pieces do not make up the contents.
     #[error("the pieces of the patch have {found} bytes of contents, not {expected}")]
     Contents {
@@ -92,7 +108,21 @@ impl PatchIndex {
         out
     }
 
-    /// Reads a shipped index. Memory is bounded by its length, whatever it says.
+    /// Bytes to be decoded when it is applied: the new contents, and of the old ones each run as often as it is referred to.
+    pub fn work(&self) -> u64 {
+        let runs = self.pieces.iter().flat_map(|piece| &piece.reference);
+        let old = runs.map(|(_, len)| u64::from(*len).max(RUN_COST));
+        old.fold(self.recipe.raw_len(), u64::saturating_add)
+    }
+
+    /// The most that [`work`](Self::work) may be: five times the contents, which may be 64 times the image.
+    pub fn most_work(&self) -> u64 {
+        let longest = self.recipe.image_len().saturating_mul(RATIO).saturating_add(SLACK);
+        self.recipe.raw_len().min(longest).saturating_mul(5).saturating_add(SLACK)
+    }
+
+    /// Reads a shipped index. Memory is bounded by its length, whatever it says, and what it takes to apply it by the image that
+    /// it makes ([`most_work`](Self::most_work)).
     pub fn parse(mut bytes: &[u8]) -> Result<Self, PatchError> {
         let rest = &mut bytes;
         if !matches!(take(rest), Ok(MAGIC)) {
@@ -106,14 +136,26 @@ impl PatchIndex {
         let recipe = Recipe::parse(recipe)?;
         let mut index = Self { old, old_len, recipe, pieces: Vec::new() };
         let mut found = 0;
+        let expected = index.recipe.raw_len();
+        let longest = index.recipe.image_len().saturating_mul(RATIO).saturating_add(SLACK);
+        if expected > longest {
+            return Err(PatchError::Work { work: expected, image: index.recipe.image_len() });
+        }
         while !rest.is_empty() {
             let piece = index.parse_piece(rest)?;
+            if (piece.len as usize) < PIECE_MIN && !rest.is_empty() {
+                let (piece, value) = (index.pieces.len(), piece.len.into());
+                return Err(PatchError::Value { piece, what: "contents of length", value });
+            }
             found += u64::from(piece.len);
             index.pieces.push(piece);
         }
-        let expected = index.recipe.raw_len();
         if found != expected {
             return Err(PatchError::Contents { found, expected });
+        }
+        let work = index.work();
+        if work > index.most_work() {
+            return Err(PatchError::Work { work, image: index.recipe.image_len() });
         }
         Ok(index)
     }

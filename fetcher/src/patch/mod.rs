@@ -13,11 +13,13 @@
 //!          8   length of its contents
 //!          4   length of the recipe, and the recipe (its own format, see `mica_squashfs::rebuild::Recipe`)
 //!          …   pieces to the end, in the order of the new contents:
-//!              4   length of the piece, 1 to 8 MiB
+//!              4   length of the piece, 32 KiB to 8 MiB, the last one also less
 //!              4   length of its frame
 //!              32  BLAKE3 of its frame
 //!              4   number of references
 //!              8+4 each: position and length of a run of the old contents; 32 MiB at most for a piece
+//!          All runs of the old contents together, each counted as 64 KiB at least, are no more than four times the new contents and
+//!          32 MiB; those no more than 64 times the image and 32 MiB.
 //! frame    zstd, with the references joined as its prefix (`ZSTD_CCtx_refPrefix`)
 //! ```
 //!

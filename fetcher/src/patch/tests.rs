@@ -223,3 +223,41 @@ fn frames_of_other_bytes_are_errors() {
         assert!(piece::decode(&reference, &frame[..at], content.len()).is_err());
     }
 }
+
+/// A small patch that would keep processors busy for hours is refused before anything of it is decoded.
+#[test]
+fn the_work_of_a_patch_is_bounded_by_its_image() {
+    let (before, after) = two_versions();
+    let (patch, len) = patch(&before, &after);
+    let good = PatchIndex::parse(&patch[..len]).unwrap();
+    let hostile = |pieces: Vec<super::Piece>, old_len| {
+        let index = PatchIndex { pieces, old_len, ..good.clone() };
+        let begun = std::time::Instant::now();
+        let parsed = PatchIndex::parse(&index.encode());
+        assert!(begun.elapsed() < std::time::Duration::from_secs(10));
+        parsed
+    };
+    let raw = good.recipe.raw_len();
+    let huge: (u64, u32) = (0, super::format::REFERENCE_MAX as u32);
+    let piece = |len: u64, reference: &[(u64, u32)]| super::Piece {
+        len: len as u32,
+        reference: reference.to_vec(),
+        ..good.pieces[0].clone()
+    };
+    // A byte each, of 32 MiB of old contents each.
+    let single = (0..raw).map(|_| piece(1, &[huge])).collect();
+    assert!(matches!(hostile(single, 1 << 40), Err(PatchError::Value { value: 1, .. })));
+    // Pieces of the least length.
+    let least = super::format::PIECE_MIN as u64;
+    let short = |reference: &[(u64, u32)]| {
+        let count = raw / least;
+        let mut pieces: Vec<_> = (0..count).map(|_| piece(least, reference)).collect();
+        pieces.extend((raw % least > 0).then(|| piece(raw % least, reference)));
+        pieces
+    };
+    assert!(matches!(hostile(short(&[huge]), 1 << 40), Err(PatchError::Work { .. })));
+    assert!(hostile(short(&[]), 1 << 40).is_ok());
+    // Single bytes here and there, each of which takes decoding a block.
+    let scattered: Vec<(u64, u32)> = (0..1000).map(|n| (n << 20, 1)).collect();
+    assert!(matches!(hostile(short(&scattered), 1 << 40), Err(PatchError::Work { .. })));
+}
