@@ -134,6 +134,7 @@ pub fn pull(
     let is_known = cached.is_some();
     let manifest = cached.map_or_else(|| registry.manifest(&resolved), Ok)?;
     let signatures = admit::signatures(registry, &manifest, is_known, cache, &options.trust)?;
+    cache.check_version(&manifest)?;
     // From here on nothing that this package needs is removed.
     let lease = with_room(cache, || cache.lease_package(&manifest))?;
     let layers = fetch_layers(registry, &manifest, cache, options, progress)?;

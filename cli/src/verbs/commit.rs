@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Write the layer to this image file
     #[arg(short, long, value_name = "FILE", conflicts_with_all = ["version", "tags", "Defaults"])]
     output: Option<PathBuf>,
+    /// Take it also in place of other content that this version has here
+    #[arg(long, conflicts_with = "output")]
+    replace: bool,
     /// Keep the owners of files, instead of making all of them root's
     #[arg(long)]
     keep_owners: bool,
@@ -110,7 +113,7 @@ impl Args {
                 "`mica commit --output FILE` writes the layer alone, to be used with --image",
             )?,
         };
-        let cache = context.cache()?;
+        let cache = context.cache()?.replacing(self.replace);
         let below = cache.lookup(&reference)?;
         let scratch = Scratch::new(scratch)?;
         let image = scratch.path().join("layer.xar");

@@ -38,13 +38,16 @@ pub(crate) struct Args {
     /// With --explain: print JSON
     #[arg(long, requires = "explain")]
     json: bool,
+    /// Take it also in place of other content that this version has here
+    #[arg(long)]
+    replace: bool,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
-    let cache = context.cache()?;
+    let cache = context.cache()?.replacing(args.replace);
     if args.explain {
         return explain(args, context, &cache);
     }

@@ -38,6 +38,9 @@ pub(crate) struct LoadArgs {
     /// The file; - is standard input
     #[arg(short, long, value_name = "FILE", default_value = "-")]
     input: PathBuf,
+    /// Take them also in place of other content that their versions have here
+    #[arg(long)]
+    replace: bool,
 }
 
 pub(crate) fn save(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
@@ -107,7 +110,7 @@ fn to_named<T>(
 }
 
 pub(crate) fn load(args: &LoadArgs, context: &Context) -> anyhow::Result<ExitCode> {
-    let cache = context.cache()?;
+    let cache = context.cache()?.replacing(args.replace);
     let mut archive = match args.input.as_os_str() == "-" {
         true => from_stdin(&context.places.cache)?,
         false => File::open(&args.input)

@@ -45,7 +45,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use mica_graph::{Blob, Digest, Layer, Manifest};
+use mica_graph::{Blob, Digest, Layer, Manifest, PackageName, Version};
 
 use crate::file::{self, FileError, Lock, Staging};
 use crate::registry::MAX_TABLE;
@@ -81,6 +81,8 @@ pub struct Cache {
     staging: Staging,
     leases: Staging,
     patience: Duration,
+    /// Whether other content may take the place of a version.
+    replaces: bool,
 }
 
 /// What a cache cannot do.
@@ -121,6 +123,18 @@ pub enum CacheError {
         /// The file's length.
         found: u64,
     },
+    /// A version never changes its content.
+    #[error("{package}@{version} is here with the manifest {held}, this one has {found}")]
+    Taken {
+        /// The package.
+        package: PackageName,
+        /// The version.
+        version: Version,
+        /// The manifest that is here.
+        held: Digest,
+        /// The other one.
+        found: Digest,
+    },
     /// A blob that is needed is not there.
     #[error("{what} is not in the cache")]
     Missing {
@@ -158,6 +172,9 @@ impl CacheError {
                 "`mica cache verify --repair` finds what is damaged and fetches it again"
             }
             Self::Missing { .. } => "`mica pull` fetches it",
+            Self::Taken { .. } => {
+                "whoever made it changed what a version is; --replace takes this one in place of the other, for whatever names it"
+            }
             Self::File(error) if error.is_full() => "`mica prune` frees what no job uses",
             Self::NotACache { .. } => "name an empty folder, or one that mica made",
             Self::File(error) if error.source.kind() == std::io::ErrorKind::TimedOut => {
@@ -222,6 +239,7 @@ impl Cache {
             staging,
             leases,
             patience: file::PATIENCE,
+            replaces: false,
         })
     }
 
@@ -252,6 +270,12 @@ impl Cache {
     #[must_use]
     pub fn with_quota(self, bytes: Option<u64>) -> Self {
         Self { quota: bytes, ..self }
+    }
+
+    /// Lets a version that is known here get other content. Otherwise a version never changes, wherever the other one comes from.
+    #[must_use]
+    pub fn replacing(self, replaces: bool) -> Self {
+        Self { replaces, ..self }
     }
 
     /// How long to wait for a lock that another process of ours holds.

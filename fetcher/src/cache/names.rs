@@ -51,18 +51,51 @@ impl Cache {
         self.root.join("manifests").join(digest.hex())
     }
 
-    /// Makes a manifest, and the tags that led to it, known here.
+    /// Fails if a version is known here with other content, which is not to be replaced.
+    pub(crate) fn check_version(&self, manifest: &Manifest) -> Result<(), CacheError> {
+        let held = self.index(&manifest.name)?;
+        self.refuse_other(held.as_ref(), manifest, manifest.digest())
+    }
+
+    fn refuse_other(
+        &self,
+        index: Option<&Index>,
+        manifest: &Manifest,
+        found: Digest,
+    ) -> Result<(), CacheError> {
+        let held = index.and_then(|index| index.entry(&manifest.version));
+        match held.map(|held| held.manifest.digest).filter(|held| *held != found) {
+            Some(held) if !self.replaces => {
+                let (package, version) = (manifest.name.clone(), manifest.version.clone());
+                Err(CacheError::Taken { package, version, held, found })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a manifest, and the tags that led to it, known here. A version that is known with other content stays as it is,
+    /// unless the cache is [replacing](Self::replacing).
+    ///
+    /// # Errors
+    /// [`CacheError::Taken`]; a file cannot be written.
     pub fn record(&self, manifest: &Manifest, tags: &[Version]) -> Result<Digest, CacheError> {
         let json = manifest.to_json();
         let digest = Digest::of(&json);
         let size = json.len() as u64;
+        self.check_version(manifest)?;
         // No prune between the manifest and the name that keeps it.
         let _gc = self.shared("gc")?;
         self.staging.write(&self.manifest_path(&digest), &json)?;
         let time = UNIX_EPOCH.elapsed().map_or(0, |age| age.as_secs());
         let entry =
             Entry { version: manifest.version.clone(), manifest: Blob { digest, size }, time };
+        let mut refused = Ok(());
         self.change_index(&manifest.name, |index| {
+            // Another process may just have recorded the other one.
+            refused = self.refuse_other(Some(index), manifest, digest);
+            if refused.is_err() {
+                return;
+            }
             // Pulled again under another tag, a version stays where it is in the order.
             match index.entry(&entry.version).filter(|held| held.manifest == entry.manifest) {
                 Some(_) => {
@@ -72,7 +105,7 @@ impl Cache {
                 None => index.follow(entry, tags),
             }
         })?;
-        Ok(digest)
+        refused.map(|()| digest)
     }
 
     /// When a version came, in seconds since 1970.

@@ -44,6 +44,9 @@ pub(crate) struct Args {
     level: Option<u32>,
     #[command(flatten)]
     defaults: Defaults,
+    /// Take it also in place of other content that this version has here
+    #[arg(long)]
+    replace: bool,
     /// Say nothing but the reference
     #[arg(short, long)]
     quiet: bool,
@@ -68,7 +71,7 @@ struct Packed {
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let cannot = || format!("cannot import {}", args.source.display());
-    let cache = context.cache()?;
+    let cache = context.cache()?.replacing(args.replace);
     let found = args.find(&cache, context).with_context(cannot)?;
     let manifest = args.manifest(found).with_context(cannot)?;
     cache.record(&manifest, &args.tags)?;
