@@ -178,3 +178,20 @@ fn a_layer_without_a_table_is_refused() {
     let opened = served.open(&served.server.url(), &served.bench.cache(), true);
     assert!(matches!(opened, Err(LazyError::NoTable(_))));
 }
+
+/// A source that is never quite silent holds a reader no longer than one that is.
+#[test]
+fn bytes_that_drip_end_a_read_in_time() {
+    let served = served();
+    let drip = || Fault::Trickle(1, Duration::from_millis(50));
+    let proxy = served.proxy((0..64).map(|_| drip()).collect());
+    let cache = served.bench.cache();
+    let image = served.partial(&proxy.url(), &cache, true);
+    let begun = Instant::now();
+    let mut buffer = vec![0; 10];
+    let error = image.read_exact_at(&mut buffer, 5 * CHUNK as u64).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    drop(image);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}

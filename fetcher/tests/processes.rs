@@ -8,6 +8,8 @@ mod borrowed;
 mod common;
 #[path = "processes/full_disk.rs"]
 mod full_disk;
+#[path = "processes/removal.rs"]
+mod removal;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -28,6 +30,8 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["pull", url, reference, cache, quota] => pull_process(url, reference, cache, quota),
+        ["remove", cache] => removal::remove_process(cache),
+        ["read", url, cache, rounds] => removal::read_process(url, cache, rounds),
         ["push", registry, manifest, images] => push_process(registry, manifest, images),
         _ => {
             let filter = words.iter().find(|word| !word.starts_with('-'));
@@ -42,7 +46,8 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-const TESTS: [(&str, fn()); 13] = [
+const TESTS: [(&str, fn()); 14] = [
+    ("removal_races_with_whoever_borrows_and_reads", removal::races),
     ("a_killed_patch_goes_on", a_killed_patch_goes_on),
     ("a_killed_pull_leaves_nothing_half", a_killed_pull_leaves_nothing_half),
     ("a_killed_pull_that_borrows_leaves_nothing_half", borrowed::killed_pulls),

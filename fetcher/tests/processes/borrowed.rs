@@ -14,7 +14,7 @@ use super::{Dice, assert_clean, output, process, pull, text};
 const CHUNK: usize = 60_000;
 
 /// Versions of an image of 2.4 MB, in each three chunks new; each borrows from the ones before.
-fn published(versions: usize) -> (Bench, Server, Vec<Manifest>) {
+pub(crate) fn published(versions: usize) -> (Bench, Server, Vec<Manifest>) {
     let mut bench = Bench::new();
     let mut names: Vec<String> = (0..40).map(|i| i.to_string()).collect();
     let mut package = |version: usize| {
