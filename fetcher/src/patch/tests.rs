@@ -252,7 +252,7 @@ fn the_work_of_a_patch_is_bounded_by_its_image() {
     let short = |reference: &[(u64, u32)]| {
         let count = raw / least;
         let mut pieces: Vec<_> = (0..count).map(|_| piece(least, reference)).collect();
-        pieces.extend((raw % least > 0).then(|| piece(raw % least, reference)));
+        pieces.extend((!raw.is_multiple_of(least)).then(|| piece(raw % least, reference)));
         pieces
     };
     assert!(matches!(hostile(short(&[huge]), 1 << 40), Err(PatchError::Work { .. })));

@@ -75,7 +75,7 @@ fn of_browser(state: &State, headers: &HeaderMap) -> Option<&'static str> {
     if headers.contains_key(ORIGIN) {
         return Some("requests of web pages are not answered here");
     }
-    let Some(host) = headers.get(HOST).filter(|_| state.loopback) else { return None };
+    let host = headers.get(HOST).filter(|_| state.loopback)?;
     let host = host.to_str().unwrap_or_default();
     let known =
         is_this_machine(host) || state.options.hosts.iter().any(|name| name == name_of(host));
