@@ -134,6 +134,9 @@ impl LaunchError {
                 "parts of the host's /proc are hidden here, as in most containers, so the kernel grants no fresh one: \
                  share the process namespace, or run the outer container with an unmasked /proc"
             }
+            Self::Plan(PlanError::NoFilter) => {
+                "install the package nftables, or let the job reach the host: --network private:host"
+            }
             Self::Plan(PlanError::Unmapped { .. }) => {
                 "the job's user namespace doesn't have this id: an ordinary user has more than one where /etc/subuid and \
                  /etc/subgid grant them and the package uidmap is installed"

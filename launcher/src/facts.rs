@@ -11,11 +11,12 @@ use rustix::process::{getegid, geteuid};
 use rustix::thread::{CapabilitySet as Held, capabilities};
 
 use crate::cgroup::Layout;
+use crate::closed::OwnNetwork;
 use crate::hidden;
 use crate::ids::{Caller, parse_map};
 use crate::plan::mounted_names;
 use crate::rooted::open_in;
-use crate::spec::{Mount, Root, Spec};
+use crate::spec::{Mount, Network, Root, Spec};
 use crate::view::{HostView, Shown, shown};
 
 /// Facts about the host, the caller and the tree.
@@ -40,6 +41,8 @@ pub struct HostFacts {
     pub automounts: Vec<PathBuf>,
     /// The host has its POSIX message queues mounted at `/dev/mqueue`.
     pub message_queues: bool,
+    /// What a job with a private network is kept off.
+    pub own_network: OwnNetwork,
     /// Text of the job's `etc/passwd`; empty if there is none.
     pub passwd: String,
     /// Text of the job's `etc/group`; empty if there is none.
@@ -127,6 +130,9 @@ impl HostFacts {
                 Path::new("/")
             }
         };
+        if spec.namespaces.network == Network::Private && !spec.host {
+            self.own_network = OwnNetwork::read();
+        }
         self.passwd = account_file(users, "etc/passwd", spec)?;
         self.group = account_file(users, "etc/group", spec)?;
         for mount in &spec.mounts {

@@ -250,8 +250,9 @@ fn start_init(
         None => clone_job(&spec.namespaces, &spec.root, plan, stdio, cgroup)?,
     };
     if spec.namespaces.network == Network::Private {
-        let helper = connect(network::program(job.pid(), own_users, &spec.ports))?;
+        let helper = connect(network::program(job.pid(), own_users, &spec.ports, spec.host))?;
         job.connect(helper);
+        job.warn(network::warning(spec));
     }
     if let Some(link) = &spec.link {
         let Link { name, bridge, address, .. } = link;
@@ -262,7 +263,7 @@ fn start_init(
     let mounts = volumes::open(&steps, all, job.pid(), |ids| {
         // A process that only waits.
         let namespaces = Namespaces { user: Namespace::New, ..SHARED };
-        let process = network::program(job.pid(), false, &[]);
+        let process = network::program(job.pid(), false, &[], true);
         let plan = Plan { steps: Vec::new(), hands_over: false, ids: Some(ids), process };
         let root = Root::Tree("/".into());
         let stdio = Stdio::null().map_err(LaunchError::Talk)?;

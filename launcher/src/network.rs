@@ -17,8 +17,10 @@ use rustix::process::{Pid, getegid, geteuid};
 
 use crate::caps::CapabilitySet;
 use crate::error::LaunchError;
+use crate::plan::capabilities;
 use crate::process::Process;
-use crate::spec::{PortForward, Protocol, Seccomp};
+use crate::spec::{PortForward, Protocol, Seccomp, Spec};
+use crate::{closed, programs};
 
 /// How long `pasta` may take to begin, in seconds.
 const PATIENCE: i64 = 20;
@@ -27,19 +29,19 @@ const PATIENCE: i64 = 20;
 pub const PRIVATE_DNS: &str = "169.254.1.1";
 
 /// The arguments of `pasta` for the namespaces of this process.
-fn arguments(pid: Pid, own_users: bool, as_root: bool, ports: &[PortForward]) -> Vec<OsString> {
+fn arguments(
+    pid: Pid,
+    own_users: bool,
+    as_root: bool,
+    ports: &[PortForward],
+    outwards: &[(&'static str, Option<String>)],
+) -> Vec<OsString> {
     let ns = |name: &str| format!("/proc/{}/ns/{name}", pid.as_raw_nonzero());
-    let mut argv: Vec<String> = [
-        "pasta",
-        "--foreground",
-        "--quiet",
-        "--config-net",
-        "--no-map-gw",
-        "--dns-forward",
-        PRIVATE_DNS,
-    ]
-    .map(str::to_owned)
-    .to_vec();
+    let pasta = programs::find("pasta").ok().and_then(|path| path.to_str().map(str::to_owned));
+    let mut argv: Vec<String> = vec![pasta.unwrap_or_else(|| "pasta".to_owned())];
+    let first =
+        ["--foreground", "--quiet", "--config-net", "--no-map-gw", "--dns-forward", PRIVATE_DNS];
+    argv.extend(first.map(str::to_owned));
     // Says that it is ready by writing its pid.
     argv.extend(["--pid".into(), "/dev/stdout".into(), "--netns".into(), ns("net")]);
     if own_users {
@@ -62,17 +64,22 @@ fn arguments(pid: Pid, own_users: bool, as_root: bool, ports: &[PortForward]) ->
             argv.extend([option.into(), "none".into()]);
         }
     }
+    // By the interface that leads outside, and no other: not to the host's other addresses.
+    for (option, name) in outwards {
+        argv.extend(name.iter().flat_map(|name| [(*option).to_owned(), name.clone()]));
+    }
     // Nothing of the host's loopback appears in the job.
     argv.extend(["--tcp-ns", "none", "--udp-ns", "none"].map(str::to_owned));
     argv.into_iter().map(Into::into).collect()
 }
 
 /// The program that makes the network of the process `pid`.
-pub(crate) fn program(pid: Pid, own_users: bool, ports: &[PortForward]) -> Process {
+pub(crate) fn program(pid: Pid, own_users: bool, ports: &[PortForward], host: bool) -> Process {
     let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+    let outwards = closed::outwards();
     Process {
-        argv: arguments(pid, own_users, uid == 0, ports),
-        env: std::env::vars_os().filter(|(name, _)| name == "PATH").collect(),
+        argv: arguments(pid, own_users, uid == 0, ports, if host { &[] } else { &outwards }),
+        env: vec![("PATH".into(), programs::USUAL.join(":").into())],
         own_home: false,
         cwd: "/".into(),
         uid,
@@ -86,6 +93,19 @@ pub(crate) fn program(pid: Pid, own_users: bool, ports: &[PortForward]) -> Proce
         umask: 0o022,
         oom_score_adj: None,
     }
+}
+
+/// What the job's capabilities take from the promise that a private network doesn't lead to the host.
+pub(crate) fn warning(spec: &Spec) -> Option<String> {
+    let held = capabilities(spec).ok()?;
+    let names = ["NET_ADMIN", "NET_RAW"].into_iter().filter(|name| held.has(name));
+    let names: Vec<&str> = names.filter(|_| !spec.host).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "with {} the job can get around the filter of its private network, and reach the host",
+            names.join(" and ")
+        )
+    })
 }
 
 /// Where `pasta` says that it is ready, and what it has to complain about.
@@ -103,7 +123,7 @@ pub(crate) fn streams() -> io::Result<(crate::launch::Stdio, Words)> {
     Ok((stdio, Words { ready: ready.into(), complaints: complaints.into() }))
 }
 
-/// Waits until the network works.
+/// Waits until the network works, but not for ever.
 pub(crate) fn wait(words: Words) -> Result<(), LaunchError> {
     let Words { mut ready, mut complaints } = words;
     let mut pid = [0; 16];
@@ -146,12 +166,15 @@ mod tests {
         let ports =
             [port(Protocol::Tcp, Some("127.0.0.1"), 8080, 80), port(Protocol::Tcp, None, 22, 22)];
         let pid = Pid::from_raw(42).unwrap();
-        let line = arguments(pid, true, false, &ports).join(" ".as_ref()).into_string().unwrap();
+        let line = arguments(pid, true, false, &ports, &[("--outbound-if4", Some("eth0".into()))])
+            .join(" ".as_ref())
+            .into_string()
+            .unwrap();
         assert!(line.contains("--netns /proc/42/ns/net --userns /proc/42/ns/user"), "{line}");
         assert!(
             line.contains("--tcp-ports 127.0.0.1/8080:80 --tcp-ports 22:22 --udp-ports none"),
             "{line}"
         );
-        assert!(!line.contains("--runas"), "{line}");
+        assert!(line.contains("--outbound-if4 eth0") && !line.contains("--runas"), "{line}");
     }
 }

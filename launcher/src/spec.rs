@@ -49,6 +49,9 @@ pub struct Spec {
     /// whoever makes the bridge.
     #[serde(default)]
     pub ports: Vec<PortForward>,
+    /// A private network leads to the host, too, and to addresses of links and of cloud metadata.
+    #[serde(default)]
+    pub host: bool,
     /// How the job is connected; for [`Network::Bridge`].
     #[serde(default)]
     pub link: Option<Link>,
@@ -140,6 +143,7 @@ impl Spec {
             hostname: None,
             namespaces: Namespaces::default(),
             ports: Vec::new(),
+            host: false,
             link: None,
             ids: IdMapping::default(),
             mounts: Vec::new(),

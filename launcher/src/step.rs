@@ -21,6 +21,14 @@ pub enum Step {
     Hostname(String),
     /// Bring the loopback interface up.
     Loopback,
+    /// Set the packet filter of the job's own network.
+    Filter {
+        /// `nft`, on the host.
+        #[serde(with = "os")]
+        program: PathBuf,
+        /// What it is told.
+        rules: String,
+    },
     /// Let everybody in the job send echo requests (`ping`) from the job's own network.
     Ping {
         /// The group whose number outside is the lowest.
@@ -192,6 +200,7 @@ impl fmt::Display for Step {
             Self::CgroupNamespace => write!(f, "make a cgroup namespace"),
             Self::Hostname(name) => write!(f, "set the host name {name}"),
             Self::Loopback => write!(f, "bring the loopback interface up"),
+            Self::Filter { .. } => write!(f, "set the packet filter of the job's network"),
             Self::Ping { first, last } => write!(f, "let groups {first} to {last} ping"),
             Self::Addresses(addresses) => {
                 let words: Vec<_> = addresses.iter().map(|(net, _)| net.to_string()).collect();

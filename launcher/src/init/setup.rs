@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -23,6 +24,7 @@ use super::targets::{Targets, is_directory};
 use super::{Trouble, hooks, lock};
 use crate::links::Links;
 use crate::names::LONGEST_FILES;
+use crate::programs;
 use crate::step::{Flags, Step};
 use crate::wire::{self, Streams};
 use crate::{bridge, sys, volumes};
@@ -143,6 +145,9 @@ fn staging(steps: &[Step]) -> &Path {
     at.map_or(Path::new("/"), |at| at)
 }
 
+/// How long `nft` may take.
+const FILTER_HAS: Duration = Duration::from_secs(10);
+
 /// Who may send echo requests, in the network of whoever opens it (icmp(7)).
 const PING: &str = "/proc/sys/net/ipv4/ping_group_range";
 
@@ -228,6 +233,9 @@ impl Work {
             Step::CgroupNamespace => sys::unshare(libc::CLONE_NEWCGROUP)?,
             Step::Hostname(name) => rustix::system::sethostname(name.as_bytes())?,
             Step::Loopback => sys::loopback_up()?,
+            Step::Filter { program, rules } => {
+                programs::run(program, &["-f", "-"], rules.as_bytes(), FILTER_HAS)?;
+            }
             // A convenience: where /proc can't be written, as in some containers, there is no ping.
             Step::Ping { first, last } => {
                 std::fs::write(PING, format!("{first} {last}")).ok();

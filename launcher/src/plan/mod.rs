@@ -82,6 +82,9 @@ pub enum PlanError {
     /// A seccomp profile that can't be used.
     #[error("cannot use the seccomp profile")]
     Profile(#[from] ProfileError),
+    /// Without the program, a private network would lead to the host.
+    #[error("a private network needs the program nft, to keep the job off the host")]
+    NoFilter,
     /// Ports can only be published from a network of the job's own that leads somewhere.
     #[error("ports can be published only from a private or a bridge network")]
     Ports,
@@ -122,6 +125,11 @@ pub fn plan(spec: &Spec, facts: &HostFacts) -> Result<Plan, PlanError> {
     };
     let mut steps = Vec::new();
     surroundings(spec, ids.as_ref(), &mut steps);
+    if spec.namespaces.network == Network::Private && !spec.host {
+        let own = &facts.own_network;
+        let program = own.filter.clone().ok_or(PlanError::NoFilter)?;
+        steps.insert(0, Step::Filter { program, rules: own.rules() });
+    }
     root(spec, facts, &mut steps);
     kernel_filesystems(spec, facts, tty_group, &mut steps);
     check_sources(facts)?;

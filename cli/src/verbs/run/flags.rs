@@ -319,8 +319,8 @@ pub(super) struct Confinement {
         value_parser = clap::value_parser!(i32).range(-1000..=1000))]
     pub(super) oom_score_adj: Option<i32>,
     /// The job's network: host; none; private, connected with the host's without privilege; or the name of a bridge network
-    /// (`mica network`), of which `bridge` is there by itself [default: host, or private if ports are published]
-    #[arg(long, visible_alias = "net", value_parser = parse_network, value_name = "MODE|NAME[:ip=IP,alias=NAME]")]
+    /// (`mica network`), of which `bridge` is there by itself; private and bridge networks lead to the host only with `:host` [default: host, or private if ports are published]
+    #[arg(long, visible_alias = "net", value_parser = parse_network, value_name = "MODE|NAME[:ip=IP,alias=NAME,host]")]
     pub(super) network: Option<NetworkMode>,
     /// A further name by which jobs on the same bridge network find this one
     #[arg(long, value_parser = parse_host_name, value_name = "NAME", requires = "network")]
@@ -398,8 +398,8 @@ pub(super) enum NetworkMode {
     Host,
     /// A loopback interface and nothing else
     None,
-    /// A network of its own, connected with the host's without privilege
-    Private,
+    /// A network of its own, connected with the host's without privilege; whether it leads to the host, too
+    Private(bool),
     /// A bridge
     Bridge(Attachment),
 }

@@ -255,7 +255,7 @@ fn confine(spec: &mut Spec, args: &Args, source: &Source) -> anyhow::Result<()> 
     let network = match &flags.network {
         Some(NetworkMode::Host) => Network::Host,
         Some(NetworkMode::None) => Network::None,
-        Some(NetworkMode::Private) => Network::Private,
+        Some(NetworkMode::Private(_)) => Network::Private,
         Some(NetworkMode::Bridge(_)) => Network::Bridge,
         None if flags.publish.is_empty() => Network::Host,
         None => Network::Private,
@@ -264,6 +264,7 @@ fn confine(spec: &mut Spec, args: &Args, source: &Source) -> anyhow::Result<()> 
         Some(Shared::Host) => Namespace::Host,
         Some(Shared::Private) | None => Namespace::New,
     };
+    spec.host = matches!(flags.network, Some(NetworkMode::Private(true)));
     spec.namespaces = Namespaces {
         user: match flags.userns {
             Some(Users::Shared(shared)) => own(Some(shared)),

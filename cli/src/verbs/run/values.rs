@@ -151,7 +151,8 @@ pub(super) fn parse_network(text: &str) -> Result<NetworkMode, String> {
     let mode = match name {
         "host" => NetworkMode::Host,
         "none" => NetworkMode::None,
-        "private" => NetworkMode::Private,
+        "private" if options == "host" => return Ok(NetworkMode::Private(true)),
+        "private" => NetworkMode::Private(false),
         name => {
             let network = name.parse()?;
             NetworkMode::Bridge(Attachment {
@@ -326,7 +327,8 @@ mod tests {
 
     #[test]
     fn networks() {
-        assert_eq!(parse_network("private"), Ok(NetworkMode::Private));
+        assert_eq!(parse_network("private"), Ok(NetworkMode::Private(false)));
+        assert_eq!(parse_network("private:host"), Ok(NetworkMode::Private(true)));
         let Ok(NetworkMode::Bridge(back)) = parse_network("back:ip=10.1.0.7,alias=db") else {
             panic!("a bridge network")
         };
