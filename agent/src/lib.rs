@@ -54,6 +54,8 @@ pub mod events;
 mod features;
 mod files;
 mod forced;
+#[doc(hidden)]
+pub mod fuzz;
 mod handover;
 mod health;
 mod holders;

@@ -277,15 +277,11 @@ pub fn load(
     archive: &mut File,
     trust: &Trust,
 ) -> Result<Vec<PackageRef>, LoadError> {
-    let places = Places::find(archive)?;
-    let index = places.index(archive)?;
-    let mut packages = 0;
-    for descriptor in &index.manifests {
-        packages += usize::from(places.package(archive, descriptor)?.is_some());
-    }
-    if packages == 0 {
+    if look(archive)? == 0 {
         return Err(LoadError::NoPackage);
     }
+    let places = Places::find(archive)?;
+    let index = places.index(archive)?;
     let (mut leases, mut loaded) = (Vec::new(), Vec::new());
     for descriptor in &index.manifests {
         let Some(package) = places.package(archive, descriptor)? else { continue };
@@ -305,6 +301,16 @@ pub fn load(
         loaded.push(package);
     }
     Ok(loaded)
+}
+
+/// Looks at the packages of an archive, as [`load`] does first.
+pub(crate) fn look(archive: &mut File) -> Result<usize, LoadError> {
+    let places = Places::find(archive)?;
+    let mut packages = 0;
+    for descriptor in &places.index(archive)?.manifests {
+        packages += usize::from(places.package(archive, descriptor)?.is_some());
+    }
+    Ok(packages)
 }
 
 /// Where the members of an archive are.
@@ -364,8 +370,8 @@ impl Places {
 
     fn index(&self, archive: &mut File) -> Result<OciIndex, LoadError> {
         let place = self.index.ok_or(LoadError::NoPackage)?;
-        let mut index: OciIndex = serde_json::from_slice(&self.read(archive, place)?)
-            .map_err(|error| bad("index.json", error.into()))?;
+        let mut index: OciIndex =
+            form::parse(&self.read(archive, place)?).map_err(|error| bad("index.json", error))?;
         let mut seen = HashSet::new();
         index.manifests.retain(|descriptor| seen.insert(descriptor.digest.clone()));
         match index.manifests.len() > MAX_PACKAGES {
@@ -390,8 +396,7 @@ impl Places {
         archive: &mut File,
         sha256: &str,
     ) -> Result<T, LoadError> {
-        serde_json::from_slice(&self.get(archive, sha256)?)
-            .map_err(|source| bad(&blob_name(sha256), source.into()))
+        form::parse(&self.get(archive, sha256)?).map_err(|source| bad(&blob_name(sha256), source))
     }
 
     /// What an index names; `None` if that is no package of ours.

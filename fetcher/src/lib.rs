@@ -63,6 +63,8 @@ mod delta;
 mod explain;
 mod file;
 mod foreign;
+#[doc(hidden)]
+pub mod fuzz;
 mod heal;
 mod history;
 mod lazy;

@@ -23,6 +23,8 @@ pub mod actions;
 pub mod build;
 pub mod buildfile;
 mod digest;
+#[doc(hidden)]
+pub mod fuzz;
 mod json;
 mod label;
 mod manifest;

@@ -21,6 +21,8 @@
 //! ```
 
 mod conflict;
+#[doc(hidden)]
+pub mod fuzz;
 mod hash;
 mod inputs;
 mod options;

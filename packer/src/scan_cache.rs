@@ -73,7 +73,10 @@ impl ScanCache {
 
     /// Reads a cache; one that is missing, damaged or of another version knows nothing.
     pub fn load(path: &Path) -> Self {
-        let mut bytes = std::fs::read(path).unwrap_or_default();
+        Self::from_bytes(std::fs::read(path).unwrap_or_default())
+    }
+
+    pub(crate) fn from_bytes(mut bytes: Vec<u8>) -> Self {
         let range = || {
             let entries = checked(split_last(bytes.strip_prefix(MAGIC)?)?.1)?;
             let start = bytes.len() - HASH - entries.len();

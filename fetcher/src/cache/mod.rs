@@ -59,6 +59,7 @@ mod part;
 mod prune;
 mod signatures;
 mod trace;
+pub(crate) use trace::parse as fuzz_trace;
 mod verify;
 
 pub use borrowed::{BorrowedImage, Held};

@@ -20,9 +20,7 @@ impl Cache {
     /// What an earlier run touched of an image, in its order; nothing if that is not known.
     pub fn trace(&self, digest: &Digest) -> Vec<Range<u64>> {
         let bytes = file::read_small(&self.trace_path(digest), MAX).ok().flatten();
-        let pairs: Option<Vec<(u64, u64)>> =
-            bytes.as_deref().and_then(checked).and_then(|body| serde_json::from_slice(body).ok());
-        pairs.unwrap_or_default().into_iter().map(|(start, end)| start..end).collect()
+        parse(bytes.as_deref().and_then(checked).unwrap_or_default())
     }
 
     /// Notes what a run touched. The note of a run that touched more stays.
@@ -36,4 +34,10 @@ impl Cache {
         bytes.extend_from_slice(&body);
         Ok(self.staging.write(&self.trace_path(digest), &bytes)?)
     }
+}
+
+/// What cannot be read is not known.
+pub(crate) fn parse(body: &[u8]) -> Vec<Range<u64>> {
+    let pairs: Vec<(u64, u64)> = serde_json::from_slice(body).unwrap_or_default();
+    pairs.into_iter().map(|(start, end)| start..end).collect()
 }

@@ -159,6 +159,15 @@ fn read(path: &Path) -> Result<Option<AuthFile>, RegistryError> {
     Ok(Some(parsed.map_err(|source| RegistryError::AuthFile { path: path.to_owned(), source })?))
 }
 
+/// For [`crate::fuzz`].
+pub(crate) fn fuzz(data: &[u8]) {
+    let Ok(mut file) = serde_json::from_slice::<AuthFile>(data) else { return };
+    // No program is started for it.
+    file.cred_helpers.clear();
+    file.creds_store = None;
+    let _login = file.login("example.com/team/app", Path::new("auth.json")).is_ok();
+}
+
 impl AuthFile {
     fn login(&self, place: &str, path: &Path) -> Result<Option<Login>, RegistryError> {
         let host = place.split('/').next().unwrap_or(place);

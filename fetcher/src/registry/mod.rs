@@ -30,6 +30,7 @@ use crate::trust::Signatures;
 
 mod bounded;
 mod credentials;
+pub(crate) use credentials::fuzz as fuzz_credentials;
 mod dir;
 mod error;
 mod files;

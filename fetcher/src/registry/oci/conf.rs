@@ -69,6 +69,14 @@ pub(super) fn resolve(path: Option<&Path>, location: Location) -> Result<Resolve
     apply(conf, location)
 }
 
+/// For [`crate::fuzz`].
+pub(crate) fn fuzz(data: &[u8]) {
+    let Ok(conf) = toml::from_slice::<Conf>(data) else { return };
+    if let Some(Ok(location)) = Location::parse("oci://example.com/team/app") {
+        let _refused = apply(conf, location).is_err();
+    }
+}
+
 fn apply(conf: Conf, location: Location) -> Result<Resolved, RegistryError> {
     let place = location.place();
     let matching = |entry: &&Entry| covers(entry.key(), &place);

@@ -1,0 +1,4 @@
+//! See `mica_graph::fuzz::graph`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| mica_graph::fuzz::graph(data));
