@@ -7,8 +7,11 @@ use crate::control::{Reply, Request};
 use crate::events::Event;
 use crate::{JobConfig, MountConfig, NetworkConfig, Status, mountinfo};
 
+/// Takes any bytes; panics if something is wrong with what was made of them.
+pub type Target = fn(&[u8]);
+
 /// All of them, by name.
-pub const TARGETS: [(&str, fn(&[u8])); 4] =
+pub const TARGETS: [(&str, Target); 4] =
     [("events", events), ("messages", messages), ("mountinfo", mount_table), ("state", state)];
 
 /// A document: written and read again, it stays what it is.

@@ -9,6 +9,7 @@
 //! /usr …      of the host ([`PROGRAMS`]), and what programs need of /etc ([`SETTINGS`])
 //! ```
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -84,13 +85,22 @@ impl ActionFlags {
         let hidden =
             own.into_iter().chain(shared).chain(home).chain([workspace.to_owned()]).collect();
         let memory = self.action_memory.or_else(three_quarters);
-        Arc::new(Confined { deadline, memory, hidden })
+        // What the settings show to jobs, but for what is of a person or a machine.
+        let settings = Path::new("/etc");
+        let programs =
+            places.host_paths.iter().filter(|path| !path.starts_with(settings)).cloned().collect();
+        Arc::new(Confined { deadline, memory, hidden, programs })
     }
 }
 
 /// For looking at a workspace only: links of it are followed as far as a confined build would.
 pub(crate) fn for_planning() -> Arc<dyn Executor> {
-    Arc::new(Confined { deadline: DEADLINE, memory: None, hidden: Vec::new() })
+    Arc::new(Confined {
+        deadline: DEADLINE,
+        memory: None,
+        hidden: Vec::new(),
+        programs: Vec::new(),
+    })
 }
 
 /// Of the machine's memory.
@@ -108,6 +118,8 @@ struct Confined {
     memory: Option<u64>,
     /// What no action sees, wherever it is.
     hidden: Vec<PathBuf>,
+    /// What they see beside [`PROGRAMS`], by the setting `host-paths`.
+    programs: Vec<PathBuf>,
 }
 
 impl Executor for Confined {
@@ -183,7 +195,14 @@ impl Confined {
         let tmp = Path::new(TMP);
         let mut mounts = vec![bind(invocation.folder.join(tmp), &Path::new("/").join(tmp), false)];
         let settings = SETTINGS.iter().map(|name| Path::new("etc").join(name));
-        for path in PROGRAMS.iter().map(PathBuf::from).chain(settings) {
+        let programs = self.programs.iter().filter_map(|path| path.strip_prefix("/").ok());
+        let programs: BTreeSet<&Path> = PROGRAMS.iter().map(Path::new).chain(programs).collect();
+        // What is within another one is seen with it.
+        let outermost = |path: &&&Path| !path.ancestors().skip(1).any(|up| programs.contains(up));
+        for path in programs.iter().filter(outermost) {
+            mounts.extend(tree.show(path)?);
+        }
+        for path in settings {
             mounts.extend(tree.show(&path)?);
         }
         let seen: Vec<PathBuf> = mounts.iter().map(|mount| mount.target().clone()).collect();

@@ -430,3 +430,32 @@ pub(crate) fn find_workspace(cwd: &Path) -> Option<PathBuf> {
         ["mica.toml", "WORKSPACE", "WORKSPACE.bazel", "MODULE.bazel", ".buckconfig", ".git"];
     cwd.ancestors().find(|dir| MARKS.iter().any(|mark| dir.join(mark).exists())).map(Path::to_owned)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEED: &str = "registry = \"oci://h/p\"\ncache = \"c\"\nmirrors = [\"m\"]\nquota = \"20g\"\n\
+        host-paths = [\"/usr\", \"default\"]\nuserns-remap = \"u\"\n[[trust]]\nname = \"a*\"\nkeys = []\n";
+
+    #[test]
+    fn settings_cut_off_or_changed_anywhere_are_read_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mica.toml");
+        let read = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            Settings::from_file(&path, |_| Ok(true)).is_ok()
+        };
+        assert!(read(SEED.lines().next().unwrap().as_bytes()));
+        for at in 0..SEED.len() {
+            read(&SEED.as_bytes()[..at]);
+            for bit in 0..8 {
+                let mut changed = SEED.as_bytes().to_vec();
+                changed[at] ^= 1 << bit;
+                read(&changed);
+            }
+        }
+        // As deep as it likes.
+        assert!(!read(format!("mirrors = {}", "[".repeat(100_000)).as_bytes()));
+    }
+}

@@ -10,8 +10,11 @@ use crate::registry::Index;
 use crate::registry::oci::form::{self, OciIndex, OciManifest};
 use crate::{ImageDefaults, Signatures, archive, cache, registry};
 
+/// Takes any bytes; panics if something is wrong with what was made of them.
+pub type Target = fn(&[u8]);
+
 /// All of them, by name.
-pub const TARGETS: [(&str, fn(&[u8])); 10] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("archive", archive),
     ("authfile", authfile),
     ("image_config", image_config),

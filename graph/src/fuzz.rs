@@ -7,8 +7,11 @@ use crate::actions::analyze;
 use crate::buildfile::{Configuration, Entry, Workspace, load};
 use crate::{BuildGraph, Digest, Label, Manifest, PackageName, PackageRef, Port, Version};
 
+/// Takes any bytes; panics if something is wrong with what was made of them.
+pub type Target = fn(&[u8]);
+
 /// All of them, by name.
-pub const TARGETS: [(&str, fn(&[u8])); 4] =
+pub const TARGETS: [(&str, Target); 4] =
     [("build_file", build_file), ("graph", graph), ("manifest", manifest), ("names", names)];
 
 /// A package's manifest: it comes back from its own encoding.

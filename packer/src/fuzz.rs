@@ -6,8 +6,11 @@ use std::io::{self, Read};
 use crate::ScanCache;
 use crate::tar_guard::Guard;
 
+/// Takes any bytes; panics if something is wrong with what was made of them.
+pub type Target = fn(&[u8]);
+
 /// All of them, by name.
-pub const TARGETS: [(&str, fn(&[u8])); 2] = [("scan", scan), ("tar", tar)];
+pub const TARGETS: [(&str, Target); 2] = [("scan", scan), ("tar", tar)];
 
 /// A tar: whatever its reader takes from it is within the bounds.
 pub fn tar(data: &[u8]) {
