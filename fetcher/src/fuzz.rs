@@ -66,12 +66,19 @@ pub fn oci(data: &[u8]) {
     let _refused = form::read_config(data).is_err();
 }
 
-/// The index of a patch: it comes back from its own encoding, and no piece reaches beyond the old contents.
+/// The index of a patch: never more work than the image it makes, no piece reaches beyond the old contents, and it comes back
+/// from its own encoding.
 pub fn patch(data: &[u8]) {
     let Ok(index) = PatchIndex::parse(data) else { return };
     for piece in &index.pieces {
         assert!(piece.reference.iter().all(|(at, len)| at + u64::from(*len) <= index.old_len));
     }
+    // What applying it costs follows from the length of the image.
+    let image = index.recipe.image_len();
+    assert!(index.work() <= index.most_work());
+    assert!(index.work() <= image.saturating_mul(5 * 64) + ((6 * 32) << 20));
+    let pieces = index.pieces.len() as u64;
+    assert!(pieces <= 1 + index.recipe.raw_len() / (32 << 10));
     assert_eq!(PatchIndex::parse(&index.encode()).ok(), Some(index));
 }
 
