@@ -115,6 +115,8 @@ impl MountStackError {
 
 /// Images up to this size are verified as one chunk, by their own digest, where they have no table.
 const ONE_CHUNK: u64 = 1 << 20;
+/// A trace longer than this is none.
+const MAX_TRACE: u64 = 64 << 20;
 
 impl StackConfig {
     /// Keeps the images in the cache while the lease lives.
@@ -411,7 +413,8 @@ impl TraceFile {
         options.record_trace = self.record;
         if !self.record {
             // Without it reading is slower, nothing else.
-            let trace = fs::read_to_string(&self.path).ok();
+            let trace = read_regular(&self.path, MAX_TRACE).ok();
+            let trace = trace.and_then(|bytes| String::from_utf8(bytes).ok());
             options.trace = trace.and_then(|text| Trace::parse(&text)).map(Arc::new);
         }
     }
@@ -419,13 +422,14 @@ impl TraceFile {
     /// Keeps what was recorded; a reader sees the old trace or the new one.
     pub(crate) fn save(&self, trace: Option<Trace>) {
         let Some(trace) = trace.filter(|_| self.record) else { return };
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        let temporary = self.path.with_extension(std::process::id().to_string());
-        let saved = fs::create_dir_all(folder)
-            .and_then(|()| fs::write(&temporary, trace.to_text()))
-            .and_then(|()| fs::rename(&temporary, &self.path));
+        let (Some(folder), Some(name)) = (self.path.parent(), self.path.file_name()) else {
+            return;
+        };
+        let saved = mica_durable::Folder::create(folder, 0o755)
+            .and_then(|folder| folder.replace(name, trace.to_text().as_bytes(), 0o644));
         if let Err(error) = saved {
-            tracing::warn!(path = %self.path.display(), %error, "cannot keep the trace");
+            let reason = &error.source;
+            tracing::warn!(path = %self.path.display(), %error, %reason, "cannot keep the trace");
         }
     }
 }

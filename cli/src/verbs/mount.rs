@@ -37,7 +37,8 @@ pub(crate) struct Args {
     /// Unmount when nothing was asked for so many seconds and nothing is in use
     #[arg(long, value_name = "SECONDS")]
     idle_timeout: Option<u64>,
-    /// When to compare what is read with the images' chunk tables: never, first-read or always
+    /// When to compare what is read with the images' chunk tables: never, first-read or always; images of a cache that
+    /// another account can change are verified at every read in any case
     #[arg(long, default_value = "first-read", value_name = "WHEN")]
     verify: Verify,
     /// Note in which order the package's blocks are first read; later mounts and jobs read them ahead

@@ -225,7 +225,8 @@ pub(super) struct Storage {
     /// Mount the stack read-only, without a writable layer
     #[arg(long)]
     pub(super) read_only: bool,
-    /// When to compare what is read with the images' chunk tables: never, first-read or always
+    /// When to compare what is read with the images' chunk tables: never, first-read or always; images of a cache that
+    /// another account can change are verified at every read in any case
     #[arg(long, default_value = "first-read", value_name = "WHEN")]
     pub(super) verify: mica_agent::Verify,
     /// Note in which order the package's blocks are first read; later mounts and jobs read them ahead

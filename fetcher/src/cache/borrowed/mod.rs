@@ -14,6 +14,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -375,7 +376,9 @@ impl Cache {
     /// Notes that each chunk of an image has the BLAKE3 that the table says.
     pub(crate) fn note_checked(&self, image: &Digest, table: &Digest) {
         let path = self.folder("checked").join(pair_name(image, table));
-        if let Err(error) = self.staging.write(&path, b"") {
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o644);
+        if let Err(error) = options.open(&path) {
             // Then it is compared once more.
             tracing::debug!(path = %path.display(), %error, "cannot note that a table is right");
         }

@@ -1,7 +1,7 @@
 //! One HTTP client: TLS, credentials, time limits, and answers turned into errors.
 
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt};
 use reqwest::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -15,6 +15,10 @@ use super::{Access, HttpOptions, follow, tls};
 
 /// How much of an error's body is read.
 const MESSAGE_LIMIT: usize = 64 << 10;
+
+/// What of a document is read at a time, and how long all of it may take.
+const PIECE: u64 = 16 << 10;
+const DOCUMENT_TIME: Duration = Duration::from_secs(600);
 
 /// How much of an error's message is shown.
 pub(crate) const SHOWN: usize = 500;
@@ -158,8 +162,16 @@ impl Sender {
         limit: u64,
     ) -> Result<Vec<u8>, RegistryError> {
         let mut bytes = Vec::new();
-        let mut reader = reader.take(limit + 1);
-        reader.read_to_end(&mut bytes).map_err(|source| self.unreachable(source))?;
+        let (mut reader, begun) = (reader.take(limit + 1), Instant::now());
+        // Piece by piece: what comes a little faster than a trickle takes hours else.
+        while (&mut reader).take(PIECE).read_to_end(&mut bytes).map_err(|e| self.unreachable(e))?
+            > 0
+        {
+            if begun.elapsed() > DOCUMENT_TIME {
+                let seconds = DOCUMENT_TIME.as_secs();
+                return Err(self.unreachable(format!("a document took longer than {seconds} s")));
+            }
+        }
         if bytes.len() as u64 > limit {
             let message = "the document is far too large".to_owned();
             return Err(RegistryError::Status { url, status: 200, message, retry_after: None });
