@@ -123,8 +123,6 @@ impl Settings {
         ] {
             *dir = dir.take().map(|dir| folder.join(dir));
         }
-        check_host_paths(&settings)
-            .with_context(|| format!("cannot use host-paths of {}", path.display()))?;
         settings.registry = settings.registry.map(|location| relative_to(folder, location));
         let rules = std::mem::take(&mut settings.trust);
         settings.rules = trust::rules(rules, path, folder, vouched)?;
@@ -208,6 +206,9 @@ impl Places {
         let root = rustix::process::geteuid().is_root();
         let flag = Settings { registry: registry.map(str::to_owned), ..Settings::default() };
         let layers = layers(cwd)?;
+        layers.iter().try_for_each(|(origin, settings)| {
+            check_host_paths(settings).with_context(|| format!("cannot use host-paths of {origin}"))
+        })?;
         let named_by_user = registry.is_some() || !names_registry(cwd, &layers);
         let layers = layers.into_iter();
         let settings = layers.fold(flag, |settings, (_, next)| settings.or(next));

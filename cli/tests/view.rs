@@ -197,3 +197,80 @@ fn mica_in_a_privileged_job_starts_jobs_of_its_own() {
     assert_eq!(ran.stdout, "hello\n0\n", "{ran:?}");
     world.ends_clean();
 }
+
+/// Two accounts on one node: neither's jobs get at the other one's jobs, whatever is shown to them.
+#[test]
+fn no_user_reaches_another_ones_jobs() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root, for two accounts");
+    let (one, two) = (world(User::Ordinary), world(User::Me));
+    let give = |folder: &Path| {
+        let given =
+            std::process::Command::new("chown").args(["-R", "12346:12346"]).arg(folder).status();
+        assert!(given.unwrap().success());
+    };
+    give(two.dir.path());
+    let second = |args: &[&str]| -> Ran {
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid", "12346", "--regid", "12346", "--clear-groups", "--"]);
+        command
+            .arg(two.binary())
+            .args(args)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap());
+        for name in ["cache", "state", "runtime", "registry"] {
+            command.env(format!("MICA_{}", name.to_uppercase()), two.path(name));
+        }
+        command.env("HOME", two.path("home")).current_dir(two.dir.path()).output().unwrap().into()
+    };
+    std::fs::set_permissions(one.dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .unwrap();
+    one.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "victim",
+        "-e",
+        "TOKEN=t0p",
+        "--image",
+        "app.xar",
+        "--",
+        "sleep",
+        "1000",
+    ]);
+    let folder = one.dir.path().display().to_string();
+    let state = format!("{folder}/state");
+    for (flags, place) in [
+        (vec![], folder.clone()),
+        (vec!["--host-root"], folder.clone()),
+        (vec!["--host-root", "--pid", "host", "-u", "0"], folder.clone()),
+        (vec!["-v", "/:/h", "-u", "0", "--privileged"], format!("/h{folder}")),
+    ] {
+        let script = format!(
+            "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep TOKEN; ls {state}/jobs 2>/dev/null; \
+             python3 -c \"$0\" {place}; echo end"
+        );
+        let tail = ["--image", "app.xar", "--", "sh", "-c", &script, SEARCH];
+        let ran = second(&[&["run", "--rm"][..], &flags, &tail].concat());
+        let found: Vec<_> = ran.stdout.lines().collect();
+        let images = format!("['{place}/app.xar']");
+        assert!(
+            found == ["nothing", "end"] || found == [images.as_str(), "end"],
+            "{flags:?} {ran:?}"
+        );
+    }
+    let ran = second(&[
+        "run",
+        "--rm",
+        "-v",
+        &format!("{state}:/s"),
+        "--image",
+        "app.xar",
+        "--",
+        "ls",
+        "/s",
+    ]);
+    assert_ne!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(one.ok(&["exec", "victim", "printenv", "TOKEN"]).stdout, "t0p\n");
+    one.ok(&["rm", "-f", "victim"]);
+    one.ends_clean();
+}

@@ -79,7 +79,8 @@ fn whole_root(facts: &HostFacts, at: &Path, steps: &mut Vec<Step>) {
     steps.push(tmpfs("/run", Flags::STRICT, None, 0o755));
 }
 
-/// Something of the host's, but for what no job may see.
+/// Something of the host's, but for what no job may see. What the host mounts in it on demand appears as the host mounts it:
+/// the kernel can't be told to make it read-only, or to leave devices in it without effect.
 fn host_bind(
     facts: &HostFacts,
     source: &Path,

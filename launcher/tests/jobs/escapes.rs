@@ -7,8 +7,8 @@ use std::path::Path;
 
 use crate::support::*;
 use mica_launcher::{
-    Device, ExecSpec, GeneratedFile, HostView, Mount, Namespace, Network, Root, Seccomp, Spec,
-    Stdio,
+    Device, Ending, ExecSpec, GeneratedFile, HostView, Mount, Namespace, Network, Root, Seccomp,
+    Spec, Stdio,
 };
 
 pub(crate) const TESTS: &[Test] = &[
@@ -465,6 +465,26 @@ fn forbidden_calls() {
     let (_, text) = output(&perl(tree.path(), &calls(&attempts)));
     let expected: Vec<_> = list.iter().map(|(_, _, expected)| *expected).collect();
     assert_eq!(text.lines().collect::<Vec<_>>(), expected);
+    if cfg!(target_arch = "x86_64") {
+        calls_of_another_architecture(tree.path());
+    }
+}
+
+/// `mkdir` as a 32-bit program calls it: under a number that is another call's here.
+fn calls_of_another_architecture(tree: &Path) {
+    let script = "import ctypes, mmap; path = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40, prot=7); \
+         path.write(b'/tmp/made\\0'); at = ctypes.addressof(ctypes.c_char.from_buffer(path)); \
+         code = b'\\x53\\xbb' + at.to_bytes(4, 'little') + b'\\xb9\\xed\\x01\\0\\0\\xb8\\x27\\0\\0\\0\\xcd\\x80\\x5b\\xc3'; \
+         path.seek(64); path.write(code); print('calls', flush=True); ctypes.CFUNCTYPE(ctypes.c_long)(at + 64)(); print('called')";
+    let deny = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}]}"#;
+    for seccomp in [Seccomp::Default, Seccomp::Profile(deny.into())] {
+        let mut spec = spec(tree, &["python3", "-c", script]);
+        spec.seccomp = seccomp;
+        let (exit, text) = output(&spec);
+        // By the filter, or by a kernel that has no such calls.
+        let killed = [Ending::Killed(libc::SIGSYS), Ending::Killed(libc::SIGSEGV)];
+        assert!(text == "calls\n" && killed.contains(&exit.ending), "{text} {exit:?}");
+    }
 }
 
 fn profiles() {
