@@ -120,4 +120,5 @@ pub use state::{CreateError, FindError, StateDir, now_ms};
 pub use status::{Failure, Health, HealthState, Phase, Status, Timings};
 pub use subids::{NoSubIds, SubIds};
 pub use supervisor::{Invocation, SuperviseError, supervise};
+pub use sys::keep_descriptors;
 pub use volumes::{VolumeError, VolumeName, Volumes};

@@ -29,6 +29,7 @@ pub(crate) fn run() -> ExitCode {
         Some(mica_agent::SERVE_MOUNT) => return verbs::mount::serve(&args[2..]),
         _ => {}
     }
+    mica_agent::keep_descriptors();
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => return misused(&error, &args),

@@ -65,6 +65,7 @@ fn a_job_has_three_descriptors_whatever_its_caller_has() {
         let ended = ran(&mut careless(&world, &exec, ">printed"));
         assert_eq!(ended.code, Some(0), "{ended:?}");
         assert_eq!(std::fs::read_to_string(world.path("printed")).unwrap(), ",0,1,2\n");
+        helper_of_a_copy(&world);
         world.ok(&["exec", "-d", "job", "sh", "-c", &format!("{LIST} > /tmp/detached")]);
         for file in ["/tmp/checked", "/tmp/detached"] {
             wait_for(|| world.run(&["exec", "job", "cat", file]).stdout == ",0,1,2\n");
@@ -72,6 +73,36 @@ fn a_job_has_three_descriptors_whatever_its_caller_has() {
         world.ok(&["rm", "-f", "job"]);
         world.ends_clean();
     }
+}
+
+/// The process that goes into the job's namespaces for `cp` takes nothing along.
+fn helper_of_a_copy(world: &World) {
+    let mut command = careless(world, &["cp", "-", "job:/tmp"], "");
+    let mut copy = command.stdin(Stdio::piped()).spawn().unwrap();
+    let here = world.dir.path().to_str().unwrap();
+    let opened = |entry: &std::fs::DirEntry| -> Option<Vec<String>> {
+        let words = std::fs::read(entry.path().join("cmdline")).ok()?;
+        let words = String::from_utf8_lossy(&words).replace('\0', " ");
+        if !words.contains("copy-job-files write") || !words.contains(here) {
+            return None;
+        }
+        let descriptors = entry.path().join("fd").read_dir().ok()?.flatten();
+        let to = |fd: std::fs::DirEntry| Some(fd.path().read_link().ok()?.display().to_string());
+        Some(descriptors.filter_map(to).collect())
+    };
+    let mut found = None;
+    wait_for(|| {
+        found = std::fs::read_dir("/proc").unwrap().flatten().find_map(|entry| opened(&entry));
+        // It is there when it has begun to read.
+        found.as_ref().is_some_and(|found| !found.is_empty())
+    });
+    drop(copy.stdin.take());
+    copy.wait().unwrap();
+    let found = found.unwrap();
+    let foreign = |to: &&String| {
+        ["secret", "fifo", "passwd"].iter().any(|name| to.ends_with(name)) || to.as_str() == here
+    };
+    assert_eq!(found.iter().filter(foreign).count(), 0, "{found:?}");
 }
 
 /// What the job sees as its streams, and what it makes of them.
