@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -118,9 +118,28 @@ impl Drop for Worker {
 #[derive(Default)]
 struct Said {
     names: BTreeMap<String, String>,
+    /// The beginning of a line.
+    pending: Vec<u8>,
 }
 
 impl Said {
+    /// All that has been said until now: the other side has stopped.
+    fn hear_all(&mut self, pipe: &mut impl Read) {
+        let mut buffer = [0; 4096];
+        loop {
+            match pipe.read(&mut buffer) {
+                Ok(0) => panic!("the process that works has ended"),
+                Ok(count) => self.pending.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        while let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.pending.drain(..=end).collect();
+            self.hear(std::str::from_utf8(&line).unwrap().trim_end());
+        }
+    }
+
     fn hear(&mut self, line: &str) {
         let words: Vec<&str> = line.split(' ').collect();
         match words[..] {
@@ -148,6 +167,19 @@ impl Said {
                 assert!(job.status().unwrap().unwrap().is_final(), "{name}");
             }
         }
+    }
+}
+
+/// What a disk has at one moment: the kernel goes on to write what it has in memory, and a disk that was read by halves before
+/// and after that is none.
+fn content(image: &Path) -> Vec<u8> {
+    let mut before = fs::read(image).unwrap();
+    loop {
+        let now = fs::read(image).unwrap();
+        if now == before {
+            return now;
+        }
+        before = now;
     }
 }
 
@@ -181,22 +213,20 @@ fn a_power_failure_loses_nothing_that_was_said_to_be_done() {
         .spawn()
         .unwrap();
     let mut worker = Worker(child);
-    let lines = BufReader::new(worker.0.stdout.take().unwrap()).lines();
-    let (send, heard) = std::sync::mpsc::channel();
-    std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| send.send(line)));
+    let mut pipe = worker.0.stdout.take().unwrap();
+    rustix::io::ioctl_fionbio(&pipe, true).unwrap();
     let mut said = Said::default();
-    said.hear(&heard.recv_timeout(Duration::from_secs(60)).unwrap());
     for cut in 0..count {
         std::thread::sleep(Duration::from_micros(random(1_500_000)));
+        while !disk.at.join("state/jobs").exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         worker.signal(Signal::STOP);
         let pid = Pid::from_child(&worker.0);
         waitpid(Some(pid), WaitOptions::UNTRACED).unwrap().expect("it has stopped");
-        // What it said has reached the thread, or does so soon.
-        while let Ok(line) = heard.recv_timeout(Duration::from_millis(50)) {
-            said.hear(&line);
-        }
+        said.hear_all(&mut pipe);
         let copy = dir.path().join("copy");
-        fs::copy(&disk.image, &copy).unwrap();
+        fs::write(&copy, content(&disk.image)).unwrap();
         worker.signal(Signal::CONT);
         let copy = Disk::mount(copy, dir.path().join("copied"));
         let root = copy.at.join("state");
