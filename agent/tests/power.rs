@@ -225,14 +225,17 @@ fn a_power_failure_loses_nothing_that_was_said_to_be_done() {
         let pid = Pid::from_child(&worker.0);
         waitpid(Some(pid), WaitOptions::UNTRACED).unwrap().expect("it has stopped");
         said.hear_all(&mut pipe);
-        let copy = dir.path().join("copy");
+        // Each time another file: a mount namespace that somebody makes meanwhile keeps the last one mounted, and what is
+        // in memory of it would be seen again.
+        let copy = dir.path().join(format!("copy{cut}"));
         fs::write(&copy, content(&disk.image)).unwrap();
         worker.signal(Signal::CONT);
-        let copy = Disk::mount(copy, dir.path().join("copied"));
+        let copy = Disk::mount(copy, dir.path().join(format!("copied{cut}")));
         let root = copy.at.join("state");
         let mode = fs::metadata(&root).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o700);
         eprintln!("power cut {cut}: {} jobs", said.names.len());
         said.check(&root);
+        fs::remove_file(&copy.image).unwrap();
     }
 }

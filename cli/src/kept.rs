@@ -12,20 +12,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Context as _;
-use mica_durable::{FileError, Folder, Lock, trusted};
+use mica_durable::{FileError, Folder, Lock, Scratch, trusted};
 use mica_graph::{Digest, Label};
 use mica_packer::{PackOptions, Scan, ScanCache, index_path};
 use rustix::fs::FileType;
 
 use crate::places::find_workspace;
+use crate::scratch;
 
 /// The folder, for one `mica pack` at a time. Another one, one that may not write there, and one that is in no workspace
 /// has a folder of its own that is empty at first and gone at the end.
 pub(crate) struct Kept {
     dir: PathBuf,
     _lock: Option<Lock>,
-    _scratch: Option<tempfile::TempDir>,
+    _scratch: Option<Scratch>,
 }
 
 impl Kept {
@@ -36,7 +36,7 @@ impl Kept {
         {
             return Ok(Self { dir, _lock: Some(lock), _scratch: None });
         }
-        let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
+        let scratch = scratch::folder()?;
         Ok(Self { dir: scratch.path().to_owned(), _lock: None, _scratch: Some(scratch) })
     }
 

@@ -12,6 +12,7 @@ mod kept;
 mod output;
 mod places;
 mod registries;
+mod scratch;
 mod shown;
 mod signals;
 mod stacks;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use common::{USERS, World, need_fuse, wait_for};
+use common::{USERS, User, World, need_fuse, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Cgroups of mica's jobs that this world's jobs could have made.
@@ -214,4 +214,21 @@ fn a_demo_killed_anywhere_is_cleaned_up_and_works_the_next_time() {
         assert_eq!(std::fs::read_dir(world.path("state/tmp")).unwrap().count(), 1);
         assert_eq!(world.ok(&["ps", "-a", "-q"]).stdout, "");
     }
+}
+
+#[test]
+fn scratch_folders_of_killed_commands_go_with_the_next_one() {
+    let world = World::new(User::Me);
+    world.write("data/file", "x\n");
+    let graph = r#"{"modules": [{"label": "//:m", "outputs": [{"path": "", "source": "data"}]}]}"#;
+    world.write("graph.json", graph);
+    // As a command leaves it that is killed: outside of a workspace packing keeps nothing for long.
+    let below = format!("mica-{}/tmp", rustix::process::geteuid());
+    world.write(&format!("{below}/12345-0/lock"), "");
+    world.write(&format!("{below}/12345-0/image.xar"), "large");
+    let folder = world.path(below.split('/').next().unwrap());
+    std::fs::set_permissions(&folder, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    world.ok(&["pack", "--graph", "graph.json", "--target", "//:m", "--version", "v1"]);
+    let left: Vec<_> = std::fs::read_dir(world.path(&below)).unwrap().flatten().collect();
+    assert!(left.iter().all(|entry| entry.file_name() == "lock"), "{left:?}");
 }

@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use mica_fetcher::registry::{self, Access, Credentials, OpenOptions};
 
 use crate::output::note;
+use crate::scratch;
 
 /// Keep a name and password for a registry
 ///
@@ -76,7 +77,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     options.http.tls_verify = args.tls_verify;
     let credentials = Credentials::usual(args.file.authfile.clone());
     // Tried from a file of its own first: what was kept before stays if this is wrong.
-    let tried = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let tried = scratch::folder()?;
     options.http.credentials = Credentials::usual(Some(tried.path().join("auth.json")));
     options.http.access = Access::Anonymous;
     options.http.credentials.store(&place, &user, &password)?;

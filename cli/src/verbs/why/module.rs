@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use mica_durable::Scratch;
 use mica_graph::{Digest, Label, PackageRef};
 use mica_mounter::StackLayer;
 use mica_packer::{PackOptions, pack_scan};
 use mica_squashfs::Image;
 use serde_json::json;
-use tempfile::TempDir;
 
 use crate::context::Context;
 use crate::output::{self, note};
+use crate::scratch;
 use crate::stacks::{self, Opened};
 use crate::verbs::diff;
 use crate::verbs::image::source_date_epoch;
@@ -22,7 +23,7 @@ pub(super) struct Layer {
     inputs: Digest,
     image: Arc<Image>,
     /// Where the image is, if it was made to look at it.
-    _scratch: Option<TempDir>,
+    _scratch: Option<Scratch>,
 }
 
 impl Layer {
@@ -51,7 +52,7 @@ impl Layer {
         let layer = layers.iter().find(|layer| layer.module.label == *module);
         let layer = layer.with_context(|| format!("{} has no layer of {module}", built.target))?;
         let Scanned { scan, inputs } = layer.scanned()?;
-        let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
+        let scratch = scratch::folder()?;
         let file = scratch.path().join("image.xar");
         pack_scan(scan, &file, &options)
             .with_context(|| format!("cannot pack the layer of {module}"))?;
