@@ -22,7 +22,7 @@ use crate::registry::wire::{Cause, Refusal};
 pub(super) async fn answer(state: &Arc<State>, peer: SocketAddr, request: Request) -> Response {
     let since = Instant::now();
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let response = match of_browser(state, request.headers()) {
+    let response = match of_browser(state, &request) {
         Some(reason) => refuse(StatusCode::FORBIDDEN, reason),
         None => route(state, request).await,
     };
@@ -71,7 +71,8 @@ async fn route(state: &Arc<State>, request: Request) -> Response {
 }
 
 /// Why a request is not answered that a browser may have made for somebody's web page.
-fn of_browser(state: &State, headers: &HeaderMap) -> Option<&'static str> {
+fn of_browser(state: &State, request: &Request) -> Option<&'static str> {
+    let headers = request.headers();
     if headers.contains_key(ORIGIN) {
         return Some("requests of web pages are not answered here");
     }
