@@ -198,9 +198,10 @@ impl StartedJob {
     }
 }
 
-/// Hands every entry of the job's log to `each`, those yet to come included, until the job has ended.
+/// Hands every entry of the newest `files` of the job's log to `each`, those yet to come included, until the job has ended.
 pub fn follow(
     job: &JobDir,
+    files: usize,
     mut each: impl FnMut(Entry) -> io::Result<()>,
 ) -> Result<(), FollowError> {
     let path = job.path();
@@ -210,13 +211,11 @@ pub fn follow(
         .map_err(|error| FollowError::Watch(error.into()))?;
     let supervisor = job.status()?.and_then(|status| Pid::from_raw(status.supervisor));
     let supervisor = supervisor.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    let mut reader = logs::reader(path);
+    let mut reader = logs::reader(path).newest(files);
     loop {
         // Asked first: what is in the log once the job has ended is all there will be.
         let ended = job.status()?.is_none_or(|status| status.is_final()) || !job.is_owned();
-        for entry in reader.read_new()? {
-            each(entry).map_err(FollowError::Output)?;
-        }
+        reader.each_new(|entry| each(entry).map_err(FollowError::Output))?;
         let Some(supervisor) = supervisor.as_ref().filter(|_| !ended) else { return Ok(()) };
         let mut fds = [PollFd::new(&watch, PollFlags::IN), PollFd::new(supervisor, PollFlags::IN)];
         match poll(&mut fds, None) {

@@ -53,6 +53,40 @@ pub struct JobConfig {
     /// The bridge network it is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Attachment>,
+    /// Where what it prints is kept.
+    #[serde(default)]
+    pub log: LogConfig,
+}
+
+/// Where a job's output is kept, and how much of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogConfig {
+    /// What keeps it.
+    pub driver: LogDriver,
+    /// Bytes of one file.
+    pub max_size: u64,
+    /// Files, the one that is written included.
+    pub max_file: u32,
+}
+
+impl Default for LogConfig {
+    /// As much as docker's compact driver keeps.
+    fn default() -> Self {
+        Self { driver: LogDriver::JsonFile, max_size: 20 << 20, max_file: 5 }
+    }
+}
+
+/// What keeps a job's output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogDriver {
+    /// Files in the job's folder, for `mica logs`.
+    #[default]
+    JsonFile,
+    /// The host's journal.
+    Journald,
+    /// Nothing.
+    None,
 }
 
 /// A stack to mount.

@@ -31,6 +31,7 @@
 //!         restart: Default::default(),
 //!         health: None,
 //!         network: None,
+//!         log: Default::default(),
 //!     })
 //! })?;
 //! assert_eq!(state.find("greeter")?.id(), job.id());
@@ -60,7 +61,9 @@ mod handover;
 mod health;
 mod holders;
 mod images;
+mod inherited;
 mod job;
+mod journal;
 mod lines;
 pub mod logs;
 mod mountinfo;
@@ -80,6 +83,7 @@ mod sinks;
 mod stack;
 mod state;
 mod status;
+mod steps;
 mod subids;
 mod supervisor;
 mod surroundings;
@@ -92,8 +96,8 @@ pub use client::{
     follow, may_fork, remove, start,
 };
 pub use config::{
-    HealthCheck, ImageMount, JobConfig, JobLayer, LazySource, Restart, StackConfig, UnknownRestart,
-    UpperDirs,
+    HealthCheck, ImageMount, JobConfig, JobLayer, LazySource, LogConfig, LogDriver, Restart,
+    StackConfig, UnknownRestart, UpperDirs,
 };
 pub use control::{Connected, ControlError, Held, Remote, Size};
 pub use ending::{signal, stop};
@@ -101,6 +105,7 @@ pub use enter::{EnterError, in_job};
 pub use files::{FileError, Lock};
 pub use holders::{Holder, Holders};
 pub use images::ImageError;
+pub use inherited::{is_ignored, put_process_right};
 pub use job::JobDir;
 pub use lines::JsonLines;
 pub use mica_mounter::{Stats as MountStats, Unmounted, Verify};

@@ -1,6 +1,7 @@
-//! Files of JSON lines that are set aside at a bounded size: `<stem>.jsonl` and `<stem>.1.jsonl`.
+//! Files of JSON lines that are set aside at a bounded size: `<stem>.jsonl`, `<stem>.1.jsonl`, `<stem>.2.jsonl`, …
 
-use std::fs::{self, File};
+use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::marker::PhantomData;
 use std::os::unix::fs::MetadataExt;
@@ -11,99 +12,172 @@ use serde::de::DeserializeOwned;
 
 use crate::files::{FileError, at};
 
+/// More files than these are never set aside.
+pub(crate) const MAX_FILES: u32 = 1000;
+
+/// No line is longer, whoever wrote it.
+const LONGEST: u64 = 1 << 20;
+
 pub(crate) fn current(dir: &Path, stem: &str) -> PathBuf {
     dir.join(format!("{stem}.jsonl"))
 }
 
-pub(crate) fn previous(dir: &Path, stem: &str) -> PathBuf {
-    dir.join(format!("{stem}.1.jsonl"))
+/// The file that was set aside `age` files ago; 0 is the current one.
+pub(crate) fn aside(dir: &Path, stem: &str, age: u32) -> PathBuf {
+    if age == 0 { current(dir, stem) } else { dir.join(format!("{stem}.{age}.jsonl")) }
 }
 
-/// The longest line that counts, in bytes; those of logs and events are shorter.
-const LONGEST_LINE: usize = 1 << 20;
-
-/// Reads such a file and the one set aside, from the beginning, and goes on where it stopped when called again.
+/// Reads such files from the oldest to the current one, and goes on where it stopped when called again.
 #[derive(Debug)]
 pub struct JsonLines<T> {
     dir: PathBuf,
     stem: &'static str,
-    open: Option<(BufReader<File>, u64)>,
+    /// What is left to be read, the oldest first.
+    open: VecDeque<Opened>,
     pending: Vec<u8>,
-    started: bool,
+    /// No more than so many files are read, the newest of them.
+    files: usize,
     entry: PhantomData<T>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    file: BufReader<File>,
+    inode: u64,
+    /// So much has been read.
+    read: u64,
 }
 
 impl<T: DeserializeOwned> JsonLines<T> {
     pub(crate) fn new(dir: &Path, stem: &'static str) -> Self {
-        let dir = dir.to_owned();
-        Self { dir, stem, open: None, pending: Vec::new(), started: false, entry: PhantomData }
+        let (dir, open) = (dir.to_owned(), VecDeque::new());
+        Self { dir, stem, open, pending: Vec::new(), files: usize::MAX, entry: PhantomData }
+    }
+
+    /// The same without the older of more files than these.
+    pub fn newest(mut self, files: usize) -> Self {
+        self.files = files;
+        self
+    }
+
+    /// How many files there are.
+    pub fn count(&self) -> usize {
+        (0..=MAX_FILES).take_while(|age| aside(&self.dir, self.stem, *age).exists()).count()
     }
 
     /// The entries written since the last call; empty when there is nothing new.
+    ///
+    /// # Errors
+    /// A file can't be read.
     pub fn read_new(&mut self) -> Result<Vec<T>, FileError> {
         let mut entries = Vec::new();
-        if !self.started {
-            self.started = true;
-            self.open_file(&format!("{}.1.jsonl", self.stem))?;
-            self.drain(&mut entries)?;
-            self.open = None;
-        }
-        loop {
-            if self.open.is_none() {
-                self.open_file(&format!("{}.jsonl", self.stem))?;
-            }
-            self.drain(&mut entries)?;
-            // Was the file set aside while it was read? Then what followed is in a new one.
-            let now = fs::metadata(current(&self.dir, self.stem)).ok().map(|meta| meta.ino());
-            match (&self.open, now) {
-                (Some((_, ino)), Some(now)) if *ino != now => {
-                    self.drain(&mut entries)?;
-                    self.open = None;
-                }
-                _ => return Ok(entries),
-            }
-        }
+        self.each_new(|entry| {
+            entries.push(entry);
+            Ok::<_, FileError>(())
+        })?;
+        Ok(entries)
     }
 
-    fn open_file(&mut self, name: &str) -> Result<(), FileError> {
-        let folder = match Folder::open(&self.dir) {
-            // Removed meanwhile, with what was in it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            folder => folder?,
-        };
-        if let Some(file) = folder.open_file(name)? {
-            let ino = file.metadata().map_err(at("stat", &self.dir.join(name)))?.ino();
-            self.open = Some((BufReader::new(file), ino));
+    /// Hands the entries written since the last call to `each`. What is written meanwhile is for the next call, however fast
+    /// that is.
+    ///
+    /// # Errors
+    /// A file can't be read; what `each` returns.
+    pub fn each_new<E: From<FileError>>(
+        &mut self,
+        mut each: impl FnMut(T) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if self.open.is_empty() {
+            self.open = self.newer_than(None)?;
+        }
+        // The last one may have been set aside since.
+        let last = self.open.back().map(|last| last.inode);
+        let newer = self.newer_than(last)?;
+        let mut limit = None;
+        if newer.is_empty()
+            && let Some(last) = self.open.back()
+        {
+            let path = current(&self.dir, self.stem);
+            limit = Some(last.file.get_ref().metadata().map_err(at("stat", &path))?.len());
+        }
+        self.open.extend(newer);
+        loop {
+            let more = self.open.len() > 1;
+            let Some(first) = self.open.front_mut() else { break };
+            let limit = if more { u64::MAX } else { limit.unwrap_or(u64::MAX) };
+            drain(&self.dir, first, &mut self.pending, limit, &mut each)?;
+            if !more {
+                break;
+            }
+            // Half a line at the end of a file that is no longer written is one that was cut short.
+            self.pending.clear();
+            self.open.pop_front();
         }
         Ok(())
     }
 
-    fn drain(&mut self, entries: &mut Vec<T>) -> Result<(), FileError> {
-        let Some((file, _)) = &mut self.open else { return Ok(()) };
-        let path = current(&self.dir, self.stem);
-        loop {
-            let room = LONGEST_LINE.saturating_sub(self.pending.len());
-            let read = file.take(room as u64).read_until(b'\n', &mut self.pending);
-            let read = read.map_err(at("read", &path))?;
-            if !self.pending.ends_with(b"\n") {
-                if self.pending.len() >= LONGEST_LINE {
-                    // Nobody of ours has written that: up to its end it is passed over.
-                    self.pending.clear();
-                    self.pending.push(b'?');
-                    continue;
-                }
-                return Ok(()); // end of file, or the first half of a line that is being written
+    /// Opens the files that are newer than this one, the oldest first; all of them if it is gone.
+    fn newer_than(&self, inode: Option<u64>) -> Result<VecDeque<Opened>, FileError> {
+        let mut files: VecDeque<Opened> = VecDeque::new();
+        let folder = match Folder::open(&self.dir) {
+            // Removed meanwhile, with what was in it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(files),
+            folder => folder?,
+        };
+        // From the newest on: when files are set aside meanwhile, one may be met twice, but none is missed.
+        for age in 0..=MAX_FILES {
+            let path = aside(&self.dir, self.stem, age);
+            let Some(file) = folder.open_file(path.file_name().unwrap_or_default())? else {
+                if age == 0 { continue } else { break }
+            };
+            let found = file.metadata().map_err(at("stat", &path))?.ino();
+            if Some(found) == inode {
+                break;
             }
-            // A line cut short by a crash of the machine is not worth failing over.
-            if let Ok(entry) = serde_json::from_slice(&self.pending) {
-                entries.push(entry);
+            if files.iter().all(|other| other.inode != found) {
+                files.push_front(Opened { file: BufReader::new(file), inode: found, read: 0 });
             }
-            self.pending.clear();
-            if read == 0 {
-                return Ok(());
+            if files.len() >= self.files {
+                break;
             }
         }
+        Ok(files)
     }
+}
+
+/// Reads the whole lines up to an offset.
+fn drain<T: DeserializeOwned, E: From<FileError>>(
+    dir: &Path,
+    opened: &mut Opened,
+    pending: &mut Vec<u8>,
+    limit: u64,
+    each: &mut impl FnMut(T) -> Result<(), E>,
+) -> Result<(), E> {
+    while opened.read < limit {
+        let room = LONGEST.saturating_sub(pending.len() as u64).max(1);
+        let line = opened.file.by_ref().take(room).read_until(b'\n', pending);
+        let count = line.map_err(at("read", dir))?;
+        opened.read += count as u64;
+        if !pending.ends_with(b"\n") {
+            if pending.len() as u64 >= LONGEST {
+                // Nobody of ours has written that: up to its end it is passed over.
+                pending.clear();
+                pending.push(b'?');
+                continue;
+            }
+            return Ok(()); // end of file, or the first half of a line that is being written
+        }
+        // A line cut short by a crash of the machine is not worth failing over.
+        if let Ok(entry) = serde_json::from_slice(pending) {
+            pending.clear();
+            each(entry)?;
+        }
+        pending.clear();
+        if count == 0 {
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -119,11 +193,11 @@ mod tests {
     fn what_is_no_line_of_ours_is_passed_over() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.jsonl");
-        let long = "1".repeat(3 * LONGEST_LINE + 5);
-        fs::write(&path, [b"1\n\xff\n{\n", long.as_bytes(), b"\n2\n3"].concat()).unwrap();
+        let long = "1".repeat(3 * LONGEST as usize + 5);
+        std::fs::write(&path, [b"1\n\xff\n{\n", long.as_bytes(), b"\n2\n3"].concat()).unwrap();
         assert_eq!(read(dir.path()).unwrap(), [1, 2]);
         // More than there is memory for.
-        fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
+        std::fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
         assert!(read(dir.path()).unwrap().is_empty());
     }
 
@@ -135,7 +209,7 @@ mod tests {
             match kind {
                 "fifo" => mknodat(CWD, &path, FileType::Fifo, Mode::RWXU, 0).unwrap(),
                 "link" => std::os::unix::fs::symlink("/dev/zero", &path).unwrap(),
-                _ => fs::create_dir(&path).unwrap(),
+                _ => std::fs::create_dir(&path).unwrap(),
             }
             assert!(read(dir.path()).is_err(), "{kind}");
         }

@@ -38,6 +38,29 @@ impl Session {
             }
         };
         self.peers[index].heard = true;
+        self.act(id, request, descriptors, running);
+    }
+
+    /// Does what a command asks for. What needs a job that runs waits for one that is just being started.
+    pub(super) fn act(
+        &mut self,
+        id: u64,
+        request: Request,
+        descriptors: Vec<OwnedFd>,
+        running: Option<&mut Running<'_>>,
+    ) {
+        let Some(index) = self.peers.iter().position(|peer| peer.id == id) else { return };
+        if running.is_none() && self.job_is_starting() && needs_job(&request) {
+            if let Request::Signal(signal @ (SIGKILL | SIGTERM | SIGINT | SIGQUIT | SIGHUP)) =
+                request
+            {
+                // Nobody need wait for that: it ends the start, or is for the job if that comes first.
+                self.interrupted = Some(signal);
+                self.wishes.hurry |= signal == SIGKILL;
+                return self.peers[index].say(&Reply::Done, None);
+            }
+            return self.waiting.push((id, request, descriptors));
+        }
         let done = match request {
             Request::Exec { terminal } => {
                 match self.exec(index, running, terminal, descriptors) {
@@ -201,13 +224,19 @@ impl Session {
         }
         let ends = signal == SIGKILL || signal == self.config.stop_signal;
         let Some(running) = running else {
-            // One that is just starting, or ending, is not to be waited for; what asks a program to end asks for that.
-            if ends || [SIGTERM, SIGINT, SIGQUIT, SIGHUP].contains(&signal) {
+            // Between two lives, or at the end.
+            if ends {
                 self.stop(None, Some(signal), (signal == SIGKILL).then_some(0));
                 return Ok(());
             }
             return Err(not_running());
         };
+        self.send(running, signal)
+    }
+
+    /// Sends a signal to the job's own program.
+    pub(super) fn send(&mut self, running: &mut Running<'_>, signal: i32) -> Result<(), Failure> {
+        let ends = signal == SIGKILL || signal == self.config.stop_signal;
         if ends && !self.wishes.stopped {
             (self.wishes.stopped, self.wishes.signal) = (true, signal);
         }
@@ -253,5 +282,19 @@ impl Session {
         self.wishes.restart = restart.unwrap_or(self.wishes.restart);
         events::record(&self.job, &self.config, "update", &[]);
         Ok(())
+    }
+}
+
+/// Whether a request is about a job that runs.
+fn needs_job(request: &Request) -> bool {
+    match request {
+        Request::Hold
+        | Request::Exec { .. }
+        | Request::Signal(_)
+        | Request::Pause(_)
+        | Request::Update { .. } => true,
+        // A terminal is there from when the job runs; until then its size is the starting command's.
+        Request::Resize(_) => true,
+        Request::Attach { .. } | Request::Wait | Request::Stop { .. } => false,
     }
 }

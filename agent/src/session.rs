@@ -12,17 +12,17 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGKILL, SIGTERM};
 
 use crate::config::{JobConfig, Restart};
-use crate::control::{Listener, Reply};
+use crate::control::{Listener, Reply, Request};
 use crate::events;
 use crate::forced;
 use crate::health::Monitor;
 use crate::job::JobDir;
-use crate::output::{Input, Output};
+use crate::output::Input;
 use crate::peer::Peer;
 use crate::sinks::{STARTER, Sinks};
 use crate::status::{Phase, Status};
 use crate::sys;
-use crate::task::{Panicked, Task, Waker};
+use crate::task::{Task, Waker};
 
 /// Whether the job is to be started again when it ends.
 #[derive(Clone, Copy, Debug)]
@@ -38,8 +38,6 @@ pub(crate) struct Wishes {
 
 /// When nothing has happened for so long, nothing will for a while.
 const SETTLED: Duration = Duration::from_secs(1);
-/// A step that is to be given up may still end by itself for so long.
-const GRACE: Duration = Duration::from_millis(300);
 /// A killed job that is still there hangs in a file system; ours lets go of it then.
 const FORCE: Duration = Duration::from_millis(400);
 /// One that hangs in another is given up.
@@ -69,6 +67,11 @@ pub(crate) struct Session {
     pub(super) peers: Vec<Peer>,
     /// Programs that are being started in the job for peers.
     pub(super) starting: Vec<Starting>,
+    /// What needs a job that runs, while that is being started: commands and what they ask for.
+    pub(super) waiting: Vec<(u64, Request, Vec<OwnedFd>)>,
+    pub(super) is_starting: bool,
+    /// A signal that ends programs came while the job was being started.
+    pub(super) interrupted: Option<i32>,
     /// For the next peer, which is also the number of its program.
     next_id: u64,
     pub(super) wishes: Wishes,
@@ -90,7 +93,7 @@ pub(super) struct Starting {
 
 /// What can wake the supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+pub(super) enum Source {
     Job,
     Signals,
     Listener,
@@ -106,17 +109,6 @@ pub(super) struct Running<'a> {
     pub(super) job: &'a mut Job,
     pub(super) monitor: Option<Monitor>,
     pub(super) status: &'a mut Status,
-}
-
-/// Why a step was not waited for.
-#[derive(Debug)]
-pub(crate) enum Interrupted {
-    /// Somebody wants the job to end, or the step took too long.
-    Stopped,
-    /// The loop can't wait.
-    Poll(io::Error),
-    /// There will be no result.
-    Panicked(Panicked),
 }
 
 /// Lets a wait for a lock end while there is a signal that nobody has read yet.
@@ -163,6 +155,9 @@ impl Session {
             terminal: None,
             peers: Vec::new(),
             starting: Vec::new(),
+            waiting: Vec::new(),
+            is_starting: false,
+            interrupted: None,
             next_id: STARTER + 1,
             wishes,
             kill_at: None,
@@ -181,43 +176,6 @@ impl Session {
         &self.config.spec.limits
     }
 
-    /// Serves until a step of the start is done. It is given up when the job is to be stopped.
-    pub(crate) fn during<T: Send + 'static>(&mut self, task: &Task<T>) -> Result<T, Interrupted> {
-        self.wait_for(task, None, |wishes| wishes.stopped)
-    }
-
-    /// Serves until a step of the end is done, which may take so long. It is given up when somebody is in a hurry.
-    pub(crate) fn ending<T: Send + 'static>(
-        &mut self,
-        task: &Task<T>,
-        limit: Duration,
-    ) -> Result<T, Interrupted> {
-        self.wait_for(task, Some(Instant::now() + limit), |wishes| wishes.hurry)
-    }
-
-    fn wait_for<T: Send + 'static>(
-        &mut self,
-        task: &Task<T>,
-        until: Option<Instant>,
-        unwanted: impl Fn(&Wishes) -> bool,
-    ) -> Result<T, Interrupted> {
-        let mut given_up = None;
-        loop {
-            if let Some(result) = task.poll() {
-                return result.map_err(Interrupted::Panicked);
-            }
-            if given_up.is_none() && unwanted(&self.wishes) {
-                given_up = Some(Instant::now() + GRACE);
-            }
-            let until = earlier(until, given_up);
-            if until.is_some_and(|until| Instant::now() >= until) {
-                return Err(Interrupted::Stopped);
-            }
-            let ready = self.wait(None, until).map_err(Interrupted::Poll)?;
-            self.serve(&ready, None);
-        }
-    }
-
     /// Serves until the job ends. The job, if it is killed and doesn't end, is left to the caller to be abandoned: `None`.
     pub(crate) fn watch(
         &mut self,
@@ -232,6 +190,13 @@ impl Session {
             // It came while the job was being started.
             let (signal, hurry) = (self.wishes.signal, self.wishes.hurry);
             self.stop(Some(&mut running), Some(signal), hurry.then_some(0));
+        }
+        if let Some(signal) = self.interrupted.take() {
+            // It may have ended meanwhile.
+            self.send(&mut running, signal).ok();
+        }
+        for (peer, request, descriptors) in std::mem::take(&mut self.waiting) {
+            self.act(peer, request, descriptors, Some(&mut running));
         }
         loop {
             // A paused job is not checked.
@@ -288,37 +253,6 @@ impl Session {
         killed.elapsed() >= GIVE_UP
     }
 
-    /// Serves until the job's output has been passed on. Whoever holds a stream of the job without using it, or doesn't read,
-    /// is waited for only if it is the starting command.
-    pub(crate) fn drain(&mut self, output: &Output) -> io::Result<()> {
-        let mut moved = self.sinks.moved();
-        let mut since = Instant::now();
-        while !output.is_done() || !self.sinks.are_idle() {
-            let patience = if self.wishes.stopped { GRACE } else { SETTLED };
-            if self.sinks.moved() != moved {
-                (moved, since) = (self.sinks.moved(), Instant::now());
-            } else if since.elapsed() >= patience {
-                if self.wishes.stopped || !self.sinks.starter_reads() {
-                    output.stop();
-                    self.sinks.remove_slow();
-                }
-                since = Instant::now();
-            }
-            let ready = self.wait(None, Some(since + patience))?;
-            self.serve(&ready, None);
-        }
-        Ok(())
-    }
-
-    /// Serves without a job, until then or until it is not to be started any more.
-    pub(crate) fn idle(&mut self, until: Instant) -> io::Result<()> {
-        while !self.wishes.stopped && Instant::now() < until {
-            let ready = self.wait(None, Some(until))?;
-            self.serve(&ready, None);
-        }
-        Ok(())
-    }
-
     /// Tells those who are attached that the job has ended for good.
     pub(crate) fn end(&mut self, code: i32) {
         for peer in self.peers.iter().filter(|peer| peer.attached) {
@@ -326,7 +260,7 @@ impl Session {
         }
     }
 
-    fn wait(
+    pub(super) fn wait(
         &self,
         running: Option<&Running<'_>>,
         until: Option<Instant>,
@@ -374,7 +308,7 @@ impl Session {
         Ok(ready.map(|(source, _)| source).collect())
     }
 
-    fn serve(&mut self, ready: &[Source], mut running: Option<&mut Running<'_>>) {
+    pub(super) fn serve(&mut self, ready: &[Source], mut running: Option<&mut Running<'_>>) {
         for source in ready {
             match source {
                 Source::Job | Source::Health => {}

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use mica_launcher::{Exit, Job, LaunchError, Stdio, launch};
 use rustix::pipe::{PipeFlags, pipe_with};
+use signal_hook::consts::signal::SIGKILL;
 
 use crate::config::JobConfig;
 use crate::control::Size;
@@ -35,11 +36,12 @@ use crate::namespace::{self, NamespaceError};
 use crate::networks::{Attached, NetworkError};
 use crate::output::Output;
 use crate::report::{Report, Reporter};
-use crate::session::{Interrupted, Session, Wishes};
+use crate::session::{Session, Wishes};
 use crate::sinks::STARTER;
 use crate::stack::MountStackError;
 use crate::state::now_ms;
 use crate::status::{Failure, Phase, Status};
+use crate::steps::Interrupted;
 use crate::surroundings::Surroundings;
 use crate::sys;
 use crate::task::{Task, Worker};
@@ -235,6 +237,9 @@ impl Supervisor<'_> {
         let (job, asked) = (self.job.clone(), config.clone());
         let made = worker.begin(move || Surroundings::make(&job, asked));
         let mut surroundings = self.wait(&mut session, &made)??;
+        if let Some(signal) = session.unwanted() {
+            return Err(SuperviseError::Stopped(signal));
+        }
         self.status.link = surroundings.attached.as_ref().map(|attached| attached.link.clone());
         self.status.timings.mounted_us = Some(self.elapsed_us());
         let ended = self.run_again_and_again(&worker, &mut session, reporter, &mut surroundings);
@@ -260,12 +265,8 @@ impl Supervisor<'_> {
         session: &mut Session,
         task: &Task<T>,
     ) -> Result<T, SuperviseError> {
-        let done = session.during(task);
-        if done.is_ok() && session.wishes().stopped {
-            return Err(SuperviseError::Stopped(session.wishes().signal));
-        }
-        done.map_err(|why| match why {
-            Interrupted::Stopped => SuperviseError::Stopped(session.wishes().signal),
+        session.during(task).map_err(|why| match why {
+            Interrupted::Stopped => SuperviseError::Stopped(session.unwanted().unwrap_or(SIGKILL)),
             Interrupted::Poll(error) => SuperviseError::Streams(error),
             Interrupted::Panicked(panicked) => SuperviseError::Thread(panicked.into()),
         })
@@ -336,8 +337,10 @@ impl Supervisor<'_> {
         surroundings: &mut Surroundings,
     ) -> Result<Exit, SuperviseError> {
         let config = &surroundings.config;
-        let Streams { stdio, mut outputs, input } =
+        let Streams { stdio, outputs, input } =
             self.streams(config).map_err(SuperviseError::Streams)?;
+        // Before there is a job whose output nobody could read.
+        let mut output = self.output(config, session, outputs)?;
         let mut spec = config.spec.clone();
         spec.limits = session.limits().clone();
         if let Some(attached) = &surroundings.attached {
@@ -354,11 +357,8 @@ impl Supervisor<'_> {
             let copy = || terminal.try_clone().map_err(SuperviseError::Streams);
             session.input.lead_to(Some(copy()?));
             session.terminal = Some(copy()?);
-            outputs.push((Stream::Stdout, terminal));
+            output = self.output(config, session, vec![(Stream::Stdout, terminal)])?;
         }
-        let log = LogWriter::open(self.job.path())?;
-        let output = Output::start(log, outputs, &session.sinks, &session.waker, self.since)
-            .map_err(SuperviseError::Thread)?;
         let further = surroundings.attached.iter().flat_map(Attached::warnings);
         self.status.warnings = job.warnings().iter().cloned().chain(further).collect();
         self.record_start(config, &job)?;
@@ -376,6 +376,20 @@ impl Supervisor<'_> {
         session.drain(&output).map_err(SuperviseError::Streams)?;
         self.status.timings.first_output_us = output.first().map(as_us);
         Ok(exit)
+    }
+
+    /// Passes on what comes out of these.
+    fn output(
+        &self,
+        config: &JobConfig,
+        session: &Session,
+        streams: Vec<(Stream, OwnedFd)>,
+    ) -> Result<Output, SuperviseError> {
+        let (id, name) = (self.job.id(), config.name.as_deref().unwrap_or(self.job.id()));
+        let fields = [("SYSLOG_IDENTIFIER", name), ("CONTAINER_NAME", name), ("CONTAINER_ID", id)];
+        let log = LogWriter::open(self.job.path(), &config.log, &fields)?;
+        Output::start(log, streams, &session.sinks, &session.waker, self.since)
+            .map_err(SuperviseError::Thread)
     }
 
     fn record_start(&mut self, config: &JobConfig, job: &Job) -> Result<(), SuperviseError> {

@@ -38,7 +38,8 @@ pub(crate) fn fork(work: impl FnOnce() -> u8) -> Result<Pid, Errno> {
             // SAFETY: no preconditions; destructors and buffers are the parent's.
             unsafe { libc::_exit(code.into()) }
         }
-        pid => Pid::from_raw(pid).filter(|_| pid > 0).ok_or(Errno::AGAIN),
+        -1 => Err(Errno::AGAIN),
+        pid => Pid::from_raw(pid).ok_or(Errno::AGAIN),
     }
 }
 
@@ -203,4 +204,26 @@ pub(crate) fn adopt_fd(number: RawFd) -> Option<OwnedFd> {
     // SAFETY: it is open (just checked), the parent opened it for us alone, and the hidden command that
     // names it calls this once a number.
     Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Whether this process ignores a signal.
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    // SAFETY: plain data, which the call fills.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: a live structure; no new action is given.
+    let known = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) } == 0;
+    known && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Ignores a signal, or gives it its default action. One that can't be changed stays.
+pub(crate) fn set_ignored(signal: i32, ignored: bool) {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(signal, if ignored { libc::SIG_IGN } else { libc::SIG_DFL }) };
+}
+
+/// Lets programs that this process starts inherit the standard descriptors only. What can't be marked stays.
+pub(crate) fn hand_on_nothing() {
+    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+    // SAFETY: marks descriptors; no memory is involved.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
 }

@@ -51,6 +51,7 @@ fn work(root: &Path) {
                     restart: Default::default(),
                     health: None,
                     network: None,
+                    log: Default::default(),
                 })
             })
             .unwrap();

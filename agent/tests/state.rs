@@ -30,6 +30,7 @@ fn job(state: &StateDir, name: &str, remove: bool) -> JobDir {
                 restart: Default::default(),
                 health: None,
                 network: None,
+                log: Default::default(),
             })
         })
         .unwrap();

@@ -20,6 +20,7 @@ use crate::{error, shown, verbs};
 /// Runs the command line.
 pub(crate) fn run() -> ExitCode {
     mica_launcher::init_main(); // a job's init is this binary, too
+    mica_agent::put_process_right();
     let args: Vec<OsString> = std::env::args_os().collect();
     // Words that mica says to itself, before anything else is set up: they never come back here.
     match args.get(1).and_then(|word| word.to_str()) {

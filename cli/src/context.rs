@@ -19,6 +19,12 @@ pub(crate) struct Context {
     flags: RegistryFlags,
 }
 
+/// The working directory; the root where that is gone or can't be reached: there is no workspace then, and who names a file
+/// relative to it hears of that.
+pub(crate) fn here() -> std::path::PathBuf {
+    std::env::current_dir().unwrap_or_else(|_| "/".into())
+}
+
 impl Context {
     /// The surroundings as the environment and the configuration files set them.
     pub(crate) fn new() -> anyhow::Result<Self> {
@@ -27,7 +33,7 @@ impl Context {
 
     /// The same with flags about registries.
     pub(crate) fn with(flags: &RegistryFlags) -> anyhow::Result<Self> {
-        let places = Places::find(&std::env::current_dir()?, flags.registry.as_deref())?;
+        let places = Places::find(&here(), flags.registry.as_deref())?;
         Ok(Self { places, flags: flags.clone() })
     }
 

@@ -240,8 +240,8 @@ impl Git {
             .arg(dir);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot run git")?;
-        let out = read_all(child.stdout.take());
-        let err = read_all(child.stderr.take());
+        let out = read_all(child.stdout.take())?;
+        let err = read_all(child.stderr.take())?;
         let status = wait(&mut child)
             .with_context(|| format!("git {} in {}", args.join(" "), dir.display()))?;
         let text = |reader: std::thread::JoinHandle<Vec<u8>>| reader.join().unwrap_or_default();
@@ -259,15 +259,19 @@ fn given_settings() -> Vec<(OsString, OsString)> {
     (0..count.unwrap_or(0).min(1000)).filter_map(one).collect()
 }
 
-fn read_all(from: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<Vec<u8>> {
-    std::thread::spawn(move || {
+fn read_all(
+    from: Option<impl Read + Send + 'static>,
+) -> anyhow::Result<std::thread::JoinHandle<Vec<u8>>> {
+    let read = move || {
         let mut bytes = Vec::new();
         if let Some(from) = from {
             // What is missing in the end is missed by whoever reads the text.
             from.take(LONGEST_ANSWER).read_to_end(&mut bytes).ok();
         }
         bytes
-    })
+    };
+    let thread = std::thread::Builder::new().spawn(read);
+    thread.context("cannot start the thread that reads what git says")
 }
 
 fn wait(child: &mut Child) -> anyhow::Result<ExitStatus> {

@@ -49,8 +49,19 @@ macro_rules! hints {
 hints!(
     own: RegistryError, PullError, PushError, PatchPushError, CacheError, DistrustError, LoadError,
         ServeError, LaunchError, NetworkError;
-    below: BuildError, NamespaceError, MountError, OpenError, ServeMountError, MountStackError, StackError
+    below: BuildError, NamespaceError, MountError, OpenError, ServeMountError, MountStackError, StackError,
+        std::io::Error
 );
+
+impl Hint for std::io::Error {
+    fn hint(&self) -> Option<String> {
+        let again = self.raw_os_error() == Some(rustix::io::Errno::AGAIN.raw_os_error());
+        again.then(|| {
+            "the limit of processes and threads is reached: see `ulimit -u`, and pids.max of the control group"
+                .into()
+        })
+    }
+}
 
 impl Hint for BuildError {
     fn hint(&self) -> Option<String> {

@@ -8,6 +8,7 @@ mod error;
 mod folders;
 mod git;
 mod hints;
+mod homes;
 mod kept;
 mod output;
 mod places;

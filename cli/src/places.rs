@@ -5,14 +5,16 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use mica_agent::LogConfig;
 use mica_fetcher::Trust;
 use mica_launcher::HostView;
 use serde::Deserialize;
 
 use crate::error::Advise as _;
 use crate::folders::{self, TrustedFolders};
+use crate::homes;
 use crate::trust;
-use crate::verbs::run::parse_size;
+use crate::verbs::run::{log_settings, parse_size};
 
 /// One layer of settings; what is `None` is left to the next.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -34,6 +36,12 @@ struct Settings {
     userns_remap: Option<String>,
     /// What jobs without a root layer see of the host; `default` stands for the usual paths.
     host_paths: Option<Vec<PathBuf>>,
+    /// What keeps the output of jobs, as `--log-driver` says it.
+    log_driver: Option<String>,
+    /// The size of a log file, as in `20m`.
+    log_max_size: Option<String>,
+    /// How many there are.
+    log_max_file: Option<u32>,
     /// Which packages need signatures. Every file's rules hold, whichever comes first: none can take back what another asks for.
     #[serde(default)]
     trust: Vec<trust::Setting>,
@@ -61,6 +69,9 @@ impl Settings {
             shared_cache: self.shared_cache.or(next.shared_cache),
             userns_remap: self.userns_remap.or(next.userns_remap),
             host_paths: self.host_paths.or(next.host_paths),
+            log_driver: self.log_driver.or(next.log_driver),
+            log_max_size: self.log_max_size.or(next.log_max_size),
+            log_max_file: self.log_max_file.or(next.log_max_file),
             trust: Vec::new(),
             rules: self.rules.and(next.rules),
             recommended: Vec::new(),
@@ -81,6 +92,9 @@ impl Settings {
             ("runtime", path(&self.runtime)),
             ("userns-remap", self.userns_remap.clone()),
             ("host-paths", self.host_paths.as_deref().map(listed)),
+            ("log-driver", self.log_driver.clone()),
+            ("log-max-size", self.log_max_size.clone()),
+            ("log-max-file", self.log_max_file.map(|count| count.to_string())),
         ];
         all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
@@ -194,6 +208,8 @@ pub(crate) struct Places {
     pub(crate) userns_remap: Option<String>,
     /// What jobs without a root layer see of the host.
     pub(crate) host_paths: Vec<PathBuf>,
+    /// Where the output of jobs is kept.
+    pub(crate) log: LogConfig,
     /// Which packages need signatures.
     pub(crate) trust: Trust,
     /// Packages whose recommended flags are taken without asking.
@@ -212,17 +228,25 @@ impl Places {
         let named_by_user = registry.is_some() || !names_registry(cwd, &layers);
         let layers = layers.into_iter();
         let settings = layers.fold(flag, |settings, (_, next)| settings.or(next));
-        let place = |set: Option<PathBuf>, var, home, for_root: &str| -> anyhow::Result<PathBuf> {
+        let place = |set: Option<PathBuf>, var, below, for_root: &str| -> anyhow::Result<PathBuf> {
             if let Some(dir) = set {
-                return Ok(std::path::absolute(dir)?);
+                return std::path::absolute(&dir)
+                    .with_context(|| format!("cannot find {}", dir.display()));
             }
             if root && env::var_os(var).is_none_or(|value| value.is_empty()) {
                 return Ok(for_root.into());
             }
-            // Accounts without a home have a folder that is theirs alone all the same.
-            let uid = rustix::process::geteuid();
-            let homeless = || PathBuf::from(format!("/tmp/mica-{uid}")).join(home);
-            Ok(xdg(var, home).unwrap_or_else(homeless).join("mica"))
+            let at_home = || Some(home()?.join(below)).filter(|dir| homes::is_usable(dir));
+            let dir = match absolute(var).or_else(at_home) {
+                Some(dir) => dir,
+                // Accounts without a home have a folder that is theirs alone all the same.
+                None => homes::temporary()
+                    .with_context(|| {
+                        format!("neither {var} nor HOME names a folder that can be used")
+                    })?
+                    .join(below),
+            };
+            Ok(dir.join("mica"))
         };
         let cache = place(settings.cache, "XDG_CACHE_HOME", ".cache", "/var/cache/mica")?;
         let state = place(settings.state, "XDG_STATE_HOME", ".local/state", "/var/lib/mica")?;
@@ -253,6 +277,7 @@ impl Places {
             shared_cache: settings.shared_cache,
             userns_remap: settings.userns_remap,
             host_paths: host_paths(settings.host_paths),
+            log: log_settings(settings.log_driver, settings.log_max_size, settings.log_max_file)?,
             trust: settings.rules,
             accepted: settings.accepted,
         })
@@ -270,7 +295,8 @@ impl Places {
         ];
         let usual = usual.iter().filter_map(|(var, home)| Some(xdg(var, home)?.join("mica")));
         let system = ["/var/lib/mica", "/var/cache/mica", "/run/mica"].map(PathBuf::from);
-        own.cloned().chain(usual).chain(system).collect()
+        let temporary = homes::temporary_path();
+        own.cloned().chain(usual).chain(system).chain([temporary]).collect()
     }
 }
 
@@ -354,6 +380,9 @@ pub(crate) fn origins(
         ("runtime", path(&places.runtime)),
         ("userns-remap", places.userns_remap.clone()),
         ("host-paths", Some(listed(&places.host_paths))),
+        ("log-driver", serde_json::to_value(places.log.driver)?.as_str().map(str::to_owned)),
+        ("log-max-size", Some(places.log.max_size.to_string())),
+        ("log-max-file", Some(places.log.max_file.to_string())),
     ];
     let mut rows = Vec::new();
     for (name, value) in all {

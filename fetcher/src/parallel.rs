@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-/// `work` on every item, on at most `threads` threads; results in the order of the items.
+/// `work` on every item, on at most `threads` threads, of which this is one; results in the order of the items.
 pub(crate) fn map<T: Sync, R: Send>(
     threads: usize,
     items: &[T],
@@ -11,19 +11,25 @@ pub(crate) fn map<T: Sync, R: Send>(
 ) -> Vec<R> {
     let next = AtomicUsize::new(0);
     let (results, done) = mpsc::channel();
-    std::thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, items.len().max(1)) {
-            let (results, next, work) = (results.clone(), &next, &work);
-            scope.spawn(move || {
-                while let Some((i, item)) = {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    items.get(i).map(|item| (i, item))
-                } {
-                    // The receiver lives until all threads have ended.
-                    drop(results.send((i, work(item))));
-                }
-            });
+    let some = |results: &mpsc::Sender<(usize, R)>| {
+        while let Some((i, item)) = {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            items.get(i).map(|item| (i, item))
+        } {
+            // The receiver lives until all threads have ended.
+            drop(results.send((i, work(item))));
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.clamp(1, items.len().max(1)) {
+            let (results, some) = (results.clone(), &some);
+            let helper = std::thread::Builder::new().spawn_scoped(scope, move || some(&results));
+            // Where there can be no more threads, those there are do the work.
+            if helper.is_err() {
+                break;
+            }
+        }
+        some(&results);
     });
     drop(results);
     let mut results: Vec<(usize, R)> = done.into_iter().collect();

@@ -66,6 +66,7 @@ mod server;
 mod stack;
 mod stats;
 mod sys;
+mod threads;
 mod trace;
 mod tree;
 mod upper;

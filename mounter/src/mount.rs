@@ -73,12 +73,13 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
         return Err(bad_point(io::ErrorKind::NotADirectory.into()));
     }
     let shared = Arc::new(Shared::new(tree(stack, options)?));
-    let (session, helper) = start(&path, &shared, options)?;
+    let failed = |source| MountError::Session { path: path.clone(), source };
+    let threads = crate::threads::available(options.threads).map_err(failed)?;
+    let (session, helper) = start(&path, &shared, options, threads)?;
     // A trace is to have every file that is read.
-    if options.push && options.threads > 1 && !options.record_trace {
+    if options.push && threads > 1 && !options.record_trace {
         shared.pusher.start(session.notifier());
     }
-    let failed = |source| MountError::Session { path: path.clone(), source };
     let id = mount_id(&path).map_err(|errno| failed(errno.into()));
     let (alive, ended): (Sender<()>, _) = channel();
     let served = Arc::clone(&shared);
@@ -159,13 +160,14 @@ fn start(
     path: &Path,
     shared: &Arc<Shared>,
     options: &MountOptions,
+    threads: usize,
 ) -> Result<(Session<Server>, bool), MountError> {
     let server = || Server::new(Arc::clone(shared), options.passthrough && !options.suid);
     let config = |acl, mount_options| {
         let mut config = Config::default();
         config.mount_options = mount_options;
         config.acl = acl;
-        config.n_threads = Some(options.threads.max(1));
+        config.n_threads = Some(threads);
         config
     };
     match mount_directly(path, options)? {

@@ -161,22 +161,27 @@ fn read_all(files: &[(NodeId, &dyn Content)], jobs: Option<usize>) -> Vec<Read> 
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::with_capacity(files.len()));
     let processors = || std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..jobs.unwrap_or_else(processors).clamp(1, 64) {
-            scope.spawn(|| {
-                let (mut buffer, mut mine) = (Vec::new(), Vec::new());
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((_, content)) = files.get(index) else { break };
-                    let digest = content_digest(*content, &mut buffer);
-                    if digest.is_err() {
-                        next.store(files.len(), Ordering::Relaxed);
-                    }
-                    mine.push((index, digest));
-                }
-                results.lock().unwrap_or_else(PoisonError::into_inner).append(&mut mine);
-            });
+    let some = || {
+        let (mut buffer, mut mine) = (Vec::new(), Vec::new());
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some((_, content)) = files.get(index) else { break };
+            let digest = content_digest(*content, &mut buffer);
+            if digest.is_err() {
+                next.store(files.len(), Ordering::Relaxed);
+            }
+            mine.push((index, digest));
         }
+        results.lock().unwrap_or_else(PoisonError::into_inner).append(&mut mine);
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..jobs.unwrap_or_else(processors).clamp(1, 64) {
+            // Where there can be no more threads, those there are do the work.
+            if std::thread::Builder::new().spawn_scoped(scope, some).is_err() {
+                break;
+            }
+        }
+        some();
     });
     results.into_inner().unwrap_or_else(PoisonError::into_inner)
 }

@@ -100,9 +100,9 @@ pub fn pack_dir(dir: &Path, image: &Path, options: &PackOptions) -> Result<Packe
     };
     let (unfinished, packed) = write_image(&scan, image, options)?;
     let (named, known) = std::thread::scope(|scope| {
-        // The disk is busy with the image meanwhile.
-        let known = scope.spawn(|| ScanCache::of(&scan));
-        (name(unfinished, options), known.join())
+        // The disk is busy with the image meanwhile. Without a thread for it nothing is known the next time.
+        let known = std::thread::Builder::new().spawn_scoped(scope, || ScanCache::of(&scan));
+        (name(unfinished, options), known.map_or(Ok(ScanCache::default()), |known| known.join()))
     });
     named.map_err(|source| PackError::Output { image: image.to_owned(), source })?;
     let known = known.unwrap_or_default();
@@ -116,7 +116,8 @@ pub fn pack_dir(dir: &Path, image: &Path, options: &PackOptions) -> Result<Packe
 /// Frees what was scanned, which is in many small pieces, while others go on; at the end of a process nobody need wait
 /// for it.
 fn discard(scan: Scan) {
-    std::thread::spawn(move || drop(scan));
+    // Without a thread it is freed right away, with the closure.
+    drop(std::thread::Builder::new().spawn(move || drop(scan)));
 }
 
 /// Packs the outputs of a module.

@@ -23,17 +23,20 @@ pub(crate) fn run<J: Send, T>(
     let (sender, receiver) = sync_channel::<J>(QUEUE);
     let receiver = Mutex::new(receiver);
     thread::scope(|scope| {
-        for _ in 0..threads.max(1) {
-            scope.spawn(|| {
-                loop {
-                    // The lock covers taking a job, not doing it.
-                    let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    match job {
-                        Ok(job) => handle(job),
-                        Err(_) => return,
-                    }
+        let work = || {
+            loop {
+                // The lock covers taking a job, not doing it.
+                let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                match job {
+                    Ok(job) => handle(job),
+                    Err(_) => return,
                 }
-            });
+            }
+        };
+        let start = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+        if (0..threads.max(1)).map_while(start).count() == 0 {
+            // There can be no more threads.
+            return produce(&handle);
         }
         // A send fails only if every thread is gone, which means that one panicked; the scope passes that on.
         let result = produce(&|job| drop(sender.send(job)));
@@ -58,19 +61,29 @@ pub(crate) fn ordered<S: Send, J: Send, R: Send, E>(
 ) -> Result<(), E> {
     let (sender, receiver) = sync_channel::<(J, SyncSender<R>)>(window);
     let receiver = Mutex::new(receiver);
+    let wanted = states.len();
+    let states = Mutex::new(states);
+    let take = || states.lock().unwrap_or_else(PoisonError::into_inner).pop();
     thread::scope(|scope| {
         // Owned here, so that the threads end when this closure does, however it does.
         let sender = sender;
-        for mut state in states {
-            let (receiver, handle) = (&receiver, &handle);
-            scope.spawn(move || {
-                loop {
-                    let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok((job, reply)) = job else { return };
-                    // Nobody waits any more after an error.
-                    let _ = reply.send(handle(&mut state, job));
-                }
-            });
+        let work = || {
+            let Some(mut state) = take() else { return };
+            loop {
+                let job = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                let Ok((job, reply)) = job else { return };
+                // Nobody waits any more after an error.
+                let _ = reply.send(handle(&mut state, job));
+            }
+        };
+        let start = |_| thread::Builder::new().spawn_scoped(scope, work).ok();
+        if (0..wanted).map_while(start).count() == 0 {
+            // There can be no more threads.
+            let Some(mut state) = take() else { return Ok(()) };
+            while let Some(job) = next()? {
+                done(handle(&mut state, job))?;
+            }
+            return Ok(());
         }
         let mut pending: VecDeque<Receiver<R>> = VecDeque::new();
         loop {

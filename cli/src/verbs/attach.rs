@@ -9,10 +9,9 @@ use anyhow::{Context as _, bail};
 use mica_agent::{Phase, Remote};
 use signal_hook::iterator::Signals;
 
-use super::run;
 use crate::context::Context;
-use crate::error;
 use crate::terminal::{self, DetachKeys, Dialogue, Passing};
+use crate::{error, signals};
 
 /// Take part in a running job's output and input
 ///
@@ -39,7 +38,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
         bail!("job {} is paused; `mica unpause` lets it go on", job.id());
     }
     let remote = Remote::connect(&job).map_err(error::of_control)?;
-    let signals = Signals::new(run::FORWARDED).context("cannot catch signals")?;
+    let signals = Signals::new(signals::forwarded()).context("cannot catch signals")?;
     let input = config.open_stdin && !args.no_stdin;
     let raw = terminal::check(config.terminal, input)?;
     let (far, near) = match input {

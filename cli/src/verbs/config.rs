@@ -69,7 +69,7 @@ fn trust(args: &TrustArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn show(args: &ShowArgs, context: &Context) -> anyhow::Result<ExitCode> {
-    let rows = places::origins(&std::env::current_dir()?, &context.places)?;
+    let rows = places::origins(&crate::context::here(), &context.places)?;
     if args.json {
         let one = |value: &str, origin: &Origin| match args.origin {
             true => json!({ "value": value, "origin": origin.to_string() }),

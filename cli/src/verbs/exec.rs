@@ -12,10 +12,10 @@ use mica_agent::{Connected, Remote};
 use mica_launcher::ExecSpec;
 use signal_hook::iterator::Signals;
 
-use super::run::{self, set_variable};
+use super::run::set_variable;
 use crate::context::Context;
-use crate::error;
 use crate::terminal::{self, DetachKeys, Dialogue, Passing};
+use crate::{error, signals};
 
 /// Run a further program in a running job
 ///
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let raw = terminal::check(args.tty, args.interactive)?;
     let (connected, dialogue) = args.start(remote, &spec)?;
     // Until it runs, signals end this command.
-    let signals = Signals::new(run::FORWARDED).context("cannot catch signals")?;
+    let signals = Signals::new(signals::forwarded()).context("cannot catch signals")?;
     if args.detach {
         return Ok(ExitCode::SUCCESS);
     }

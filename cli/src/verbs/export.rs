@@ -122,10 +122,12 @@ fn unpack(package: Opened, dir: &Path, keep: Keep) -> anyhow::Result<Vec<String>
     }
     let (read, write) = std::io::pipe().context("cannot make a pipe")?;
     std::thread::scope(|scope| {
-        let writer = scope.spawn(move || {
+        let work = move || {
             let mut out = BufWriter::with_capacity(1 << 18, write);
             merged(package, &mut out).and_then(|()| Ok(out.flush()?))
-        });
+        };
+        let writer = std::thread::Builder::new().spawn_scoped(scope, work);
+        let writer = writer.context("cannot start the thread that reads the package")?;
         let notices = untar(read, dir, keep);
         let written = writer.join().unwrap_or_else(|_| bail!("the reader of the package panicked"));
         // A reader that gave up is why the writer did.

@@ -130,7 +130,7 @@ impl Source {
         if let Some(dir) = &self.workspace {
             return Ok(dir.clone());
         }
-        let cwd = std::env::current_dir()?;
+        let cwd = std::env::current_dir().context("cannot find the working directory")?;
         Ok(find_workspace(&cwd).unwrap_or(cwd))
     }
 
@@ -154,7 +154,7 @@ fn read_graph(file: &Path, base: Option<&Path>) -> anyhow::Result<BuildGraph> {
     let (text, folder) = if file.as_os_str() == OsStr::new("-") {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).with_context(cannot)?;
-        (text, std::env::current_dir()?)
+        (text, std::env::current_dir().context("cannot find the working directory")?)
     } else {
         let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
         (

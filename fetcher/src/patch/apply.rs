@@ -25,9 +25,10 @@ pub(crate) fn apply(
     let (order, decoded) = sync_channel(1);
     let next = Mutex::new((0..index.pieces.len(), frame));
     std::thread::scope(|scope| {
+        let mut started = Err(io::ErrorKind::OutOfMemory.into());
         for _ in 0..DECODERS {
             let (order, next) = (order.clone(), &next);
-            scope.spawn(move || {
+            let decoder = std::thread::Builder::new().spawn_scoped(scope, move || {
                 let mut reference = Vec::new();
                 loop {
                     // Held while a frame comes, so that pieces are announced in their order.
@@ -53,7 +54,10 @@ pub(crate) fn apply(
                     let _ = sender.send(decoded);
                 }
             });
+            // One is enough.
+            started = started.or(decoder.map(drop));
         }
+        started.map_err(RebuildError::Contents)?;
         drop(order);
         // Owned here, so that the threads end when this does.
         let mut contents = NewContents { decoded, piece: io::Cursor::new(Vec::new()) };

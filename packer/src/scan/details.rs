@@ -38,7 +38,10 @@ pub(super) fn complete(
         }
     };
     std::thread::scope(|scope| {
-        (1..jobs.min(all.len())).for_each(|_| drop(scope.spawn(work)));
+        // Where there can be no more threads, those there are do the work.
+        let mut further =
+            (1..jobs.min(all.len())).map(|_| std::thread::Builder::new().spawn_scoped(scope, work));
+        let _all_started = further.all(|started| started.is_ok());
         work();
     });
     match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {

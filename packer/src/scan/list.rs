@@ -217,7 +217,10 @@ pub(super) fn list(root: &Root, jobs: usize) -> Result<Listings, Failure> {
     lister.one();
     std::thread::scope(|scope| {
         let jobs = if lister.lock().queue.is_empty() { 1 } else { jobs };
-        (1..jobs).for_each(|_| drop(scope.spawn(|| lister.all())));
+        // Where there can be no more threads, those there are do the work.
+        let mut further =
+            (1..jobs).map(|_| std::thread::Builder::new().spawn_scoped(scope, || lister.all()));
+        let _all_started = further.all(|started| started.is_ok());
         lister.all();
     });
     let state = lister.state.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -9,6 +9,7 @@ use mica_agent::{Attachment, HealthCheck, Restart};
 use mica_graph::HealthCheck as PackageCheck;
 use mica_launcher::{Mount, PortForward, Rlimit};
 
+use super::log::Log;
 use super::mounts::{ImageFlag, Volume, parse_mount, parse_tmpfs, parse_volume};
 use super::values::{
     DeviceFlag, Entrypoint, Limit, as_ms, parse_count, parse_cpus, parse_device, parse_duration,
@@ -64,6 +65,8 @@ pub(crate) struct Args {
     pub(super) quiet: bool,
     #[command(flatten)]
     pub(super) life: Life,
+    #[command(flatten)]
+    pub(super) log: Log,
     #[command(flatten)]
     pub(super) health: Health,
     #[command(flatten)]

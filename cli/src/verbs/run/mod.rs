@@ -2,6 +2,7 @@
 
 mod flags;
 mod host;
+mod log;
 mod mounts;
 pub(crate) mod recommended;
 mod spec;
@@ -23,24 +24,14 @@ use signal_hook::consts::signal as signo;
 use signal_hook::iterator::Signals;
 
 pub(crate) use self::flags::{Args, HealthFlags, PullWhen};
+pub(crate) use self::log::log_settings;
 pub(crate) use self::spec::set_variable;
 use self::spec::{Source, job_config};
 pub(crate) use self::values::{parse_cpus, parse_duration, parse_list, parse_pair, parse_size};
 use crate::context::Context;
 use crate::output::note;
 use crate::terminal::{self, DetachKeys, Dialogue, Over, Passing, Raw};
-use crate::{app, error, hints, output, stacks};
-
-/// What `mica run` passes on to the job, as docker does.
-pub(crate) const FORWARDED: [i32; 7] = [
-    signo::SIGINT,
-    signo::SIGTERM,
-    signo::SIGHUP,
-    signo::SIGQUIT,
-    signo::SIGUSR1,
-    signo::SIGUSR2,
-    signo::SIGWINCH,
-];
+use crate::{app, error, hints, output, signals, stacks};
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
     let (source, command) = source(args, context)?;
@@ -111,7 +102,7 @@ pub(crate) fn start_job(
         false => (None, None),
     };
     let attach = Attach { stdin, output: (!way.detach).then(terminal::size) };
-    let catch = || Signals::new(FORWARDED).context("cannot catch signals");
+    let catch = || Signals::new(signals::forwarded()).context("cannot catch signals");
     let (mut started, signals) = if mica_agent::may_fork() {
         let held = HeldSignals::new();
         let started = mica_agent::start(Supervisor::Fork(&supervise_here), job, lock, attach)?;

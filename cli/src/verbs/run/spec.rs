@@ -106,6 +106,7 @@ pub(super) fn job_config(
         restart: args.life.restart,
         health: args.health.check(source.service.health.as_ref()),
         network: attachment(args)?,
+        log: args.log.config(places.log),
     })
 }
 
