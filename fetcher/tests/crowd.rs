@@ -147,6 +147,10 @@ fn web_pages_and_other_names_are_refused() {
     for host in [address.to_string(), "localhost".to_owned(), "[::1]:80".to_owned()] {
         assert!(post(&host, "").contains("200"), "{host}");
     }
+    // A name without a dot is none of a web page; changes need one of ours all the same.
+    let read = "GET /packages.json HTTP/1.1\r\nHost: registry:5080\r\nConnection: close\r\n\r\n";
+    assert!(ask(address, read).contains("200"));
+    assert!(post("registry:5080", "").contains("403"));
     let named = served(&bench, ServeOptions { hosts: vec!["reg.example".to_owned()], ..hasty() });
     let read = "GET /packages.json HTTP/1.1\r\nHost: reg.example\r\nConnection: close\r\n\r\n";
     assert!(ask(named.address(), read).contains("200"));
