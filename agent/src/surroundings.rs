@@ -1,7 +1,7 @@
 //! What a job's program is started in, and started again in: mounts, network, leases.
 
 use mica_fetcher::Lease;
-use mica_launcher::Prepared;
+use mica_launcher::{Prepared, Rlimit, Spec};
 use mica_mounter::Mount;
 
 use crate::config::JobConfig;
@@ -28,6 +28,7 @@ impl Surroundings {
     pub(crate) fn make(job: &JobDir, mut config: JobConfig) -> Result<Self, SuperviseError> {
         let lease = config.stack.lease()?;
         let attached = attach(job, &config)?;
+        own_descriptors(&mut config.spec);
         let mut spec = config.spec.clone();
         if let Some(attached) = &attached {
             attached.connect(&mut spec);
@@ -50,6 +51,15 @@ impl Surroundings {
             // The mount is gone with this process and its namespace in any case.
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot unmount the stack");
         }
+    }
+}
+
+/// The mount's server takes as many descriptors as there are; the job has the limits of who starts it.
+fn own_descriptors(spec: &mut Spec) {
+    let before = mica_mounter::raise_descriptor_limit();
+    if !spec.rlimits.iter().any(|limit| limit.resource.eq_ignore_ascii_case("nofile")) {
+        let (resource, soft, hard) = ("nofile".to_owned(), before.soft, before.hard);
+        spec.rlimits.push(Rlimit { resource, soft, hard });
     }
 }
 

@@ -10,6 +10,7 @@ use mica_fetcher::{
 use mica_launcher::LaunchError;
 use mica_mounter::{MountError, OpenError};
 use mica_packer::build::BuildError;
+use mica_squashfs::read::OpenFault;
 
 /// The hint of the first of an error's causes that has one.
 pub(crate) fn for_chain(error: &(dyn Error + 'static)) -> Option<String> {
@@ -97,8 +98,18 @@ impl Hint for MountError {
     }
 }
 
+const EMFILE: i32 = rustix::io::Errno::MFILE.raw_os_error();
+
 impl Hint for OpenError {
     fn hint(&self) -> Option<String> {
+        use std::io::ErrorKind;
+        match &self.fault {
+            OpenFault::Io(error) if error.raw_os_error() == Some(EMFILE) => {
+                return Some("raise the limit of open files: `ulimit -Hn` says how far".into());
+            }
+            OpenFault::Io(error) if error.kind() != ErrorKind::UnexpectedEof => return None,
+            _ => {}
+        }
         Some("the file is damaged, cut short, or no squashfs image at all; `mica image info` looks at it".into())
     }
 }

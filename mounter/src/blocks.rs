@@ -4,7 +4,7 @@
 //! nobody asked for again goes first (CLOCK). Buffers of blocks that are gone are used again, so that a
 //! long read doesn't ask the system for fresh pages all the time.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A block: the layer, and where in its image it is stored.
@@ -96,7 +96,13 @@ impl BlockCache {
         let mut inner = self.lock();
         if matches!(inner.slots.get(&key), Some(Slot::Ready { .. })) {
             inner.remove(key);
+            inner.clean_up();
         }
+    }
+
+    #[cfg(test)]
+    fn queued(&self) -> usize {
+        self.lock().queue.len()
     }
 
     #[cfg(test)]
@@ -135,6 +141,21 @@ impl Drop for Pending<'_> {
 }
 
 impl Inner {
+    /// Takes keys of forgotten blocks from the queue, when they are more than the others: each costs about one look.
+    fn clean_up(&mut self) {
+        if self.queue.len() <= 2 * self.slots.len() + MAX_SPARE {
+            return;
+        }
+        let mut seen = HashSet::new();
+        let slots = &self.slots;
+        // A block that was forgotten and read again has two places: the later one stays.
+        let mut kept: VecDeque<_> = std::mem::take(&mut self.queue);
+        kept.make_contiguous().reverse();
+        kept.retain(|key| slots.contains_key(key) && seen.insert(*key));
+        kept.make_contiguous().reverse();
+        self.queue = kept;
+    }
+
     fn shrink(&mut self, limit: usize) {
         // The block that was just added stays, whatever the limit.
         while self.bytes > limit && self.queue.len() > 1 {
@@ -190,6 +211,26 @@ mod tests {
         }
         assert!(cache.bytes() <= 10_000 + 1000);
         assert!(cache.contains(key(0)) && !cache.contains(key(50)));
+    }
+
+    #[test]
+    fn who_reads_and_forgets_without_end_takes_no_memory() {
+        let cache = BlockCache::new(10_000);
+        fill(&cache, 7);
+        for offset in 1000..20_000 {
+            fill(&cache, offset);
+            cache.forget(key(offset));
+            if offset % 3 == 0 {
+                fill(&cache, 7);
+            }
+        }
+        assert!(cache.queued() < 20, "{}", cache.queued());
+        assert!(cache.contains(key(7)));
+        // What is asked for again and again is where it belongs.
+        for offset in 0..100 {
+            fill(&cache, offset);
+        }
+        assert!(cache.bytes() <= 11_000);
     }
 
     #[test]

@@ -50,6 +50,7 @@ mod asker;
 mod blocks;
 mod bounded;
 mod decode;
+mod descriptors;
 mod error;
 mod gate;
 mod idle;
@@ -73,6 +74,7 @@ mod upper;
 mod verify;
 mod view;
 
+pub use descriptors::{DescriptorLimit, raise_descriptor_limit};
 pub use error::{MountError, UnmountError};
 pub use mica_squashfs::OpenError;
 pub use mica_squashfs::chunks::{ChunkTable, ChunkTableError};

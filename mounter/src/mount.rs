@@ -65,6 +65,7 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
     if stack.layers.is_empty() && options.upper.is_none() {
         return Err(MountError::Empty);
     }
+    crate::descriptors::raise_descriptor_limit();
     let bad_point = |source: io::Error| MountError::MountPoint { path: mountpoint.into(), source };
     detach_dead(mountpoint).map_err(bad_point)?;
     #[allow(clippy::disallowed_methods)]
@@ -76,6 +77,7 @@ pub fn mount(stack: Stack, mountpoint: &Path, options: &MountOptions) -> Result<
     let failed = |source| MountError::Session { path: path.clone(), source };
     let threads = crate::threads::available(options.threads).map_err(failed)?;
     let (session, helper) = start(&path, &shared, options, threads)?;
+    shared.backings.start(session.notifier());
     // A trace is to have every file that is read.
     if options.push && threads > 1 && !options.record_trace {
         shared.pusher.start(session.notifier());

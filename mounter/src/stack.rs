@@ -8,6 +8,7 @@ use mica_squashfs::chunks::ChunkTable;
 use mica_squashfs::read::OpenFault;
 use mica_squashfs::{Image, OpenError, OpenOptions, Source};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::readahead::ReadAhead;
 use crate::verify::{Verified, Verify};
@@ -84,7 +85,14 @@ fn named(image: &Path, fault: OpenFault) -> OpenError {
 fn open_file(image: &Path) -> Result<ReadAhead<File>, OpenError> {
     // What was a file when it was looked at may be a FIFO now, which would hold us: then reading fails instead.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::open(image, flags, Mode::empty());
+    let file = match rustix::fs::open(image, flags, Mode::empty()) {
+        // A stack of more layers than the caller's soft limit.
+        Err(Errno::MFILE) => {
+            crate::descriptors::raise_descriptor_limit();
+            rustix::fs::open(image, flags, Mode::empty())
+        }
+        opened => opened,
+    };
     let file = file.map_err(|error| named(image, OpenFault::Io(error.into())))?;
     Ok(ReadAhead::new(File::from(file)))
 }

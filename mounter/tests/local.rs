@@ -270,6 +270,51 @@ fn an_image_file_cut_short_under_its_mount_is_an_error_of_its_files() {
 }
 
 #[test]
+fn files_are_removed_fast_while_others_list_their_directory() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let mut layer = Layer::new();
+    for n in 0..3000 {
+        layer = layer.file(&format!("d/{n}"), "");
+    }
+    let scratch = Scratch::new(stack([layer.image()]), true);
+    let (ended, dir) = (AtomicBool::new(false), scratch.path("d"));
+    let begun = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    let seen = names(&dir);
+                    assert!(seen.windows(2).all(|pair| pair[0] != pair[1]), "a name comes twice");
+                }
+            });
+        }
+        for n in 0..3000 {
+            fs::remove_file(dir.join(n.to_string())).unwrap();
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
+    // On a quiet machine a second or two; before it was half a minute.
+    assert!(begun.elapsed().as_secs() < 100, "{:?}", begun.elapsed());
+    assert_eq!(names(scratch.path("d")), [""; 0]);
+}
+
+#[test]
+fn no_handle_is_given_that_cannot_be_opened() {
+    let scratch = scratch();
+    // Python has no name for it; what is asked for is at most what is answered.
+    let script = "import ctypes, os, sys\n\
+                  libc = ctypes.CDLL(None, use_errno=True)\n\
+                  handle = (ctypes.c_uint * 64)(128); mount = ctypes.c_int()\n\
+                  done = libc.name_to_handle_at(-100, sys.argv[1].encode(), handle, ctypes.byref(mount), 0)\n\
+                  print(done, os.strerror(ctypes.get_errno()))\n";
+    for name in ["f", "d", ""] {
+        let mut command = std::process::Command::new("python3");
+        let said = command.args(["-c", script]).arg(scratch.path(name)).output().unwrap().stdout;
+        assert_eq!(String::from_utf8_lossy(&said), "-1 Operation not supported\n", "{name}");
+    }
+}
+
+#[test]
 fn once_more_as_an_ordinary_user() {
     support::once_more_as_an_ordinary_user(&[
         // Give files to somebody else, and make devices.

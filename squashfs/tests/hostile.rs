@@ -433,3 +433,24 @@ fn names_of_attributes_are_read_without_their_values() {
     let long = image.resolve(b"long").unwrap().unwrap();
     assert!(matches!(image.xattr_keys(&long), Err(ReadError::Range { .. })));
 }
+
+#[test]
+fn directories_that_record_three_bytes_too_few_are_read_as_by_others() {
+    for names in [&["a", "b"][..], &["a"], &["a", "bc", "def", "ghij"], &[]] {
+        let mut image = Crafted::new(Parents::Right);
+        image.short = true;
+        let dir = image.dir();
+        image.add(0, "dir", dir);
+        for name in names {
+            let file = image.file(name.as_bytes(), 1);
+            image.add(dir, name, file);
+        }
+        let image = open(image.bytes()).unwrap();
+        let found: Vec<_> = walk(&image).map(|entry| entry.unwrap().path).collect();
+        let want = names.iter().map(|name| format!("dir/{name}").into_bytes());
+        assert_eq!(found[2..], want.collect::<Vec<_>>());
+        for name in names {
+            assert!(image.resolve(format!("dir/{name}").as_bytes()).unwrap().is_some());
+        }
+    }
+}

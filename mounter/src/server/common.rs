@@ -11,15 +11,15 @@ use fuser::{
     ReplyEntry, ReplyXattr, Request,
 };
 
+use super::Server;
 use super::convert::{bare_attr, file_attr};
-use super::{KEEP, Server};
 use crate::kind::Kind;
 use crate::tree::{Caller, Entry, New, Node, Seen};
 
 pub(super) type Res<T> = Result<T, rustix::io::Errno>;
 
 /// Asked for at the start, where the kernel has it: one request less here or there.
-pub(super) const WANTED: [InitFlags; 7] = [
+pub(super) const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_CACHE_SYMLINKS,
@@ -27,6 +27,8 @@ pub(super) const WANTED: [InitFlags; 7] = [
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_HAS_RESEND,
+    // Handles of files (name_to_handle_at) could not be opened once the kernel has forgotten the file: none are given.
+    InitFlags::FUSE_NO_EXPORT_SUPPORT,
 ];
 
 /// Sends what a result holds: the value or the error.
@@ -39,6 +41,9 @@ macro_rules! reply {
     };
 }
 pub(super) use reply;
+
+/// Entries that are told at once of a directory that is being changed.
+const AT_ONCE: usize = 32;
 
 fn caller(request: &Request) -> Caller {
     Caller { uid: request.uid(), gid: request.gid() }
@@ -60,7 +65,9 @@ impl Server {
             self.tree().remember(&seen.node);
             Ok(attr)
         });
-        reply!(reply, attr, attr => reply.entry(&KEEP, &file_attr(&attr), Generation(0)));
+        reply!(reply, attr, attr => {
+            reply.entry(self.shared.keep(attr.ino), &file_attr(&attr), Generation(0));
+        });
     }
 
     pub(super) fn make(
@@ -100,10 +107,16 @@ impl Server {
                 return Ok(());
             }
         }
+        // Whoever waits to change the directory waits for this answer.
+        let mut left = if self.tree().is_changing(&dir) { AT_ONCE } else { usize::MAX };
         let from = listing.entries.partition_point(|listed| listed.position <= offset);
         for listed in &listing.entries[from..] {
             let entry = self.tree().entry(&dir, listed)?;
-            if !matches!(entry, Entry::Gone) && add(&listed.name, listed.position, entry) {
+            if matches!(entry, Entry::Gone) {
+                continue;
+            }
+            left -= 1;
+            if add(&listed.name, listed.position, entry) || left == 0 {
                 return Ok(());
             }
         }
@@ -146,7 +159,10 @@ impl Server {
         let done = self.each_entry(ino, offset, |name, next, entry| {
             is_end = false;
             let (node, attr, keep) = match entry {
-                Entry::Seen(node, attr) => (Some(node), file_attr(&attr), KEEP),
+                Entry::Seen(node, attr) => {
+                    let keep = *self.shared.keep(attr.ino);
+                    (Some(node), file_attr(&attr), keep)
+                }
                 // Nothing to keep: whoever wants more asks again and gets the error.
                 Entry::Damaged { ino, kind } => (None, bare_attr(ino, kind), Duration::ZERO),
                 Entry::Gone => return false,

@@ -9,7 +9,7 @@
 
 mod common;
 mod convert;
-mod open;
+pub(crate) mod open;
 mod requests;
 
 use std::collections::VecDeque;
@@ -37,7 +37,7 @@ pub(crate) struct Shared {
     pub(crate) tree: Tree,
     pub(crate) counters: Arc<Counters>,
     pub(crate) pusher: Pusher,
-    backings: Backings,
+    pub(crate) backings: Backings,
 }
 
 impl std::fmt::Debug for Shared {
@@ -106,8 +106,8 @@ impl Server {
     fn listing(&self, dir: &Arc<Node>, from_start: bool) -> Result<Arc<Listing>, Errno> {
         let lock = || self.listings.lock().unwrap_or_else(PoisonError::into_inner);
         let writable = self.tree().is_writable();
-        if (!from_start || !writable)
-            && let Some((_, listing)) = lock().iter().find(|(ino, _)| *ino == dir.ino)
+        if let Some((_, listing)) = lock().iter().find(|(ino, _)| *ino == dir.ino)
+            && (!from_start || !writable || self.tree().is_current(dir, listing))
         {
             return Ok(Arc::clone(listing));
         }

@@ -8,12 +8,14 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use fuser::{
-    BackingId, Errno, FileHandle, FopenFlags, Generation, INodeNo, OpenAccMode, OpenFlags,
-    ReplyCreate, ReplyOpen, Request,
+    BackingId, Errno, FileHandle, FopenFlags, Generation, INodeNo, Notifier, OpenAccMode,
+    OpenFlags, ReplyCreate, ReplyOpen, Request,
 };
+
+use rustix::thread::CapabilitySet;
 
 use super::common::{drops_set_id, reply};
 use super::convert::file_attr;
@@ -22,16 +24,36 @@ use crate::stats::Op;
 use crate::tree::{New, Open};
 
 #[derive(Default)]
-pub(super) struct Backings {
+pub(crate) struct Backings {
     /// Of every file that is open.
     files: Mutex<HashMap<u64, Backing>>,
     /// The kernel has passthrough, and has not refused this server yet.
     allowed: AtomicBool,
+    /// Tells the kernel to ask for attributes again.
+    notifier: OnceLock<Notifier>,
 }
 
 struct Backing {
     id: Option<Arc<BackingId>>,
     opens: u32,
+    /// Somebody has it open for writing.
+    written: bool,
+}
+
+/// Registers a file in the name of somebody who may not keep set-id bits of what he writes: the kernel writes it in this
+/// thread's, which is root's, and asks nobody whether the writer may.
+fn without_fsetid<T>(register: impl FnOnce() -> T) -> T {
+    let Ok(all) = rustix::thread::capabilities(None) else { return register() };
+    let mut less = all;
+    less.effective.remove(CapabilitySet::FSETID);
+    if rustix::thread::set_capabilities(None, less).is_err() {
+        return register();
+    }
+    let result = register();
+    if let Err(error) = rustix::thread::set_capabilities(None, all) {
+        tracing::error!(%error, "a thread of the server lost a capability");
+    }
+    result
 }
 
 impl Backings {
@@ -43,17 +65,24 @@ impl Backings {
         self.allowed.store(true, Ordering::Relaxed);
     }
 
-    /// Counts an open. The first one decides: `file` is what may be handed to the kernel, `register` does it.
+    pub(crate) fn start(&self, notifier: Notifier) {
+        // A mount has one session.
+        let _ = self.notifier.set(notifier);
+    }
+
+    /// Counts an open, for writing or not. The first one decides: `file` is what may be handed to the kernel, `register`
+    /// does it.
     pub(super) fn open(
         &self,
         ino: u64,
+        write: bool,
         file: impl FnOnce() -> Option<Arc<File>>,
         register: impl FnOnce(&File) -> std::io::Result<BackingId>,
     ) -> Option<Arc<BackingId>> {
         let mut files = self.files();
         let backing = files.entry(ino).or_insert_with(|| {
             let file = if self.allowed.load(Ordering::Relaxed) { file() } else { None };
-            let id = file.and_then(|file| match register(&file) {
+            let id = file.and_then(|file| match without_fsetid(|| register(&file)) {
                 Ok(id) => Some(Arc::new(id)),
                 Err(error) => {
                     // Only root may, and not on every file system.
@@ -62,10 +91,21 @@ impl Backings {
                     None
                 }
             });
-            Backing { id, opens: 0 }
+            Backing { id, opens: 0, written: false }
         });
         backing.opens += 1;
-        backing.id.clone()
+        let begins = write && !backing.written && backing.id.is_some();
+        backing.written |= write;
+        let id = backing.id.clone();
+        drop(files);
+        // From now on times and size change without a request (mmap): what the kernel knows of them is not to be kept.
+        if begins
+            && let Some(notifier) = self.notifier.get()
+            && let Err(error) = notifier.inval_inode(INodeNo(ino), -1, 0)
+        {
+            tracing::debug!(%error, "attributes of a file may be old");
+        }
+        id
     }
 
     /// Counts a close.
@@ -81,7 +121,7 @@ impl Backings {
     /// Whether the kernel writes the file without telling: what is known of it is not to be kept.
     pub(super) fn is_passed(&self, ino: u64) -> bool {
         self.allowed.load(Ordering::Relaxed)
-            && self.files().get(&ino).is_some_and(|backing| backing.id.is_some())
+            && self.files().get(&ino).is_some_and(|backing| backing.written && backing.id.is_some())
     }
 }
 
@@ -115,7 +155,7 @@ impl Server {
                 reply!(reply, shared.tree.open(node, open), () => {
                     let file = || shared.tree.whole_file(node);
                     let register = |file: &File| reply.open_backing(file);
-                    match shared.backings.open(node.ino, file, register) {
+                    match shared.backings.open(node.ino, writes, file, register) {
                         Some(id) => reply.opened_passthrough(FileHandle(0), PASSED, &id),
                         None => reply.opened(FileHandle(0), OPENED),
                     }
@@ -142,7 +182,7 @@ impl Server {
             let file = || self.tree().whole_file(&node);
             let register = |file: &File| reply.open_backing(file);
             let (fh, attr, first) = (FileHandle(0), file_attr(&attr), Generation(0));
-            match self.shared.backings.open(node.ino, file, register) {
+            match self.shared.backings.open(node.ino, true, file, register) {
                 Some(id) => reply.created_passthrough(&KEEP, &attr, first, fh, PASSED, &id),
                 None => reply.created(&KEEP, &attr, first, fh, OPENED),
             }

@@ -431,8 +431,10 @@ impl Filesystem for Server {
     ) {
         self.run(request, Op::Fallocate, reply, |reply| {
             let mode = rustix::fs::FallocateFlags::from_bits_retain(mode as _);
-            let done =
-                self.node(ino).and_then(|node| self.tree().allocate(&node, mode, offset, length));
+            let takes = drops_set_id(request);
+            let done = self
+                .node(ino)
+                .and_then(|node| self.tree().allocate(&node, mode, (offset, length), takes));
             reply!(reply, done, () => reply.ok());
         });
     }
@@ -477,7 +479,8 @@ impl Filesystem for Server {
             let copy = || {
                 let (from, to) = (self.node(ino_in)?, self.node(ino_out)?);
                 let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
-                self.tree().copy_range((&from, offset_in), (&to, offset_out), len)
+                let (from, to) = ((&from, offset_in), (&to, offset_out));
+                self.tree().copy_range(from, to, len, drops_set_id(request))
             };
             reply!(reply, copy(), copied => reply.written(copied as u32));
         });

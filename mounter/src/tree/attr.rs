@@ -73,6 +73,7 @@ impl Tree {
         };
         match (upper, place) {
             (InUpper::Removed(fd), _) => Ok(At::Fd(fd)),
+            (InUpper::Parked(at), _) => Ok(At::Name(Arc::clone(&at.work), at.name.clone())),
             (InUpper::Yes, Some(Place { parent, name })) => {
                 Ok(At::Name(self.dir_fd(&parent)?, name))
             }
@@ -190,11 +191,13 @@ pub(super) fn drop_set_id(fd: impl AsFd) -> Res<()> {
 pub(super) fn attr_from(node: &Node, stat: &Statx) -> Attr {
     let time = |t: &rustix::fs::StatxTimestamp| Time { seconds: t.tv_sec, nanos: t.tv_nsec };
     let merged = !node.lowers().parts.is_empty();
+    // The name in the work directory is nobody's.
+    let unseen = u32::from(matches!(node.state().upper, InUpper::Parked(_))).min(stat.stx_nlink);
     Attr {
         ino: node.ino,
         kind: node.kind,
         mode: u32::from(stat.stx_mode) & 0o7777,
-        nlink: if merged { 1 } else { stat.stx_nlink },
+        nlink: if merged { 1 } else { stat.stx_nlink - unseen },
         uid: stat.stx_uid,
         gid: stat.stx_gid,
         rdev: (stat.stx_rdev_major, stat.stx_rdev_minor),

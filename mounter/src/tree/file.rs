@@ -105,25 +105,15 @@ impl Tree {
         };
         let file = Arc::new(file);
         let mut state = node.state();
-        if state.opens > 0 || !matches!(state.upper, InUpper::Yes) {
+        if state.opens > 0 || matches!(state.upper, InUpper::Removed(_)) {
             state.file = Some(OpenFile { file: Arc::clone(&file), writable });
+            drop(state);
+            drop(self.open_files.opened(Arc::downgrade(node)));
         }
         Ok(file)
     }
 
     fn open_upper(&self, node: &Arc<Node>, access: OFlags) -> Res<File> {
-        match self.try_open_upper(node, access) {
-            // Files can be opened again whenever they are needed: those that are kept open make room.
-            Err(Errno::MFILE | Errno::NFILE) => {
-                let closed = self.table().close_files();
-                drop(closed);
-                self.try_open_upper(node, access)
-            }
-            result => result,
-        }
-    }
-
-    fn try_open_upper(&self, node: &Arc<Node>, access: OFlags) -> Res<File> {
         let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd = match self.at(node)? {
             At::Name(dir, name) => {
@@ -235,13 +225,15 @@ impl Tree {
         &self,
         node: &Arc<Node>,
         mode: FallocateFlags,
-        offset: u64,
-        len: u64,
+        (offset, len): (u64, u64),
+        takes_set_id: bool,
     ) -> Res<()> {
         self.bring_up(node, false)?;
         // What space is allocated to is no hole any more.
         self.complete(node)?;
-        rustix::fs::fallocate(self.writable_file(node)?, mode, offset, len)
+        let file = self.writable_file(node)?;
+        rustix::fs::fallocate(&file, mode, offset, len)?;
+        if takes_set_id { drop_set_id(&*file) } else { Ok(()) }
     }
 
     /// The next data or hole at or after `offset`.
@@ -287,6 +279,7 @@ impl Tree {
         from: (&Arc<Node>, u64),
         to: (&Arc<Node>, u64),
         len: usize,
+        takes_set_id: bool,
     ) -> Res<usize> {
         if [from.0, to.0].iter().any(|node| !node.in_upper() || node.is_partial()) {
             return Err(Errno::XDEV);
@@ -294,13 +287,12 @@ impl Tree {
         let source = self.upper_file(from.0, false)?;
         let target = self.writable_file(to.0)?;
         let (mut from_offset, mut to_offset) = (from.1, to.1);
-        rustix::fs::copy_file_range(
-            &source,
-            Some(&mut from_offset),
-            &target,
-            Some(&mut to_offset),
-            len,
-        )
+        let (source_at, target_at) = (Some(&mut from_offset), Some(&mut to_offset));
+        let copied = rustix::fs::copy_file_range(&source, source_at, &target, target_at, len)?;
+        if takes_set_id {
+            drop_set_id(&*target)?;
+        }
+        Ok(copied)
     }
 
     pub(crate) fn read_link(&self, node: &Arc<Node>) -> Res<Vec<u8>> {

@@ -17,6 +17,7 @@ use crate::overlay::{self, Class, Layers, Part, is_reserved};
 /// A directory's names at one moment, in the order of their positions.
 pub(crate) struct Listing {
     pub(crate) entries: Vec<Listed>,
+    pub(super) generation: u64,
 }
 
 /// Positions of the names that layers have; before them come `.` and `..`.
@@ -75,21 +76,25 @@ impl Tree {
     }
 
     fn list_locked(&self, dir: &Arc<Node>) -> Res<Listing> {
+        let generation = self.changes.generation(dir.ino);
         if is_gone(dir) {
-            return Ok(Listing { entries: Vec::new() });
+            return Ok(Listing { entries: Vec::new(), generation });
         }
         let lowers = dir.lowers();
         let lower = self.list_lower(&lowers).map_err(|error| self.damaged(dir, &error))?;
         let (Some(upper), true) = (&self.upper, dir.in_upper()) else {
-            return Ok(Listing { entries: lower });
+            return Ok(Listing { entries: lower, generation });
         };
         let fd = self.dir_fd(dir)?;
         // `None` hides the name.
         let mut over: HashMap<Box<[u8]>, Option<Source>> = HashMap::new();
+        let files_hide = upper.has_attribute_whiteouts(&*fd)?;
         for (name, kind) in upper.list(&*fd)? {
-            let hidden = is_reserved(&name)
-                || (matches!(kind, Some(Kind::Char | Kind::File) | None)
-                    && upper.hides(&*fd, &name, kind)?);
+            let may_hide = match kind {
+                Some(Kind::Char) | None => true,
+                Some(kind) => kind == Kind::File && files_hide,
+            };
+            let hidden = is_reserved(&name) || (may_hide && upper.hides(&*fd, &name)?);
             over.insert(name, (!hidden).then_some(Source::Upper));
         }
         let mut entries = Vec::new();
@@ -110,7 +115,7 @@ impl Tree {
             entry.position = entry.position.max(next);
             next = entry.position + 1;
         }
-        Ok(Listing { entries })
+        Ok(Listing { entries, generation })
     }
 
     fn list_lower(&self, lowers: &Lowers) -> Result<Vec<Listed>, crate::lower::LowerError> {

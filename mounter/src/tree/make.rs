@@ -62,6 +62,11 @@ impl Tree {
             return Err(Errno::PERM); // it would be a whiteout
         }
         let _changing = self.exclusive();
+        self.changes.note(dir.ino, true);
+        self.with_room(|| self.make_locked(dir, name, caller, new))
+    }
+
+    fn make_locked(&self, dir: &Arc<Node>, name: &[u8], caller: Caller, new: New<'_>) -> Res<Seen> {
         let free = self.free_name(dir, name)?;
         let parent = statx_fd(&free.dir)?;
         let mut owner = Owner { uid: caller.uid, gid: caller.gid, mode: new.mode() };
@@ -92,6 +97,8 @@ impl Tree {
             let mut state = seen.node.state();
             state.file = Some(OpenFile { file, writable: true });
             state.rest = Rest::Nowhere;
+            drop(state);
+            drop(self.open_files.opened(Arc::downgrade(&seen.node)));
         }
         Ok(seen)
     }
@@ -100,6 +107,11 @@ impl Tree {
     pub(crate) fn link(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &[u8]) -> Res<Seen> {
         self.bring_up(node, false)?;
         let _changing = self.exclusive();
+        self.changes.note(dir.ino, true);
+        self.with_room(|| self.link_locked(node, dir, name))
+    }
+
+    fn link_locked(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &[u8]) -> Res<Seen> {
         let free = self.free_name(dir, name)?;
         let upper = self.upper()?;
         if free.whiteout {

@@ -4,6 +4,7 @@
 //! [`node`] says how nodes live and what is locked when.
 
 mod attr;
+mod changes;
 mod complete;
 mod copyup;
 mod file;
@@ -34,6 +35,7 @@ pub(crate) use make::{Caller, New};
 pub(crate) use node::Node;
 pub(crate) use rename::End;
 
+use crate::descriptors::OpenFiles;
 use crate::kind::Kind;
 use crate::lower::{Lower, LowerError};
 use crate::numbers::ROOT;
@@ -53,6 +55,8 @@ pub(crate) struct Tree {
     namespace: RwLock<()>,
     /// Open directories of the upper by node; only a cache.
     dir_fds: Mutex<HashMap<u64, Arc<OwnedFd>>>,
+    open_files: OpenFiles,
+    changes: changes::Changes,
     /// Nodes that are being copied up, so that each is copied once.
     copying: Mutex<HashSet<u64>>,
     copied: Condvar,
@@ -96,6 +100,8 @@ impl Tree {
             table: Mutex::new(table),
             namespace: RwLock::new(()),
             dir_fds: Mutex::default(),
+            open_files: OpenFiles::new(),
+            changes: changes::Changes::default(),
             copying: Mutex::default(),
             copied: Condvar::new(),
             moved: Mutex::default(),
@@ -129,6 +135,16 @@ impl Tree {
         self.table().forget(ino, count);
     }
 
+    /// Whether a listing still has all names of its directory.
+    pub(crate) fn is_current(&self, dir: &Node, listing: &Listing) -> bool {
+        listing.generation == self.changes.generation(dir.ino)
+    }
+
+    /// Whether somebody changes the directory just now.
+    pub(crate) fn is_changing(&self, dir: &Node) -> bool {
+        self.upper.is_some() && self.changes.is_changing(dir.ino)
+    }
+
     /// Nodes held at the moment.
     pub(crate) fn node_count(&self) -> usize {
         self.table().len()
@@ -155,7 +171,7 @@ impl Tree {
     /// Looks at the upper; what modes forbid, for which nobody else may look, once more.
     fn look<T>(&self, mut work: impl FnMut() -> Res<T>) -> Res<T> {
         let looking = self.shared();
-        let result = work();
+        let result = self.with_room(&mut work);
         drop(looking);
         let can_force = self.upper.as_ref().is_some_and(UpperDir::can_force);
         if !can_force || !matches!(result, Err(Errno::ACCESS)) {
@@ -184,6 +200,21 @@ impl Tree {
         let block = error.block.map(tracing::field::display);
         tracing::error!(layer = error.layer, path, block, cause, "cannot read from an image");
         Errno::IO
+    }
+
+    /// Does what may need a descriptor: if there is none left, once more without those that are only kept at hand.
+    fn with_room<T>(&self, mut work: impl FnMut() -> Res<T>) -> Res<T> {
+        match work() {
+            Err(Errno::MFILE | Errno::NFILE) => {
+                let dirs = std::mem::take(
+                    &mut *self.dir_fds.lock().unwrap_or_else(PoisonError::into_inner),
+                );
+                let files = self.table().close_files();
+                drop((dirs, files));
+                work()
+            }
+            result => result,
+        }
     }
 
     /// The upper directory of a node that has one.

@@ -18,6 +18,7 @@ use crate::kind::Kind;
 use crate::lower::LowerNode;
 use crate::numbers::UpperNumbers;
 use crate::overlay::{Merged, Part};
+use crate::upper::Parked;
 
 pub(crate) type LowerPart = Part<LowerNode>;
 
@@ -69,6 +70,8 @@ pub(crate) enum InUpper {
     Yes,
     /// Removed from all places the server knows, but still in use.
     Removed(Arc<OwnedFd>),
+    /// The same, where there was no descriptor left.
+    Parked(Arc<Parked>),
 }
 
 /// Where the content of a file of the upper is that the upper doesn't hold.

@@ -23,8 +23,14 @@ impl Tree {
     }
 
     fn remove(&self, dir: &Arc<Node>, name: &[u8], is_dir: bool) -> Res<()> {
-        let upper = self.upper()?;
+        self.upper()?;
         let _changing = self.exclusive();
+        self.changes.note(dir.ino, false);
+        self.with_room(|| self.remove_locked(dir, name, is_dir))
+    }
+
+    fn remove_locked(&self, dir: &Arc<Node>, name: &[u8], is_dir: bool) -> Res<()> {
+        let upper = self.upper()?;
         let seen = self.child(dir, name)?.ok_or(Errno::NOENT)?;
         match (seen.node.kind == Kind::Directory, is_dir) {
             (true, false) => return Err(Errno::ISDIR),
@@ -60,11 +66,22 @@ impl Tree {
     /// has the file open goes on using it through a descriptor.
     pub(super) fn keep(&self, node: &Arc<Node>, dir: &Arc<Node>, name: &[u8]) -> Res<Kept> {
         let last = node.state().places.len() <= 1;
-        let fd = match last {
-            true => Some(self.path_fd(node)?),
+        let held = match last {
+            true => match self.path_fd(node).and_then(|fd| match self.open_files.is_last(&fd) {
+                true => Err(Errno::MFILE),
+                false => Ok(fd),
+            }) {
+                // Nobody does more with a removed directory than to look at what it was.
+                Err(Errno::MFILE | Errno::NFILE) if node.kind == Kind::Directory => None,
+                Err(Errno::MFILE | Errno::NFILE) => {
+                    let fd = self.dir_fd(dir)?;
+                    Some(InUpper::Parked(Arc::new(self.upper()?.park((*fd).as_fd(), name)?)))
+                }
+                fd => Some(InUpper::Removed(fd?)),
+            },
             false => None,
         };
-        Ok(Kept { node: Arc::clone(node), dir: Arc::clone(dir), name: name.into(), fd })
+        Ok(Kept { node: Arc::clone(node), dir: Arc::clone(dir), name: name.into(), held })
     }
 }
 
@@ -73,7 +90,7 @@ pub(super) struct Kept {
     node: Arc<Node>,
     dir: Arc<Node>,
     name: Box<[u8]>,
-    fd: Option<Arc<std::os::fd::OwnedFd>>,
+    held: Option<InUpper>,
 }
 
 impl Kept {
@@ -81,10 +98,14 @@ impl Kept {
     pub(super) fn done(self, tree: &Tree) {
         let mut state = self.node.state();
         drop_place(&mut state, &self.dir, &self.name);
-        let Some(fd) = self.fd else { return };
+        let Some(held) = self.held else { return };
         // The number may be given to another file once nobody holds this one.
-        let gone = statx_fd(&fd).ok().filter(|s| s.stx_nlink == 0).map(|s| s.stx_ino);
-        state.upper = InUpper::Removed(fd);
+        let gone = match &held {
+            InUpper::Removed(fd) => statx_fd(fd).ok().filter(|s| s.stx_nlink == 0),
+            _ => None,
+        };
+        let gone = gone.map(|stat| stat.stx_ino);
+        state.upper = held;
         drop(state);
         if let Some(number) = gone {
             tree.drop_incomplete(&self.node);

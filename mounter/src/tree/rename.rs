@@ -48,6 +48,8 @@ impl Tree {
             if !ready(&source) || (exchange && !target.as_ref().is_none_or(ready)) {
                 continue;
             }
+            self.changes.note(from.dir.ino, exchange);
+            self.changes.note(to.dir.ino, true);
             return match target {
                 Some(_) if flags.contains(RenameFlags::NOREPLACE) => Err(Errno::EXIST),
                 Some(target) if exchange => self.exchange(from, &source, to, &target),

@@ -1,6 +1,7 @@
 //! Making and removing entries of the upper so that a crash leaves the old state or the new one.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, RenameFlags, Uid};
@@ -17,9 +18,31 @@ pub(crate) struct Owner {
     pub(crate) mode: u32,
 }
 
+/// A file without a name that is still in use, under a name in the work directory: where there is no descriptor left for
+/// it. A crash leaves it to the next mount, which removes it.
+pub(crate) struct Parked {
+    pub(crate) work: Arc<OwnedFd>,
+    pub(crate) name: Box<[u8]>,
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::unlinkat(&self.work, &*self.name, AtFlags::empty()) {
+            tracing::debug!(%error, "cannot remove a file that nobody uses");
+        }
+    }
+}
+
 impl UpperDir {
+    /// Keeps a file that is about to lose its last name.
+    pub(crate) fn park(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Res<Parked> {
+        let parked = self.temporary();
+        self.link((dir, name), (self.work(), &parked))?;
+        Ok(Parked { work: Arc::clone(&self.work), name: parked.into() })
+    }
+
     pub(crate) fn work(&self) -> BorrowedFd<'_> {
-        self.work.as_fd()
+        (*self.work).as_fd()
     }
 
     /// A name in the work directory that nobody uses.

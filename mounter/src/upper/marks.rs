@@ -6,7 +6,6 @@ use rustix::fs::{AtFlags, Mode, Statx, XattrFlags};
 use rustix::io::Errno;
 
 use super::{Res, UpperDir, proc_path, statx_at};
-use crate::kind::Kind;
 use crate::overlay::Marks;
 
 /// Which attributes carry the marks.
@@ -128,10 +127,7 @@ impl UpperDir {
     }
 
     /// Whether a listed entry is a whiteout.
-    pub(crate) fn hides(&self, dir: impl AsFd, name: &[u8], kind: Option<Kind>) -> Res<bool> {
-        if kind == Some(Kind::File) && !self.has_attribute_whiteouts(&dir)? {
-            return Ok(false);
-        }
+    pub(crate) fn hides(&self, dir: impl AsFd, name: &[u8]) -> Res<bool> {
         match self.stat_at(&dir, name) {
             Ok(stat) => self.is_whiteout(dir.as_fd(), name, &stat),
             Err(Errno::NOENT) => Ok(true),
@@ -140,7 +136,7 @@ impl UpperDir {
     }
 
     /// Whether a directory says that it holds whiteouts made of attributes.
-    fn has_attribute_whiteouts(&self, dir: impl AsFd) -> Res<bool> {
+    pub(crate) fn has_attribute_whiteouts(&self, dir: impl AsFd) -> Res<bool> {
         Ok(self.attribute(dir.as_fd(), b".", self.marks.opaque())?.is_some_and(|v| v == b"x"))
     }
 

@@ -20,12 +20,13 @@ mod marks;
 mod open;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
-pub(crate) use make::Owner;
+pub(crate) use make::{Owner, Parked};
 pub(crate) use marks::{Incomplete, MarkSpace, is_private};
 pub use open::UpperError;
 
@@ -36,7 +37,7 @@ pub(crate) type Res<T> = Result<T, Errno>;
 /// An open upper.
 pub(crate) struct UpperDir {
     pub(crate) root: OwnedFd,
-    work: OwnedFd,
+    work: Arc<OwnedFd>,
     /// Holds the lock, released by the kernel however the server ends; its text is the form of the marks.
     lock: OwnedFd,
     pub(crate) marks: MarkSpace,

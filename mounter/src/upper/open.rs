@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, XattrFlags};
@@ -88,7 +89,7 @@ impl UpperDir {
         let inner = work_folder(&outer).map_err(error)?;
         let mut dir = UpperDir {
             root,
-            work: inner,
+            work: Arc::new(inner),
             lock,
             marks: MarkSpace::Trusted,
             grain: None,

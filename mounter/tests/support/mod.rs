@@ -5,7 +5,7 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mica_mounter::{Mount, MountOptions, Stack, StackLayer, Upper, mount};
+use mica_mounter::{Mount, MountError, MountOptions, Stack, StackLayer, Upper, UpperError, mount};
 use mica_squashfs::write::{Attribute, Metadata, Node, NodeKind, Tree, WriteOptions, write};
 use mica_squashfs::{Image, OpenOptions};
 
@@ -113,7 +113,18 @@ impl Scratch {
     }
 
     pub fn mount_with(&mut self, stack: Stack, options: &MountOptions) {
-        let mounted = mount(stack, &self.root(), options);
+        // On a busy machine the server of the mount before may need a moment more than an unmount waits for.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let mounted = loop {
+            match mount(stack.clone(), &self.root(), options) {
+                Err(MountError::Upper(UpperError::InUse { .. }))
+                    if std::time::Instant::now() < deadline =>
+                {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+                mounted => break mounted,
+            }
+        };
         self.mount = Some(mounted.unwrap_or_else(|error| {
             panic!("this test mounts FUSE, for which it needs root and /dev/fuse: {error:?}")
         }));
@@ -171,6 +182,8 @@ pub fn once_more_as_an_ordinary_user(skip: &[&str]) {
     let mut command = std::process::Command::new("setpriv");
     command.args(NOBODY).arg(&program).current_dir(dir.path()).env("TMPDIR", dir.path());
     command.args(["--skip", "once_more_as_an_ordinary_user"]);
+    // A fusermount3 that is just being started holds for a moment what others have open.
+    command.args(["--test-threads", "1"]);
     for test in skip {
         command.args(["--skip", test]);
     }

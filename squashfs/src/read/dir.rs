@@ -70,7 +70,13 @@ struct Entries<'a> {
     header: DirHeader,
     /// Entries under the current header not read yet.
     under_header: u32,
+    /// Bytes that the last entry may have more than the directory says.
+    slack: u64,
 }
+
+/// Writers that leave out what a directory's recorded size is to be more than its listing (squashfs-tools-ng before 1.1.3):
+/// every other reader takes the last entry anyhow.
+const SLACK: u64 = crate::format::dir::SIZE_EXTRA as u64;
 
 /// Where to go on in a listing.
 #[derive(Clone, Copy)]
@@ -101,7 +107,7 @@ impl<'a> Entries<'a> {
     fn go_on(core: &'a Core, from: Resume) -> Result<Self, ReadError> {
         let Resume { place, left, header, under_header } = from;
         let cursor = Some(Cursor::new(core, place, core.superblock.bytes_used)?);
-        Ok(Self { cursor, left, told: left, header, under_header })
+        Ok(Self { cursor, left, told: left, header, under_header, slack: SLACK })
     }
 
     fn new(core: &'a Core, place: Place, size: u64) -> Result<Self, ReadError> {
@@ -110,7 +116,7 @@ impl<'a> Entries<'a> {
             _ => Some(Cursor::new(core, place, core.superblock.bytes_used)?),
         };
         let header = DirHeader { count: 0, start: 0, number: 0 };
-        Ok(Self { cursor, left: size, told: size, header, under_header: 0 })
+        Ok(Self { cursor, left: size, told: size, header, under_header: 0, slack: SLACK })
     }
 
     /// The next entry; its name replaces `name`'s content.
@@ -119,15 +125,15 @@ impl<'a> Entries<'a> {
             return Ok(None);
         };
         if self.under_header == 0 {
-            take(&mut self.left, DirHeader::SIZE)?;
+            take(&mut self.left, &mut 0, DirHeader::SIZE)?;
             let bytes = cursor.array::<{ DirHeader::SIZE }>()?;
             self.header = cursor.check(DirHeader::decode(&bytes))?;
             self.under_header = self.header.count;
         }
-        take(&mut self.left, DirEntryHeader::SIZE)?;
+        take(&mut self.left, &mut self.slack, DirEntryHeader::SIZE)?;
         let bytes = cursor.array::<{ DirEntryHeader::SIZE }>()?;
         let entry = cursor.check(DirEntryHeader::decode(&bytes))?;
-        take(&mut self.left, entry.name_len.into())?;
+        take(&mut self.left, &mut self.slack, entry.name_len.into())?;
         name.clear();
         cursor.append(entry.name_len.into(), name)?;
         check_name(name)?;
@@ -140,10 +146,12 @@ impl<'a> Entries<'a> {
     }
 }
 
-fn take(left: &mut u64, count: usize) -> Result<(), ReadError> {
-    *left = left
-        .checked_sub(count as u64)
+fn take(left: &mut u64, slack: &mut u64, count: usize) -> Result<(), ReadError> {
+    let over = (count as u64).saturating_sub(*left);
+    *slack = slack
+        .checked_sub(over)
         .ok_or(ReadError::Range { what: "size of a directory", value: *left })?;
+    *left = left.saturating_sub(count as u64);
     Ok(())
 }
 

@@ -39,11 +39,14 @@ pub struct Crafted {
     sets: Vec<(Vec<u8>, u32)>,
     block_log: u16,
     parents: Parents,
+    /// Directories record three bytes less than they should, as squashfs-tools-ng did before 1.1.3.
+    pub short: bool,
 }
 
 impl Crafted {
     pub fn new(parents: Parents) -> Crafted {
-        let mut image = Crafted { nodes: Vec::new(), sets: Vec::new(), block_log: 17, parents };
+        let mut image =
+            Crafted { nodes: Vec::new(), sets: Vec::new(), block_log: 17, parents, short: false };
         image.dir();
         image
     }
@@ -189,7 +192,8 @@ impl Crafted {
                     };
                     put(&mut table, &[8, node.mode, 0, 0]);
                     let block = blocks[start / META];
-                    put32(&mut table, &[0, number, 2, len as u32 + 3, block, parent]);
+                    let extra = if self.short { 0 } else { 3 };
+                    put32(&mut table, &[0, number, 2, len as u32 + extra, block, parent]);
                     put(&mut table, &[0, (start % META) as u16]);
                     put32(&mut table, &[node.xattr]);
                 }
