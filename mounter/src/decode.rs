@@ -1,6 +1,6 @@
 //! Content of the layers' files, block by block, and decoding ahead of those who read in sequence.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -27,6 +27,7 @@ pub(crate) struct Decoder {
     pub(crate) recorder: Option<Arc<Recorder>>,
     /// Where a trace is read ahead.
     progress: OnceLock<Progress>,
+    ended: AtomicBool,
 }
 
 /// A file whose blocks are known, and how far it was read.
@@ -65,6 +66,7 @@ impl Decoder {
             limit: cache_bytes,
             recorder: record.then(Arc::default),
             progress: OnceLock::new(),
+            ended: AtomicBool::new(false),
         }
     }
 
@@ -85,6 +87,10 @@ impl Decoder {
     /// Decodes the blocks of a trace a little before they are asked for. `open` finds a file by its place in a layer.
     pub(crate) fn follow(&self, trace: &Trace, open: impl Fn(Touch) -> Option<Arc<OpenFile>>) {
         let progress = self.progress.get_or_init(|| Progress::new(trace));
+        // The end may have come before the beginning; one of the two sees the other.
+        if self.ended.load(Ordering::SeqCst) {
+            progress.end();
+        }
         // Half of the cache is for what readers ask for besides.
         let block_size = self.stack.layers.iter().map(|l| l.image.superblock().block_size).max();
         let window = self.limit / 2 / block_size.unwrap_or(1 << 17).max(1) as usize;
@@ -103,6 +109,7 @@ impl Decoder {
 
     /// Nobody reads any more.
     pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
         if let Some(progress) = self.progress.get() {
             progress.end();
         }
@@ -226,5 +233,26 @@ fn work(decoder: &Decoder, receiver: &Mutex<Receiver<Wish>>) {
         let wish = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Wish { file, index }) = wish else { return };
         decoder.prepare(&file, index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_reads_ahead_ends_also_if_the_end_came_first() {
+        let touch = |block| Touch { layer: 0, inode: 0, block };
+        let trace = Trace { touches: (0..10_000).map(touch).collect() };
+        let decoder = Arc::new(Decoder::new(Stack::default(), 1 << 20, false));
+        decoder.end();
+        let (done, ended) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            decoder.follow(&trace, |_| None);
+            done.send(())
+        });
+        ended.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 }

@@ -299,6 +299,58 @@ fn files_are_removed_fast_while_others_list_their_directory() {
 }
 
 #[test]
+fn flags_of_files_are_none() {
+    let mut scratch = scratch();
+    for writable in [true, false] {
+        let mut command = std::process::Command::new("lsattr");
+        let done = command.arg("-d").arg(scratch.path("f")).arg(scratch.path("d")).output();
+        let done = done.expect("this test needs lsattr");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "writable {writable}: {said}");
+        scratch.unmount();
+        scratch.mount(stack([Layer::new().file("f", "x").dir("d").image()]), false);
+    }
+}
+
+#[test]
+fn directories_may_be_as_deep_as_anybody_makes_them() {
+    let deep = vec!["deep-directory"; 600].join("/");
+    let layer = Layer::new().file(&format!("{deep}/file"), "x");
+    let mut scratch = Scratch::new(stack([layer.image()]), true);
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let enter = |count: usize, name: &str, make: bool| {
+        let mut at = rustix::fs::open(scratch.root(), flags, Mode::empty()).unwrap();
+        for _ in 0..count {
+            if make {
+                rustix::fs::mkdirat(&at, name, Mode::RWXU).unwrap();
+            }
+            at = rustix::fs::openat(&at, name, flags, Mode::empty()).unwrap();
+        }
+        at
+    };
+    // Copied up from below 8 KiB of path.
+    let at = enter(600, "deep-directory", false);
+    let write = OFlags::WRONLY | OFlags::APPEND;
+    let file = rustix::fs::openat(&at, "file", write, Mode::empty()).unwrap();
+    rustix::io::write(&file, b"y").unwrap();
+    drop((file, at));
+    let at = enter(1500, "d", true);
+    let file = rustix::fs::openat(&at, "f", OFlags::CREATE | OFlags::RDWR, Mode::RUSR).unwrap();
+    rustix::io::write(&file, b"deep").unwrap();
+    drop((file, at));
+    scratch.unmount();
+    scratch.mount(stack([layer.image()]), true);
+    let at = rustix::fs::open(scratch.root(), flags, Mode::empty()).unwrap();
+    let mut at = rustix::fs::openat(&at, "deep-directory", flags, Mode::empty()).unwrap();
+    for _ in 1..600 {
+        at = rustix::fs::openat(&at, "deep-directory", flags, Mode::empty()).unwrap();
+    }
+    let file = rustix::fs::openat(&at, "file", OFlags::RDONLY, Mode::empty()).unwrap();
+    let mut text = [0; 8];
+    assert_eq!(rustix::io::read(&file, &mut text), Ok(2));
+}
+
+#[test]
 fn no_handle_is_given_that_cannot_be_opened() {
     let scratch = scratch();
     // Python has no name for it; what is asked for is at most what is answered.

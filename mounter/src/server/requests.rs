@@ -20,6 +20,10 @@ use crate::stats::Op;
 use crate::sys::STATS;
 use crate::tree::{Change, End, New};
 
+/// `FS_IOC_GETFLAGS` and `FS_IOC_FSGETXATTR` of <linux/fs.h>.
+const GETFLAGS: u32 = 0x8008_6601;
+const FSGETXATTR: u32 = 0x801c_581f;
+
 impl Filesystem for Server {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         if negotiate(config, self.passthrough && self.tree().is_writable()) {
@@ -415,6 +419,9 @@ impl Filesystem for Server {
     ) {
         self.run(request, Op::Ioctl, reply, |reply| match cmd {
             STATS => reply.ioctl(0, self.shared.stats().text().as_bytes()),
+            // No file has flags (lsattr).
+            GETFLAGS => reply.ioctl(0, &0_u32.to_ne_bytes()),
+            FSGETXATTR => reply.ioctl(0, &[0; 28]),
             _ => reply.error(Errno::ENOTTY),
         });
     }

@@ -240,22 +240,41 @@ impl Tree {
 
     /// Makes sure that a directory is in the upper, and opens it. The namespace is held exclusively.
     pub(super) fn bring_up_dir(&self, node: &Arc<Node>) -> Res<Arc<OwnedFd>> {
-        if is_gone(node) {
-            return Err(Errno::NOENT);
+        // From the outside in, however deep it is.
+        let (mut missing, mut at) = (Vec::new(), Arc::clone(node));
+        loop {
+            if is_gone(&at) {
+                return Err(Errno::NOENT);
+            }
+            if at.in_upper() {
+                break;
+            }
+            let place = at.place().ok_or(Errno::NOENT)?;
+            missing.push((at, place.clone()));
+            at = place.parent;
         }
-        if node.in_upper() {
-            return self.dir_fd(node);
+        let mut fd = self.dir_fd(&at)?;
+        for (node, place) in missing.iter().rev() {
+            asker::check()?;
+            fd = self.bring_up_one_dir(node, place, &fd)?;
         }
+        Ok(fd)
+    }
+
+    fn bring_up_one_dir(
+        &self,
+        node: &Arc<Node>,
+        place: &Place,
+        parent: &Arc<OwnedFd>,
+    ) -> Res<Arc<OwnedFd>> {
         let upper = self.upper()?;
-        let place = node.place().ok_or(Errno::NOENT)?;
-        let parent = self.bring_up_dir(&place.parent)?;
-        let _times = KeepTimes::of(&parent)?;
+        let _times = KeepTimes::of(parent)?;
         let part = *node.lowers().parts.first().ok_or(Errno::IO)?;
         let attr = self.attr_locked(node)?;
         let (temporary, fd) = upper.temporary_dir()?;
         let placed = self
             .copy_metadata(node, part, &attr, &fd)
-            .and_then(|()| upper.place(&temporary, (*parent).as_fd(), &place.name));
+            .and_then(|()| upper.place(&temporary, (**parent).as_fd(), &place.name));
         if let Err(errno) = placed {
             upper.discard(&temporary);
             return Err(errno);

@@ -177,6 +177,15 @@ struct Slot {
     lookups: u64,
 }
 
+impl Drop for Table {
+    fn drop(&mut self) {
+        // Link by link: a deep tree, dropped node by node, would take as deep a stack.
+        let places = |slot: &Slot| std::mem::take(&mut slot.node.state().places);
+        let links: Vec<_> = self.slots.values().map(places).collect();
+        drop(links);
+    }
+}
+
 impl Table {
     pub(crate) fn get(&self, ino: u64) -> Option<Arc<Node>> {
         self.slots.get(&ino).map(|slot| Arc::clone(&slot.node))

@@ -109,6 +109,10 @@ fn look_up(part: &mut Part, known: Option<&ScanCache>) {
     part.known = part.found.iter().map(find).collect();
 }
 
+/// What is said of a file of which the input has only a part; the path follows.
+const PART: &str =
+    "take the content, of which only a part is here (mount the upper once more to complete it), of";
+
 fn read(
     dir: &OwnedFd,
     name: &[u8],
@@ -122,5 +126,10 @@ fn read(
     }
     let found = reader.read(dir.as_fd(), name);
     details.xattrs = found.map_err(|source| ("read the extended attributes of", source))?;
+    // Its holes are not zeros: a mount's server that was killed, or overlayfs, left them in a layer below.
+    let is_part = |name: &[u8]| name.ends_with(b".overlay.metacopy");
+    if stat.kind() == FileType::RegularFile && details.xattrs.iter().any(|x| is_part(&x.name)) {
+        return Err((PART, Errno::NODATA));
+    }
     Ok(details)
 }
