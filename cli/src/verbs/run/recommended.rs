@@ -6,8 +6,10 @@ use anyhow::{Context as _, bail};
 use clap::parser::ValueSource;
 use clap::{Args as _, FromArgMatches as _};
 use mica_graph::PackageRef;
+use mica_launcher::Mount;
 
 use super::flags::Args;
+use super::mounts::{Volume, parse_mount};
 use super::spec::Source;
 use crate::context::Context;
 use crate::error::Advise as _;
@@ -67,7 +69,7 @@ type Fits = fn(&str) -> bool;
 /// memory, a namespace of the job's own.
 const HARMLESS_VALUES: [(&str, Fits); 9] = [
     ("env", |value| value.contains('=')),
-    ("mounts", |value| value.split(',').any(|part| part == "type=tmpfs")),
+    ("mounts", in_memory),
     ("network", |value| ["none", "private"].contains(&value)),
     ("pid", |value| value == "private"),
     ("ipc", |value| value == "private"),
@@ -76,6 +78,11 @@ const HARMLESS_VALUES: [(&str, Fits); 9] = [
     ("timens", |value| value == "private"),
     ("userns", |value| value == "private"),
 ];
+
+/// Whether a mount is a file system in memory, whatever else its words say before the last one counts.
+fn in_memory(mount: &str) -> bool {
+    matches!(parse_mount(mount), Ok(Volume::Mount(Mount::Tmpfs { .. })))
+}
 
 /// The flags that the package recommends, then those that were given.
 pub(super) fn args(source: &Source, given: &Args, context: &Context) -> anyhow::Result<Args> {
@@ -230,6 +237,11 @@ mod tests {
             ("-vdata:/x", vec!["--volume data:/x"]),
             ("--mount=type=bind,src=/,dst=/h,ro", vec!["--mount type=bind,src=/,dst=/h,ro"]),
             ("--mount type=image,src=B,dst=/h", vec!["--mount type=image,src=B,dst=/h"]),
+            // Of a key that is given twice the last counts.
+            (
+                "--mount type=tmpfs,type=bind,src=/,dst=/h",
+                vec!["--mount type=tmpfs,type=bind,src=/,dst=/h"],
+            ),
             ("-e HOME -e B=1", vec!["--env HOME"]),
             ("--cap-add SYS_ADMIN", vec!["--cap-add SYS_ADMIN"]),
             ("--seccomp=unconfined", vec!["--seccomp unconfined"]),
