@@ -260,8 +260,7 @@ impl Tree {
                 return self.hard_link(&target, &at, name);
             }
             EntryType::Fifo => {
-                clear(&at, name)?;
-                mknodat(&at, name, FileType::Fifo, Mode::from_raw_mode(attributes.mode), 0)?;
+                node(&at, name, FileType::Fifo, attributes.mode, 0)?;
             }
             EntryType::Char | EntryType::Block => {
                 if !self.rules.keep_owners {
@@ -282,13 +281,12 @@ impl Tree {
                 } else {
                     FileType::BlockDevice
                 };
-                clear(&at, name)?;
-                mknodat(&at, name, kind, Mode::from_raw_mode(attributes.mode), device)?;
+                node(&at, name, kind, attributes.mode, device)?;
             }
             // Headers of formats that the reader has used already.
             _ => return Ok(()),
         }
-        self.apply_at(&at, name, kind, &attributes)
+        self.apply_at(&at, name, &attributes)
     }
 
     /// What an entry says of itself, as far as it is to be kept.
@@ -325,12 +323,11 @@ impl Tree {
         Ok(linkat(&from, last, at, name, AtFlags::empty())?)
     }
 
-    /// Mode, owner and time of what is no file and no folder.
+    /// Owner and time of what is no file and no folder.
     fn apply_at(
         &self,
         at: &OwnedFd,
         name: &OsString,
-        kind: EntryType,
         attributes: &Attributes,
     ) -> anyhow::Result<()> {
         if let Some((uid, gid)) = attributes.owner {
@@ -341,10 +338,6 @@ impl Tree {
                 Some(Gid::from_raw(gid)),
                 AtFlags::SYMLINK_NOFOLLOW,
             )?;
-        }
-        if kind != EntryType::Symlink {
-            // Just made by us, and no link: mknod(2) has heeded the umask.
-            rustix::fs::chmodat(at, name, Mode::from_raw_mode(attributes.mode), AtFlags::empty())?;
         }
         Ok(rustix::fs::utimensat(at, name, &times(attributes.mtime), AtFlags::SYMLINK_NOFOLLOW)?)
     }
@@ -390,6 +383,22 @@ fn clear(at: &OwnedFd, name: &OsString) -> anyhow::Result<()> {
     }
 }
 
+/// A new FIFO or device node with exactly this mode. It gets that when it is made: chmod(2) would go by the name, in whose
+/// place somebody may have put a link meanwhile. The process has one thread, so nobody else sees the umask.
+fn node(
+    at: &OwnedFd,
+    name: &OsString,
+    kind: FileType,
+    mode: u32,
+    device: u64,
+) -> anyhow::Result<()> {
+    clear(at, name)?;
+    let umask = rustix::process::umask(Mode::empty());
+    let made = mknodat(at, name, kind, Mode::from_raw_mode(mode), device);
+    rustix::process::umask(umask);
+    Ok(made?)
+}
+
 /// A new file, in the place of the one that is there. One that is mounted (`/etc/hosts` of a job) can't be replaced, so it
 /// is written.
 fn new_file(at: &OwnedFd, name: &OsString) -> anyhow::Result<File> {
@@ -412,4 +421,54 @@ fn new_file(at: &OwnedFd, name: &OsString) -> anyhow::Result<File> {
         Err(error) => return Err(error.into()),
     }
     Ok(openat(at, name, flags | OFlags::CREATE | OFlags::EXCL, Mode::RUSR | Mode::WUSR)?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Somebody who can write the target, as a job that has it for a volume, puts a link in the place of what was made.
+    #[test]
+    fn a_link_in_the_place_of_a_new_fifo_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (to, secret, link) =
+            (dir.path().join("to"), dir.path().join("secret"), dir.path().join("link"));
+        fs::create_dir(&to).unwrap();
+        fs::write(&secret, "").unwrap();
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        for name in std::iter::once("./").chain(std::iter::repeat_n("./fifo", 1000)) {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(if name == "./" {
+                EntryType::Directory
+            } else {
+                EntryType::Fifo
+            });
+            (header.set_mode(0o666), header.set_size(0));
+            archive.append_data(&mut header, name, io::empty()).unwrap();
+        }
+        let archive = archive.into_inner().unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let meta = to.join("fifo").symlink_metadata();
+                    if meta.is_ok_and(|meta| !meta.is_symlink()) {
+                        symlink(&secret, &link).unwrap();
+                        fs::rename(&link, to.join("fifo")).unwrap();
+                    }
+                }
+            });
+            let rules = Rules { keep_owners: false, inside: false, umask: 0o022 };
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < std::time::Duration::from_secs(2) {
+                // It ends where it finds something in its way.
+                write(&archive[..], &to, rules).ok();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(secret.metadata().unwrap().mode() & 0o7777, 0o600);
+    }
 }
