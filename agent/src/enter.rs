@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use mica_launcher::Root;
@@ -86,6 +87,9 @@ pub fn in_job<T>(
     if !job.is_owned() || job.status()?.and_then(|status| status.pid) != Some(pid) {
         return Err(EnterError::Busy(job.id().to_owned()));
     }
+    // What is left of the caller in this process, its terminal and whatever descriptors it had, is not for the job to open
+    // (`/proc/PID/fd`), whatever rights that has in its namespaces and whichever processes it sees.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| failed(error.into()))?;
     enter(namespaces).map_err(failed)?;
     Ok(work(None))
 }

@@ -6,11 +6,17 @@ mod common;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Stdio;
 
 use common::{USERS, User, World, need_fuse, wait_for};
 
 /// A world with a job called `job` that has run `script` and sleeps.
 fn world(user: User, script: &str) -> World {
+    world_with(user, &[], script)
+}
+
+/// The same with flags for the job.
+fn world_with(user: User, flags: &[&str], script: &str) -> World {
     need_fuse();
     let world = World::new(user);
     world.write("tree/hello.txt", "hello\n");
@@ -18,9 +24,40 @@ fn world(user: User, script: &str) -> World {
     world.ok(&["image", "pack", "tree", "-o", "app.xar"]);
     let script = format!("{script}; : > /tmp/ready; exec sleep 300");
     let job = ["--image", "app.xar", "--", "/bin/sh", "-ec", &script];
-    world.ok(&[&["run", "-d", "--name", "job"], &job[..]].concat());
+    world.ok(&[&["run", "-d", "--name", "job"], flags, &job[..]].concat());
     wait_for(|| world.run(&["exec", "job", "test", "-e", "/tmp/ready"]).code == Some(0));
     world
+}
+
+/// What the command that copies had open when it went into the job is not the job's, also if that sees it and may trace.
+#[test]
+fn a_job_gets_at_nothing_of_the_command_that_copies() {
+    for user in USERS {
+        let flags = ["--pid", "host", "--cap-add", "SYS_PTRACE"];
+        let world = world_with(user, &flags, "mkdir /tmp/in");
+        world.write("secret/keys", "");
+        world.hand_over();
+        let line = format!("exec 9<secret; exec {} cp - job:/tmp/in", world.binary().display());
+        let mut command = world.command("/bin/sh");
+        let mut copy = command.args(["-c", &line]).stdin(Stdio::piped()).spawn().unwrap();
+        let mut archive = tar::Builder::new(copy.stdin.take().unwrap());
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        (header.set_mode(0o755), header.set_size(0));
+        archive.append_data(&mut header, "begun/", std::io::empty()).unwrap();
+        // Now it is there, and waits for more.
+        wait_for(|| world.run(&["exec", "job", "test", "-d", "/tmp/in/begun"]).code == Some(0));
+        let script = "for p in /proc/[0-9]*; do grep -qs copy-job-files $p/cmdline || continue; echo seen; \
+            ls $p/fd/9/; cat $p/environ; done; true";
+        let ran = world.run(&["exec", "job", "/bin/sh", "-c", script]);
+        assert!(ran.stdout.contains("seen"), "{ran:?}");
+        for own in ["keys", "MICA_STATE"] {
+            assert!(!ran.stdout.contains(own), "{user:?} {ran:?}");
+        }
+        drop(archive.into_inner().unwrap());
+        assert!(copy.wait().unwrap().success());
+        world.ok(&["rm", "-f", "job"]);
+    }
 }
 
 fn sh(world: &World, script: &str) {

@@ -109,3 +109,33 @@ fn signals_reach_nobody_outside() {
         world.ends_clean();
     }
 }
+
+/// A job that may make any system call finds no key of the session that started it, and neither does what is executed in it.
+#[test]
+fn keys_of_the_session_stay_in_it() {
+    const CALLS: (i64, i64) = if cfg!(target_arch = "x86_64") { (248, 250) } else { (217, 219) };
+    let (add, keyctl) = CALLS;
+    // perl(1) passes variables only. By keyctl(2): a new session keyring, and a search in it (-3).
+    let names = "my ($type, $name, $text) = ('user', 'mica-test', 'secret');";
+    let search =
+        format!("{names} print syscall({keyctl}, 10, -3, $type, $name, 0) > 0 ? 'found' : 'none'");
+    let hold = format!(
+        "{names} syscall({keyctl}, 1, 0); syscall({add}, $type, $name, $text, 6, -3) > 0 or die; exec @ARGV"
+    );
+    for user in USERS {
+        let world = world(user, |_| (), &[]);
+        let mica = world.binary();
+        let holding = |words: &[&str]| -> Ran {
+            world.command("perl").args(["-e", &hold]).args(words).output().unwrap().into()
+        };
+        let control = holding(&["perl", "-e", &search]);
+        assert_eq!(control.stdout, "found", "this test needs keys: {control:?}");
+        let start = [mica.to_str().unwrap(), "run", "--rm"];
+        let tail = ["--image", "evil.sqfs", "--", "perl", "-e", &search];
+        for flags in [&["--privileged"][..], &["--seccomp", "unconfined"], &[]] {
+            let ran = holding(&[&start, flags, &tail].concat());
+            assert_eq!(ran.stdout, "none", "{flags:?} {ran:?}");
+        }
+        world.ends_clean();
+    }
+}

@@ -173,7 +173,7 @@ pub(crate) fn run([control, report]: [OwnedFd; 2]) -> i32 {
     let mut descriptors = message.descriptors.into_iter();
     let Some(plan) = descriptors.next() else { return 1 };
     let streams: Vec<OwnedFd> = descriptors.collect();
-    if let Err(error) = sys::unshare_mounts() {
+    if let Err(error) = sys::unshare(libc::CLONE_NEWNS) {
         return init::tell(&report, &Trouble::new("start a mount namespace", error));
     }
     init::run(Inherited { plan, control, report, stdio: streams.try_into().ok() })

@@ -325,11 +325,7 @@ pub(crate) fn default_signals() {
 /// Sends any signal, by number, to a process, or to all that may be signalled but ourselves.
 pub(crate) fn kill(pid: Option<Pid>, signal: i32) -> io::Result<()> {
     // SAFETY: plain integers.
-    if unsafe { libc::kill(pid.map_or(-1, |pid| pid.as_raw_nonzero().get()), signal) } == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    check(unsafe { libc::kill(pid.map_or(-1, |pid| pid.as_raw_nonzero().get()), signal) })
 }
 
 /// The same by pidfd, or to its process group.
@@ -466,9 +462,11 @@ pub(crate) fn install_filter(program: &[seccompiler::sock_filter]) -> io::Result
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Starts a mount namespace with copies of the caller's mounts.
-pub(crate) fn unshare_mounts() -> io::Result<()> {
-    unshare(libc::CLONE_NEWNS)
+/// Leaves the caller's session keyring (keyrings(7)) for one that is empty.
+pub(crate) fn new_session_keyring() -> io::Result<()> {
+    let join = libc::KEYCTL_JOIN_SESSION_KEYRING;
+    // SAFETY: without a name, plain integers.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, join, 0_u64) } as libc::c_int)
 }
 
 /// Starts namespaces of these kinds.

@@ -63,6 +63,6 @@ fn enter(said: &OwnedFd, child: impl Fn() -> rustix::io::Result<OwnedFd>) -> io:
         errno => return Err(io::Error::from_raw_os_error(errno)),
     }
     move_into_thread_name_spaces(child()?.as_fd(), ThreadNameSpaceType::MOUNT)?;
-    sys::unshare_mounts()?;
+    sys::unshare(libc::CLONE_NEWNS)?;
     Ok(rustix::process::chdir("/")?)
 }

@@ -20,6 +20,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::{
@@ -29,6 +30,7 @@ use rustix::process::{
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use crate::process::Process;
+use crate::spec::Seccomp;
 use crate::sys;
 use crate::wire::{self, Command, Failure, Message, Report, Start, Streams};
 use program::{Running, Standard};
@@ -93,6 +95,9 @@ pub(crate) fn run(inherited: Inherited) -> i32 {
         Ok(console) => console,
         Err(trouble) => return tell(&trouble),
     };
+    if !start.steps.is_empty() {
+        leave_streams();
+    }
     let standard = match (stdio, console) {
         (_, Some(terminal)) => Standard::Terminal(terminal),
         (Some(streams), None) => Standard::Given(streams),
@@ -109,6 +114,33 @@ pub(crate) fn run(inherited: Inherited) -> i32 {
     init.serve()
 }
 
+/// Puts the job's own `/dev/null` in the place of the launcher's streams: a job that sees its init and may trace it finds no
+/// node of the host's there, which it could change.
+fn leave_streams() {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    if let Ok(null) = rustix::fs::open("/dev/null", flags, Mode::empty()) {
+        for number in 0..3 {
+            // Nothing is read from or written to them.
+            sys::place(null.as_fd(), number).ok();
+        }
+    }
+}
+
+/// Who may make any system call could read the keys of the caller's session. Under the usual filter nobody gets at keys, and
+/// a keyring, of which each user has few, is saved.
+fn leave_keys(seccomp: &Seccomp) -> Result<(), Trouble> {
+    if *seccomp == Seccomp::Default {
+        return Ok(());
+    }
+    match sys::new_session_keyring() {
+        // No keys in this kernel, or none for whoever launches: then there are none for the job either.
+        Err(error) if [Some(libc::ENOSYS), Some(libc::EPERM)].contains(&error.raw_os_error()) => {
+            Ok(())
+        }
+        result => result.map_err(|e| Trouble::new("leave the caller's keys", e)),
+    }
+}
+
 /// Makes this process fit to be an init.
 fn prepare(start: &Start) -> Result<OwnedFd, Trouble> {
     if let Some(badness) = start.process.oom_score_adj {
@@ -123,6 +155,7 @@ fn prepare(start: &Start) -> Result<OwnedFd, Trouble> {
     set_parent_process_death_signal(signal)
         .map_err(|e| Trouble::new("die with the launcher", e))?;
     rustix::process::umask(rustix::fs::Mode::empty());
+    leave_keys(&start.process.seccomp)?;
     // A session of our own: no terminal of the caller's can signal us, or be pushed input into.
     setsid().map_err(|e| Trouble::new("start a session", e))?;
     if !start.own_pids {

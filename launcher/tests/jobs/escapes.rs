@@ -619,6 +619,15 @@ fn nodes_of_the_host() {
         assert!(text.starts_with("tried 35\n1\n"), "{text}");
         assert_eq!(before(), was);
     }
+    // Nor those that its init was started with, where the job sees it and may trace it.
+    let line = "for p in /proc/[0-9]*; do grep -qs ^mica-job-init $p/cmdline && test -e $p/fd/0 || continue; \
+         for n in 0 1 2; do chmod 667 $p/fd/$n 2>/dev/null && echo $p/fd/$n; done; echo seen; done; true";
+    let mut spec = shell(tree.path(), line);
+    spec.user = Some("0:0".into());
+    spec.privileged = true;
+    spec.namespaces.pid = Namespace::Host;
+    assert_eq!(output(&spec).1, "seen\n");
+    assert_eq!(before(), was);
 }
 
 /// Writes to a setting of the host's what it says already, at every place where a fresh or uncovered `/proc` may be.
