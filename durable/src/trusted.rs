@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
 
 /// What makes a path one that another account can change.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +68,9 @@ fn check_from(path: &Path, uid: u32, first: usize) -> Result<(), Distrust> {
     let real = std::fs::canonicalize(path).map_err(unknown(path))?;
     for (index, part) in real.ancestors().enumerate().skip(first) {
         let stat = rustix::fs::lstat(part).map_err(|error| unknown(part)(error.into()))?;
-        if let Some(reason) = distrust(&stat, uid, index > 0) {
+        let reason =
+            distrust(&stat, uid, index > 0).or_else(|| listed(part, &stat, uid, index > 0));
+        if let Some(reason) = reason {
             return Err(Distrust::Foreign { path: part.to_owned(), reason });
         }
     }
@@ -91,6 +94,57 @@ pub fn distrust(stat: &Stat, uid: u32, on_the_way: bool) -> Option<String> {
         return Some(format!("can be written by group {}", stat.st_gid));
     }
     None
+}
+
+/// Whom an access list (acl(5)) lets write that is not to be trusted, or `None`. The mode shows as its group's what anybody
+/// in the list may at most.
+fn listed(path: &Path, stat: &Stat, uid: u32, on_the_way: bool) -> Option<String> {
+    let sticky = on_the_way && stat.st_mode & 0o1000 != 0;
+    if stat.st_mode & 0o020 == 0 || sticky {
+        return None;
+    }
+    let mut list = Vec::with_capacity(LONGEST_LIST);
+    match rustix::fs::getxattr(
+        path,
+        c"system.posix_acl_access",
+        rustix::buffer::spare_capacity(&mut list),
+    ) {
+        Ok(_) => writers(&list).find_map(|writer| match writer {
+            Writer::User(other) => {
+                (other != uid && other != 0).then(|| format!("can be written by user {other}"))
+            }
+            Writer::Group(gid) => {
+                (!is_private_group(gid, uid)).then(|| format!("can be written by group {gid}"))
+            }
+        }),
+        Err(Errno::RANGE) => Some("has an access list that is too long to be told".to_owned()),
+        // There is none.
+        Err(_) => None,
+    }
+}
+
+/// As the kernel keeps it (`XATTR_SIZE_MAX`).
+const LONGEST_LIST: usize = 64 << 10;
+
+/// Who is named in an access list.
+#[derive(Debug, PartialEq, Eq)]
+enum Writer {
+    User(u32),
+    Group(u32),
+}
+
+/// Those in a list that may write: a version, then a tag, rights and an id for each entry (`linux/posix_acl_xattr.h`).
+fn writers(list: &[u8]) -> impl Iterator<Item = Writer> {
+    list.get(4..).unwrap_or_default().chunks_exact(8).filter_map(|entry| {
+        let &[tag, _, rights, _, a, b, c, d] = entry else { return None };
+        let id = u32::from_le_bytes([a, b, c, d]);
+        match (rights & 2, tag) {
+            (0, _) => None,
+            (_, 0x02) => Some(Writer::User(id)),
+            (_, 0x08) => Some(Writer::Group(id)),
+            _ => None,
+        }
+    })
 }
 
 /// Why the owner is not one to be trusted, or `None`.
@@ -195,6 +249,50 @@ mod tests {
         } else {
             assert!(check(&file, me() + 1).is_err());
         }
+    }
+
+    /// The list of setfacl(1): the owner's, a user's, the group's, the mask's and everybody's rights.
+    fn list(user: u32, rights: u16) -> Vec<u8> {
+        let entries = [
+            (1, 6, u32::MAX),
+            (2, rights, user),
+            (4, 4, u32::MAX),
+            (16, 6, u32::MAX),
+            (32, 4, u32::MAX),
+        ];
+        let mut list = 2_u32.to_le_bytes().to_vec();
+        for (tag, rights, id) in entries {
+            list.extend([u16::to_le_bytes(tag), u16::to_le_bytes(rights)].concat());
+            list.extend(u32::to_le_bytes(id));
+        }
+        list
+    }
+
+    #[test]
+    fn whom_an_access_list_lets_write_is_told() {
+        let all = |list: &[u8]| writers(list).collect::<Vec<_>>();
+        assert_eq!(all(&list(12345, 6)), [Writer::User(12345)]);
+        assert_eq!(all(&list(12345, 4)), []);
+        assert_eq!(all(b"x"), []);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let set = |text: &[u8]| {
+            let flags = rustix::fs::XattrFlags::empty();
+            rustix::fs::setxattr(&file, c"system.posix_acl_access", text, flags)
+        };
+        match set(&list(12345, 6)) {
+            Ok(()) => {}
+            // A file system without lists.
+            Err(Errno::OPNOTSUPP) => return,
+            Err(error) => panic!("{error}"),
+        }
+        let error = check(&file, me()).unwrap_err();
+        assert!(error.to_string().ends_with("can be written by user 12345"), "{error}");
+        set(&list(12345, 4)).unwrap();
+        check(&file, me()).unwrap();
+        set(&list(me(), 6)).unwrap();
+        check(&file, me()).unwrap();
     }
 
     #[test]

@@ -166,6 +166,16 @@ fn a_folder_of_another_account_is_no_cache() {
         let error = Cache::open(&folder).unwrap_err();
         assert!(chain(&error).contains("belongs to user 12345"), "{}", chain(&error));
         assert_eq!(folder.read_dir().unwrap().count(), 0);
+        // In theirs another one can come into the place of ours while we use it, and so behind a link of theirs.
+        let (below, link) = (folder.join("ours"), bench.path("link"));
+        let error = Cache::open(&below).unwrap_err();
+        assert!(chain(&error).contains("belongs to user 12345"), "{}", chain(&error));
+        drop(Cache::open(bench.path("ours")).unwrap());
+        std::os::unix::fs::symlink(bench.path("ours"), &link).unwrap();
+        drop(Cache::open(&link).unwrap());
+        std::os::unix::fs::lchown(&link, Some(12_345), Some(12_345)).unwrap();
+        let error = Cache::open(&link).unwrap_err();
+        assert!(chain(&error).contains("belongs to user 12345"), "{}", chain(&error));
     }
     // A folder that is somebody's for other things keeps its mode.
     let busy = bench.path("busy");

@@ -1,6 +1,9 @@
 //! The folders of a cache, and who may do what in them.
 
+use std::io;
 use std::path::Path;
+
+use mica_durable::{Named, trusted};
 
 use crate::file::{self, FileError, Folder, Staging};
 
@@ -42,7 +45,13 @@ pub(super) fn claim(folder: &Folder) -> Result<(), FileError> {
             remove_foreign(folder, name)?;
         }
     }
-    folder.refuse_foreign()
+    folder.refuse_foreign()?;
+    // Whoever can write a folder above it puts another one in its place, also while we use it by its path.
+    let above = trusted::check_above(folder.path(), rustix::process::geteuid().as_raw());
+    let refused = |error: trusted::Distrust| {
+        io::Error::new(io::ErrorKind::PermissionDenied, error.to_string())
+    };
+    above.map_err(refused).named("use", folder.path())
 }
 
 /// Whether there is something in the folder that no cache has.
