@@ -43,7 +43,8 @@ fn a_job_gets_at_nothing_of_the_command_that_copies() {
         let mut archive = tar::Builder::new(copy.stdin.take().unwrap());
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Directory);
-        (header.set_mode(0o755), header.set_size(0));
+        header.set_mode(0o755);
+        header.set_size(0);
         archive.append_data(&mut header, "begun/", std::io::empty()).unwrap();
         // Now it is there, and waits for more.
         wait_for(|| world.run(&["exec", "job", "test", "-d", "/tmp/in/begun"]).code == Some(0));

@@ -446,7 +446,8 @@ mod tests {
             } else {
                 EntryType::Fifo
             });
-            (header.set_mode(0o666), header.set_size(0));
+            header.set_mode(0o666);
+            header.set_size(0);
             archive.append_data(&mut header, name, io::empty()).unwrap();
         }
         let archive = archive.into_inner().unwrap();
