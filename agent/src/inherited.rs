@@ -4,6 +4,8 @@
 //! can't be waited for, a blocked SIGTERM is never heard, and a descriptor that a supervisor keeps holds up whoever waits for
 //! its end.
 
+use rustix::fs::Mode;
+
 use crate::sys;
 
 /// What ignoring means something for: a hang-up under nohup(1), keys at a terminal for a job in the background, stops.
@@ -14,6 +16,7 @@ const KEPT: [i32; 6] =
 ///
 /// - No signal is blocked, and none is ignored but those of [`KEPT`], and SIGPIPE and SIGXFSZ: a pipe that nobody reads and a
 ///   file that may not grow are errors of what writes to them.
+/// - What it makes, its owner may use, whatever the umask.
 /// - Descriptors above the standard ones get into no program that this one starts, unless it is handed them. The standard
 ///   ones are open: the standard library saw to that.
 pub fn put_process_right() {
@@ -25,6 +28,9 @@ pub fn put_process_right() {
     sys::set_ignored(libc::SIGXFSZ, true);
     sys::hold_signals(false);
     sys::hand_on_nothing();
+    // A file that its owner may not open is of no use to anybody: what is made with such a mask stays in the way.
+    let umask = rustix::process::umask(Mode::empty());
+    rustix::process::umask(umask & !Mode::RWXU);
 }
 
 /// Whether this process ignores a signal.

@@ -24,7 +24,7 @@ fn all(path: &Path) -> Vec<PathBuf> {
 #[test]
 fn whatever_the_umask_nobody_else_can_write_a_cache_or_a_registry() {
     for user in USERS {
-        for umask in ["0", "077"] {
+        for umask in ["0", "077", "777"] {
             let world = World::new(user);
             world.workspace("monorepo");
             let mica = world.binary();

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
@@ -32,8 +32,7 @@ pub fn remove_tree(path: &Path) -> Result<bool, FileError> {
     let top = match open(here(), path) {
         Err(Errno::ACCESS) => {
             // Its owner may make it readable.
-            rustix::fs::chmodat(here(), path, Mode::RWXU, AtFlags::empty())
-                .map_err(|error| failed(error.into()))?;
+            open_up(here(), path).map_err(|error| failed(error.into()))?;
             open(here(), path)
         }
         top => top,
@@ -43,9 +42,16 @@ pub fn remove_tree(path: &Path) -> Result<bool, FileError> {
     Ok(found(rustix::fs::unlinkat(here(), path, AtFlags::REMOVEDIR)).map_err(failed)?.is_some())
 }
 
-fn open(at: impl std::os::fd::AsFd, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
+fn open(at: impl AsFd, name: impl rustix::path::Arg) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(at, name, flags, Mode::empty())
+}
+
+/// Lets the owner of a folder into it. By a descriptor: chmod(2) would follow a link that somebody has put in its place.
+fn open_up(at: impl AsFd, name: impl rustix::path::Arg) -> rustix::io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let folder = rustix::fs::openat(at, name, flags, Mode::empty())?;
+    rustix::fs::chmod(format!("/proc/self/fd/{}", folder.as_raw_fd()), Mode::RWXU)
 }
 
 /// Empties a folder. Goes down into the first folder it meets, and up by `..` when there is nothing left; a folder that
@@ -96,7 +102,7 @@ fn remove_entries(folder: &OwnedFd) -> io::Result<Option<OsString>> {
                 // An unreadable one is made readable: it is about to go.
                 let mode = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode;
                 if mode & 0o700 != 0o700 {
-                    rustix::fs::chmodat(folder, name, Mode::RWXU, AtFlags::empty())?;
+                    open_up(folder, name)?;
                 }
                 return Ok(Some(OsString::from_vec(name.to_bytes().to_vec())));
             }
@@ -142,5 +148,20 @@ mod tests {
         symlink(&kept, &tree).unwrap();
         assert!(remove_tree(&tree).unwrap());
         assert!(kept.join("file").exists());
+    }
+
+    /// Whoever can write a folder may put a link in the place of what was just looked at.
+    #[test]
+    fn a_link_in_the_place_of_a_closed_folder_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (other, link) = (dir.path().join("other"), dir.path().join("link"));
+        std::fs::create_dir(&other).unwrap();
+        std::fs::set_permissions(&other, PermissionsExt::from_mode(0o500)).unwrap();
+        symlink(&other, &link).unwrap();
+        open_up(here(), &link).unwrap_err();
+        let mode = || std::fs::metadata(&other).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(), 0o500);
+        open_up(here(), &other).unwrap();
+        assert_eq!(mode(), 0o700);
     }
 }
