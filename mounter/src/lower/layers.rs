@@ -39,11 +39,12 @@ impl Lower {
         let fail = |e| self.fail(layer, e);
         let inode = self.inode(layer, dir.reference)?;
         let mut entries = self.image(layer).read_dir(&inode).map_err(fail)?;
-        let mut list: Vec<Entry<LowerNode>> = Vec::new();
+        let (mut list, mut taken) = (Vec::<Entry<LowerNode>>::new(), 0);
         while let Some(entry) = entries.next() {
             let entry = entry.map_err(fail)?;
             read(&mut entries).map_err(|repeated| fail(repeated.into()))?;
-            if list.len() >= ENTRIES_MAX {
+            taken += entry.name.len() + NOTED;
+            if taken > LISTING_MAX {
                 let value = list.len() as u64;
                 return Err(fail(ReadError::Range { what: "number of entries", value }));
             }
@@ -69,8 +70,10 @@ impl Lower {
     }
 }
 
-/// Entries of one directory that are listed; each takes some hundred bytes.
-const ENTRIES_MAX: usize = 4 << 20;
+/// What the names of one directory and what is noted of each may take, in bytes: more than a million names of usual length.
+const LISTING_MAX: usize = 128 << 20;
+/// What is noted of a name besides its bytes, about.
+const NOTED: usize = 80;
 
 pub(super) fn is_mark(name: &[u8], mark: &[u8]) -> bool {
     [b"trusted.overlay.".as_slice(), b"user.overlay."]

@@ -31,6 +31,11 @@ const KEEP: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// How many directories keep their listing between two requests.
 const KEPT_LISTINGS: usize = 16;
+/// And how many names they may have together; the two newest are kept in any case, so that two readers of large directories
+/// don't take each other's away.
+const KEPT_NAMES: usize = 1 << 19;
+
+type Kept = VecDeque<(u64, Arc<Listing>)>;
 
 /// What the mount's owner and the requests share.
 pub(crate) struct Shared {
@@ -65,7 +70,7 @@ impl Shared {
 pub(crate) struct Server {
     shared: Arc<Shared>,
     /// Listings by inode, the oldest dropped.
-    listings: Mutex<VecDeque<(u64, Arc<Listing>)>>,
+    listings: Mutex<Kept>,
     passthrough: bool,
 }
 
@@ -115,7 +120,11 @@ impl Server {
         let mut listings = lock();
         listings.retain(|(ino, _)| *ino != dir.ino);
         listings.push_back((dir.ino, Arc::clone(&listing)));
-        if listings.len() > KEPT_LISTINGS {
+        let names =
+            |kept: &Kept| kept.iter().map(|(_, listing)| listing.entries.len()).sum::<usize>();
+        while listings.len() > KEPT_LISTINGS
+            || (listings.len() > 2 && names(&listings) > KEPT_NAMES)
+        {
             listings.pop_front();
         }
         Ok(listing)
