@@ -150,7 +150,7 @@ fn documents_name_files_that_exist() {
     top.retain(|name| name != "target");
     let mut documents = files(&root.join("docs"), ".md");
     documents.extend(
-        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "testdata/README.md"]
+        ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "testdata/README.md"]
             .map(|name| root.join(name)),
     );
     for document in documents {
@@ -160,4 +160,39 @@ fn documents_name_files_that_exist() {
             assert!(exists, "{} names {path}, which does not exist", document.display());
         }
     }
+}
+
+/// The tests that a line of a table of SECURITY.md names: what its last column has in backticks.
+fn promised(line: &str) -> Vec<&str> {
+    let cells: Vec<_> = line.trim().trim_matches('|').split(" | ").collect();
+    let [_, tests] = cells.as_slice() else { return Vec::new() };
+    tests.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn promises_of_security_name_tests_that_exist() {
+    let mut tests = String::new();
+    for (member, _) in EDGES {
+        for path in files(&root().join(member), ".rs") {
+            tests.push_str(&read(&path));
+        }
+    }
+    let security = read(&root().join("SECURITY.md"));
+    let tables = security.split("## Jobs").nth(1).unwrap();
+    let rows = tables.lines().filter(|line| line.starts_with('|') && !line.starts_with("|-"));
+    let mut count = 0;
+    for row in rows.filter(|row| !row.contains("| test |")) {
+        let named = promised(row);
+        assert!(!named.is_empty(), "no test holds this promise: {row}");
+        for name in named {
+            // Programs of tests without the usual harness have them in tables, by name.
+            let exists = [format!("fn {name}("), format!("(\"{name}\",")];
+            assert!(
+                exists.iter().any(|text| tests.contains(text)),
+                "SECURITY.md names a test {name}, which is gone"
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 50, "only {count} promises were found");
 }
