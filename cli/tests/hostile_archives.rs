@@ -53,7 +53,7 @@ fn within(world: &World, words: &[&str], seconds: u64) -> common::Ran {
 }
 
 fn import(world: &World, source: &str) -> common::Ran {
-    within(world, &["import", "-q", source, "--name", "t", "--version", "1"], 60)
+    within(world, &["import", "-q", source, "--name", "t", "--version", "1", "--replace"], 60)
 }
 
 /// Nothing of an import is left in the folders of this world.
