@@ -262,8 +262,31 @@ pub struct HealthCheck {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use mica_launcher::Root;
+
     use super::*;
+
+    /// Of a job that runs nothing.
+    pub(crate) fn config(restart: Restart) -> JobConfig {
+        JobConfig {
+            name: None,
+            stack: StackConfig::default(),
+            images: Vec::new(),
+            spec: Spec::new("0123", Root::Tree("/tree".into()), ["true"]),
+            remove: false,
+            stop_signal: 15,
+            stop_timeout: 10,
+            labels: BTreeMap::new(),
+            created_ms: 0,
+            terminal: false,
+            open_stdin: false,
+            restart,
+            health: None,
+            network: None,
+            log: LogConfig::default(),
+        }
+    }
 
     #[test]
     fn restart_policies() {

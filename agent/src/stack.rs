@@ -202,16 +202,22 @@ impl StackConfig {
         config: &JobConfig,
         at: &Path,
     ) -> Result<Mount, MountStackError> {
+        let mut options = self.options_for(job, config);
+        if let Some(trace) = &self.trace {
+            trace.apply(&mut options);
+        }
+        self.mount(at, &options)
+    }
+
+    /// How to mount it for a job that runs.
+    fn options_for(&self, job: &JobDir, config: &JobConfig) -> MountOptions {
         let mut options = self.options_in_job(&config.spec.ids);
         if let Some(upper) = &mut options.upper {
             // What is kept must be on the disk when the job says that it is (fsync).
             upper.thrown_away = config.remove && upper.upper.starts_with(job.path());
             upper.volatile = upper.thrown_away;
         }
-        if let Some(trace) = &self.trace {
-            trace.apply(&mut options);
-        }
-        self.mount(at, &options)
+        options
     }
 
     pub(crate) fn mount(
@@ -430,6 +436,37 @@ impl TraceFile {
         if let Err(error) = saved {
             let reason = &error.source;
             tracing::warn!(path = %self.path.display(), %error, %reason, "cannot keep the trace");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::config;
+    use crate::config::{Restart, UpperDirs};
+
+    /// A power loss may take what is written there without a sync, whatever the program asked for.
+    #[test]
+    fn only_what_is_thrown_away_is_written_without_a_sync() {
+        let job = JobDir::at(PathBuf::from("/state/jobs/0123"));
+        let elsewhere = UpperDirs { upper: "/data/upper".into(), work: "/data/work".into() };
+        let cases = [
+            (false, job.private_upper(), false),
+            (true, job.private_upper(), true),
+            (true, job.image_upper(0), true),
+            // Of a job that goes, but a layer that the caller named and keeps.
+            (true, elsewhere.clone(), false),
+            (false, elsewhere, false),
+        ];
+        for (remove, upper, expected) in cases {
+            let stack = StackConfig { upper: Some(upper), ..StackConfig::default() };
+            let config = JobConfig { remove, ..config(Restart::No) };
+            let options = stack.options_for(&job, &config);
+            let upper = options.upper.unwrap();
+            assert_eq!((upper.volatile, upper.thrown_away), (expected, expected), "{upper:?}");
+            // One that is mounted beside jobs is always kept.
+            assert!(!stack.options().upper.unwrap().volatile);
         }
     }
 }

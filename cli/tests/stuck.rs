@@ -249,3 +249,40 @@ fn checks_leave_nothing_behind_and_may_print_what_they_like() {
         world.ends_clean();
     }
 }
+
+/// As in a sandbox that lets nobody make user namespaces: the limit is used up, or is after the supervisor's own; and mica
+/// may seem to be root there.
+#[test]
+fn a_start_without_user_namespaces_fails_and_leaves_nobody_with_the_callers_output() {
+    let world = world(User::Ordinary);
+    world.ok(&run(&["-d", "--name", "kept", "--", "true"]));
+    world.ok(&["wait", "kept"]);
+    let mica = world.binary();
+    let line = |limit: u32, words: &str| {
+        format!(
+            "echo {limit} > /proc/sys/user/max_user_namespaces || exit 99
+             exec setpriv --inh-caps=-all --ambient-caps=-all -- sh -c \
+                 '( \"{}\" {words}; echo code $? ) 2>&1 | tail'",
+            mica.display()
+        )
+    };
+    let flags = ["", "--rm", "-d", "-i", "--network private", "--restart always"];
+    let mut commands: Vec<_> =
+        flags.map(|flags| (125, format!("run {flags} --rootfs --image r.xar -- echo ran"))).into();
+    commands.extend([(1, "start kept".to_owned()), (1, "restart kept".to_owned())]);
+    for (map, limit) in
+        [("--map-root-user", 0), ("--map-current-user", 0), ("--map-current-user", 1)]
+    {
+        for (code, words) in &commands {
+            let line = line(limit, words);
+            let mut command = world.command("unshare");
+            let ran = within(20, command.args(["-U", "--keep-caps", map, "sh", "-c", &line]));
+            assert!(ran.stdout.contains(&format!("code {code}\n")), "{map} {words}: {ran:?}");
+            assert!(ran.stdout.contains("max_user_namespaces"), "{map} {words}: {ran:?}");
+            assert!(!ran.stdout.contains("ran\n"), "{map} {words}: {ran:?}");
+            world.ends_clean();
+        }
+    }
+    let left = world.ok(&["ps", "-a", "-q"]).stdout;
+    assert_eq!(left.lines().count(), 1, "a job that never ran is no job: {left}");
+}
