@@ -14,6 +14,7 @@ use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGTERM};
 use crate::control::{ControlError, Remote};
 use crate::job::JobDir;
 use crate::reconcile;
+use crate::restarts;
 
 /// A supervisor that serves answers at once.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -27,12 +28,20 @@ const LEAVING: Duration = Duration::from_secs(20);
 const DYING: Duration = Duration::from_millis(600);
 
 /// Asks the job to end, makes it after `timeout` seconds, and returns when nothing of it is left. What is `None` is as the
-/// job was told when it was started. A supervisor that doesn't answer, or doesn't come to an end, is killed, and the job
+/// job was told when it was started; one that has ended isn't started again by its restart policy. A supervisor that doesn't answer, or doesn't come to an end, is killed, and the job
 /// with it.
 ///
 /// # Errors
 /// The job doesn't run; a process of it hangs in the kernel, where nobody can kill it.
 pub fn stop(job: &JobDir, signal: Option<i32>, timeout: Option<u64>) -> Result<(), ControlError> {
+    let stopped = end(job, signal, timeout);
+    if matches!(stopped, Ok(()) | Err(ControlError::NotRunning(_))) && job.path().exists() {
+        restarts::forget(job)?;
+    }
+    stopped
+}
+
+fn end(job: &JobDir, signal: Option<i32>, timeout: Option<u64>) -> Result<(), ControlError> {
     let own = || Some(job.config().ok()?.stop_timeout);
     let given = Duration::from_secs(timeout.or_else(own).unwrap_or_default());
     let asked = Remote::connect_within(job, ANSWER).and_then(|job| job.stop(signal, timeout));
@@ -61,7 +70,8 @@ pub fn signal(job: &JobDir, signal: i32) -> Result<(), ControlError> {
         Err(ControlError::Talk { .. })
             if [SIGKILL, SIGTERM, SIGINT, SIGQUIT, SIGHUP].contains(&signal) =>
         {
-            force(job)
+            force(job)?;
+            Ok(restarts::forget(job)?)
         }
         result => result,
     }

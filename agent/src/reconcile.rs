@@ -15,8 +15,9 @@ use crate::config::JobConfig;
 use crate::events;
 use crate::files::{FileError, Lock};
 use crate::job::JobDir;
+use crate::restarts::restart_pending;
 use crate::state::{StateDir, now_ms};
-use crate::status::{Failure, Phase, Status, boot_id};
+use crate::status::{Failure, Phase, Status, StoppedBy, boot_id};
 
 /// Ends the jobs whose supervisor died and returns their ids. A job that can't be read is left as it is, and one that is
 /// seen to be in order isn't touched: a command that only reads holds nobody up.
@@ -98,7 +99,7 @@ fn end(
             let left = Some(cgroup).filter(|group| !clean_up(group, job.id()));
             events::record(job, config, "die", &[("exitCode", (128 + 9).to_string())]);
             let removable = config.remove && left.is_none();
-            job.write_status(&orphaned(status, left, &boot_id()))?;
+            job.write_status(&orphaned(config, status, left, &boot_id()))?;
             if removable {
                 job.remove(lock)?;
             }
@@ -150,26 +151,34 @@ pub(crate) fn find_cgroup(root: &Path, id: &str) -> Cgroup {
 
 /// The record of a job that nobody supervises. What is `left` of its control group stays in it, for the next command to
 /// try again.
-fn orphaned(status: Status, left: Option<Cgroup>, boot: &str) -> Status {
+fn orphaned(config: &JobConfig, status: Status, left: Option<Cgroup>, boot: &str) -> Status {
     let reason = if status.boot == boot {
         "the job's supervisor was killed, and the job with it"
     } else {
         "the machine was restarted while the job ran"
     };
     let failure = Failure { chain: vec![reason.to_owned()], hint: None, exit_code: 128 + 9 };
-    Status {
+    let mut status = Status {
         phase: Phase::Failed,
         exit_code: Some(128 + 9),
         finished_ms: Some(now_ms()),
         error: Some(failure),
         cgroup: left,
+        pid: None,
+        stopped: Some(status.stopped.unwrap_or(StoppedBy::Nobody)),
         ..status
+    };
+    if restart_pending(config, &status) {
+        status.phase = Phase::Exited;
     }
+    status
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Restart;
+    use crate::config::tests::config;
 
     #[test]
     fn a_record_names_no_processes_of_others() {
@@ -205,7 +214,9 @@ mod tests {
     #[test]
     fn a_job_of_another_boot_is_no_ghost() {
         let running = Status { phase: Phase::Running, boot: "one".into(), ..Status::starting() };
-        let after = |boot| orphaned(running.clone(), None, boot);
+        let config = config(Restart::No);
+        let after = |boot| orphaned(&config, running.clone(), None, boot);
+        assert_eq!(after("two").phase, Phase::Failed);
         assert!(after("two").is_final());
         assert!(after("two").error.unwrap().chain[0].contains("restarted"));
         assert!(after("one").error.unwrap().chain[0].contains("killed"));

@@ -47,7 +47,7 @@ impl Session {
         id: u64,
         request: Request,
         descriptors: Vec<OwnedFd>,
-        running: Option<&mut Running<'_>>,
+        mut running: Option<&mut Running<'_>>,
     ) {
         let Some(index) = self.peers.iter().position(|peer| peer.id == id) else { return };
         if running.is_none() && self.job_is_starting() && needs_job(&request) {
@@ -56,6 +56,7 @@ impl Session {
             {
                 // Nobody need wait for that: it ends the start, or is for the job if that comes first.
                 self.interrupted = Some(signal);
+                self.wishes.by_person = true;
                 self.wishes.hurry |= signal == SIGKILL;
                 return self.peers[index].say(&Reply::Done, None);
             }
@@ -77,6 +78,7 @@ impl Session {
             Request::Resize(size) => self.resize(size),
             Request::Signal(signal) => self.signal(index, running, signal),
             Request::Stop { signal, timeout } => {
+                self.stopped_by_person(running.as_deref_mut());
                 self.stop(running, signal, timeout);
                 Ok(())
             }
@@ -226,6 +228,7 @@ impl Session {
         let Some(running) = running else {
             // Between two lives, or at the end.
             if ends {
+                self.stopped_by_person(None);
                 self.stop(None, Some(signal), (signal == SIGKILL).then_some(0));
                 return Ok(());
             }
@@ -237,6 +240,9 @@ impl Session {
     /// Sends a signal to the job's own program.
     pub(super) fn send(&mut self, running: &mut Running<'_>, signal: i32) -> Result<(), Failure> {
         let ends = signal == SIGKILL || signal == self.config.stop_signal;
+        if ends {
+            self.stopped_by_person(Some(running));
+        }
         if ends && !self.wishes.stopped {
             (self.wishes.stopped, self.wishes.signal) = (true, signal);
         }

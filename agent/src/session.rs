@@ -20,7 +20,7 @@ use crate::job::JobDir;
 use crate::output::Input;
 use crate::peer::Peer;
 use crate::sinks::{STARTER, Sinks};
-use crate::status::{Phase, Status};
+use crate::status::{Phase, Status, StoppedBy};
 use crate::sys;
 use crate::task::{Task, Waker};
 
@@ -30,6 +30,8 @@ pub(crate) struct Wishes {
     pub(crate) restart: Restart,
     /// Somebody ended it on purpose.
     pub(crate) stopped: bool,
+    /// And a person did: a command, not whoever ends the supervisor, as the machine does that is shut down.
+    pub(crate) by_person: bool,
     /// The signal by which.
     pub(crate) signal: i32,
     /// And nobody waits for what it still has to do.
@@ -140,6 +142,7 @@ impl Session {
         let wishes = Wishes {
             restart: config.restart,
             stopped: false,
+            by_person: false,
             signal: config.stop_signal,
             hurry: false,
         };
@@ -171,6 +174,24 @@ impl Session {
         self.wishes
     }
 
+    /// Who wanted the job to end.
+    pub(crate) fn stopped_by(&self) -> StoppedBy {
+        if self.wishes.by_person { StoppedBy::Person } else { StoppedBy::Nobody }
+    }
+
+    /// Keeps in mind, whatever becomes of this process, that a person wants the job to end.
+    pub(super) fn stopped_by_person(&mut self, running: Option<&mut Running<'_>>) {
+        self.wishes.by_person = true;
+        if let Some(running) = running
+            && running.status.stopped != Some(StoppedBy::Person)
+        {
+            running.status.stopped = Some(StoppedBy::Person);
+            if self.config.restart != Restart::No || self.wishes.restart != Restart::No {
+                self.write(running.status);
+            }
+        }
+    }
+
     /// The limits as they are now.
     pub(crate) fn limits(&self) -> &Limits {
         &self.config.spec.limits
@@ -184,6 +205,7 @@ impl Session {
         status: &mut Status,
     ) -> io::Result<Option<Exit>> {
         (self.kill_at, self.killed, self.forced) = (None, None, false);
+        status.stopped = Some(self.stopped_by());
         let mut running = Running { job, monitor, status };
         let mut shrink_at = Some(Instant::now() + SETTLED);
         if self.wishes.stopped {

@@ -56,6 +56,12 @@ pub struct Status {
     /// How often it was started again.
     #[serde(default)]
     pub restarts: u32,
+    /// How long it waits before it is started once more, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_delay_ms: Option<u64>,
+    /// Who ended it, or wants it to end; earlier versions don't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<StoppedBy>,
     /// How it is connected with its network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<Link>,
@@ -83,6 +89,8 @@ impl Status {
             started_ms: None,
             finished_ms: None,
             restarts: 0,
+            next_delay_ms: None,
+            stopped: None,
             link: None,
             health: None,
             timings: Timings::default(),
@@ -93,6 +101,16 @@ impl Status {
     pub fn is_final(&self) -> bool {
         matches!(self.phase, Phase::Exited | Phase::Failed)
     }
+}
+
+/// Who wants a job to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoppedBy {
+    /// It ended by itself or with its supervisor, as when the machine is shut down.
+    Nobody,
+    /// A command.
+    Person,
 }
 
 /// Microseconds since the supervisor started.

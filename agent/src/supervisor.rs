@@ -133,7 +133,12 @@ pub fn supervise(invocation: Invocation, hint: impl Fn(&SuperviseError) -> Optio
     let mut reporter = Reporter::new(pipe);
     let mut status = Status::starting();
     // One that ran before and was started again stays, whatever comes of it now.
-    let is_new = job.status().ok().flatten().is_none();
+    let before = job.status().ok().flatten();
+    let is_new = before.is_none();
+    if let Some(before) = before.filter(|before| before.phase == Phase::Restarting) {
+        // This goes on where a supervisor was killed.
+        (status.restarts, status.next_delay_ms) = (before.restarts, before.next_delay_ms);
+    }
     let mut supervisor = Supervisor { job: &job, status: &mut status, since, attached };
     let result = supervisor.run(&mut reporter);
     // What never ran is of no interest once its error has been told.
@@ -225,10 +230,21 @@ impl Supervisor<'_> {
         let mut session =
             Session::start(self.job, &config, reporter.pipe()).map_err(SuperviseError::Streams)?;
         sys::hold_signals(false);
+        let ended = self.run_in(&mut session, reporter, config);
+        self.status.stopped = Some(session.stopped_by());
+        ended
+    }
+
+    fn run_in(
+        &mut self,
+        session: &mut Session,
+        reporter: &mut Reporter,
+        config: JobConfig,
+    ) -> Result<(), SuperviseError> {
         namespace::enter()?;
         // Threads may begin here.
         let worker = Worker::start(&session.waker).map_err(SuperviseError::Thread)?;
-        self.connect(&mut session, reporter).map_err(SuperviseError::Streams)?;
+        self.connect(session, reporter).map_err(SuperviseError::Streams)?;
         if config.terminal && self.attached.is_some() {
             let typed = io::stdin().as_fd().try_clone_to_owned();
             let pumped = typed.and_then(|typed| session.input.pump(typed));
@@ -236,13 +252,13 @@ impl Supervisor<'_> {
         }
         let (job, asked) = (self.job.clone(), config.clone());
         let made = worker.begin(move || Surroundings::make(&job, asked));
-        let mut surroundings = self.wait(&mut session, &made)??;
+        let mut surroundings = self.wait(session, &made)??;
         if let Some(signal) = session.unwanted() {
             return Err(SuperviseError::Stopped(signal));
         }
         self.status.link = surroundings.attached.as_ref().map(|attached| attached.link.clone());
         self.status.timings.mounted_us = Some(self.elapsed_us());
-        let ended = self.run_again_and_again(&worker, &mut session, reporter, &mut surroundings);
+        let ended = self.run_again_and_again(&worker, session, reporter, &mut surroundings);
         if matches!(ended, Err(SuperviseError::Stopped(_))) {
             return ended;
         }
@@ -294,7 +310,8 @@ impl Supervisor<'_> {
         reporter: &mut Reporter,
         surroundings: &mut Surroundings,
     ) -> Result<(), SuperviseError> {
-        let mut delay = FIRST_DELAY;
+        let kept = self.status.next_delay_ms.map(Duration::from_millis);
+        let mut delay = kept.map_or(FIRST_DELAY, |kept| kept.clamp(FIRST_DELAY, LONGEST_DELAY));
         loop {
             let started = Instant::now();
             let exit = self.launch(worker, session, reporter, surroundings)?;
@@ -318,6 +335,8 @@ impl Supervisor<'_> {
             self.status.phase = Phase::Restarting;
             self.status.pid = None;
             self.status.finished_ms = Some(now_ms());
+            let next = (delay * 2).min(LONGEST_DELAY);
+            self.status.next_delay_ms = u64::try_from(next.as_millis()).ok();
             self.job.write_status(self.status)?;
             session.idle(Instant::now() + delay).map_err(SuperviseError::Streams)?;
             if session.wishes().stopped {
@@ -325,7 +344,7 @@ impl Supervisor<'_> {
                 return Ok(());
             }
             self.status.restarts += 1;
-            delay = (delay * 2).min(LONGEST_DELAY);
+            delay = next;
         }
     }
 

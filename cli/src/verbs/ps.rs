@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use mica_agent::{HealthState, JobConfig, Phase, Status};
+use mica_agent::{HealthState, JobConfig, Phase, Status, restart_pending};
 use mica_graph::PackageRef;
 use serde::Serialize;
 
@@ -42,6 +42,8 @@ struct Row {
     /// Of a job that fetches its images when they are read: bytes that are here, and in all.
     #[serde(skip_serializing_if = "Option::is_none")]
     local: Option<[u64; 2]>,
+    /// `mica start --all-restartable` starts it.
+    restart_pending: bool,
 }
 
 /// A job of which this version can't read what it is.
@@ -86,7 +88,10 @@ pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
             Ok((config, status)) => {
                 let alive = status.as_ref().is_none_or(|status| !status.is_final());
                 let local = if alive { local(context, &config)? } else { None };
-                let row = Row { id: job.id().to_owned(), config, status, local };
+                let restart_pending =
+                    status.as_ref().is_some_and(|status| restart_pending(&config, status));
+                let id = job.id().to_owned();
+                let row = Row { id, config, status, local, restart_pending };
                 if !(all || alive) || !args.shows(|key, value| row.fits(key, value)) {
                     continue;
                 }
@@ -221,7 +226,13 @@ fn cells(row: &Row, whole: bool) -> [String; 6] {
                 let percent = here * 100 / all;
                 format!("{}, {percent}% local", status_text(row.status.as_ref()))
             }
-            _ => status_text(row.status.as_ref()),
+            _ => {
+                let text = status_text(row.status.as_ref());
+                match row.restart_pending {
+                    true => format!("{text}, restart pending"),
+                    false => text,
+                }
+            }
         },
     ]
 }

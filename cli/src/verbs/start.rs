@@ -1,9 +1,10 @@
 //! `mica start`: start jobs that have ended again, with what they wrote.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use mica_agent::{JobConfig, JobDir, StackConfig};
+use mica_agent::{Attach, JobConfig, JobDir, StackConfig, StartedJob, StateDir, Supervisor};
 use mica_fetcher::Cache;
 use mica_graph::PackageRef;
 
@@ -11,7 +12,7 @@ use super::run::{self, Way};
 use crate::context::Context;
 use crate::error::Advise;
 use crate::terminal::DetachKeys;
-use crate::{output, trust};
+use crate::{error, output, trust};
 
 /// Start jobs that have ended again, with what they wrote
 #[derive(Debug, clap::Args)]
@@ -25,12 +26,19 @@ pub(crate) struct Args {
     /// Keys by which to let go of the job
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
     detach_keys: DetachKeys,
+    /// All jobs that a restart policy wants and whose supervisor is gone, killed or with the machine: for a unit that runs
+    /// at boot. Those that `mica stop` ended aren't started, but with `--restart always` after the machine was restarted
+    #[arg(long, conflicts_with_all = ["attach", "jobs"])]
+    all_restartable: bool,
     /// Ids, beginnings of ids, or names
-    #[arg(required = true)]
+    #[arg(required_unless_present = "all_restartable")]
     jobs: Vec<String>,
 }
 
 pub(crate) fn run(args: &Args, context: &Context) -> anyhow::Result<ExitCode> {
+    if args.all_restartable {
+        return start_restartable(context);
+    }
     if !args.attach {
         return context.each_job(&args.jobs, |job| start(job, context, &args.detach_keys));
     }
@@ -55,6 +63,60 @@ pub(crate) fn start(job: &JobDir, context: &Context, keys: &DetachKeys) -> anyho
     let way = Way { detach: true, tty: false, input: false };
     run::start_job(job.clone(), lock, way, keys, false)?.finish()?;
     Ok(())
+}
+
+/// Starts what restart policies want, all at once: one whose start hangs holds up no other.
+fn start_restartable(context: &Context) -> anyhow::Result<ExitCode> {
+    let state = context.jobs()?;
+    let program = run::own_program()?;
+    let mut exit = ExitCode::SUCCESS;
+    let mut started = Vec::new();
+    for job in state.jobs()? {
+        match resume(&job, &state, &program, context) {
+            Ok(job) => started.extend(job),
+            // Removed between the listing and now.
+            Err(_) if !job.path().exists() => {}
+            Err(error) => {
+                let error = error.context(format!("cannot start job {}", job.id()));
+                exit = error::report(&error, 1);
+            }
+        }
+    }
+    for mut job in started {
+        let status = job.wait_started().map_err(anyhow::Error::from);
+        let status = status.and_then(|status| match status.error {
+            Some(failure) => Err(error::of_failure(failure)),
+            None => Ok(()),
+        });
+        match status {
+            Ok(()) => output::lines([job.job().id()])?,
+            Err(error) => {
+                let error = error.context(format!("cannot start job {}", job.job().id()));
+                exit = error::report(&error, 1);
+            }
+        }
+    }
+    Ok(exit)
+}
+
+/// Starts one job, if its restart policy wants that.
+fn resume(
+    job: &JobDir,
+    state: &StateDir,
+    program: &Path,
+    context: &Context,
+) -> anyhow::Result<Option<StartedJob>> {
+    let (config, status) = (job.config()?, job.status()?);
+    if !status.is_some_and(|status| mica_agent::restart_pending(&config, &status)) {
+        return Ok(None);
+    }
+    let Some(lock) = state.take(job)? else { return Ok(None) };
+    check(&config, context)?;
+    if !mica_agent::resume(job, &lock)? {
+        return Ok(None);
+    }
+    let nobody = Attach { stdin: None, output: None };
+    Ok(Some(mica_agent::start(Supervisor::Program(program), job.clone(), lock, nobody)?))
 }
 
 /// Whether the packages of a job may still be used.
