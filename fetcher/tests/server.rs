@@ -18,12 +18,15 @@ struct Served {
 }
 
 fn served(writers: Writers) -> Served {
+    served_with(ServeOptions { writers, ..ServeOptions::default() })
+}
+
+fn served_with(options: ServeOptions) -> Served {
     let mut bench = Bench::new();
     let manifest = bench.package("A", "1", &[("A", noise("1", 100_000))]);
     let registry = bench.registry();
     bench.push(&*registry, &manifest);
     let hex = manifest.layers[0].digest.hex();
-    let options = ServeOptions { writers, ..ServeOptions::default() };
     let server =
         Server::spawn(listen("127.0.0.1:0").unwrap(), &bench.path("registry"), options).unwrap();
     Served { bench, server, blob: format!("blobs/blake3/{}/{hex}", &hex[..2]) }
@@ -159,4 +162,72 @@ fn a_limit_of_the_rate_holds_both_ways() {
     mica_fetcher::pull(&*registry, &"A".parse().unwrap(), &bench.cache(), &pull, &()).unwrap();
     assert!(since.elapsed() > Duration::from_millis(600), "{:?}", since.elapsed());
     bench.assert_cached(&bench.cache(), &manifest);
+}
+
+/// Sends a document; the status of the answer, and what it says.
+fn send(served: &Served, method: &str, path: &str, document: &str) -> (u16, String) {
+    let file = served.bench.path("document");
+    std::fs::write(&file, document).unwrap();
+    let (url, data) = (format!("{}/{path}", served.server.url()), format!("@{}", file.display()));
+    let (status, _, body) = curl(&["-X", method, "--data-binary", &data, &url]);
+    (status, String::from_utf8_lossy(&body).into_owned())
+}
+
+/// What the index says, if a reader can use it.
+fn index(served: &Served) -> mica_fetcher::registry::Index {
+    let registry = open(&served.server.url(), &Default::default()).unwrap();
+    registry.index(&"A".parse().unwrap()).unwrap().unwrap()
+}
+
+#[test]
+fn documents_take_room_as_blobs_do() {
+    let options = ServeOptions {
+        writers: Writers::Everybody,
+        quota: Some(400_000),
+        ..ServeOptions::default()
+    };
+    let served = served_with(options);
+    let image = served.blob.rsplit('/').next().unwrap();
+    let note = |number: u32| {
+        let inputs = format!("{number:064x}");
+        let document = format!(
+            r#"{{"module":"//a:a","version":"1","digest":"blake3:{image}","size":100000,"inputs":"blake3:{inputs}"}}"#
+        );
+        send(&served, "PUT", &format!("layers/{inputs}.json"), &document).0
+    };
+    let accepted = (0..200).take_while(|number| note(*number) == 200).count();
+    assert!(accepted > 0 && accepted < 100, "{accepted} documents within 400 kB");
+    assert_eq!(note(1000), 507);
+    // Going back to another version is possible all the same.
+    let tagging = r#"{"tag":"stable","version":"1"}"#;
+    assert_eq!(send(&served, "POST", "packages/A/tags", tagging).0, 200);
+}
+
+#[test]
+fn a_document_that_no_reader_would_take_is_not_written() {
+    let served = served(Writers::Everybody);
+    let manifest = serde_json::to_string(&index(&served).versions[0].manifest).unwrap();
+    let mut refused = None;
+    for round in 0..3 {
+        let tags: Vec<String> = (0..10_000).map(|tag| format!("\"t{round}-{tag}\"")).collect();
+        let document = format!(
+            r#"{{"name":"A","version":"1","manifest":{manifest},"tags":[{}]}}"#,
+            tags.join(",")
+        );
+        let (status, said) = send(&served, "POST", "packages/A", &document);
+        if status != 200 {
+            refused = Some((status, said));
+            break;
+        }
+    }
+    let (status, said) = refused.expect("30,000 tags of one package");
+    assert!(status == 422 && said.contains("takes no more"), "{status} {said}");
+    assert!(!index(&served).tags.is_empty());
+    let image = served.blob.rsplit('/').next().unwrap();
+    let (inputs, long) = ("0".repeat(64), "b".repeat(100_000));
+    let note = format!(
+        r#"{{"module":"//a:{long}","version":"1","digest":"blake3:{image}","size":100000,"inputs":"blake3:{inputs}"}}"#
+    );
+    let (status, said) = send(&served, "PUT", &format!("layers/{inputs}.json"), &note);
+    assert!(status == 422 || status == 400, "{status} {said}");
 }

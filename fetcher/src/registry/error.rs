@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use mica_graph::{Digest, PackageName, ParseManifestError, Version};
+use mica_graph::{Digest, PackageName, ParseManifestError, TooMuchJson, Version};
 
 use super::{AddError, ParseIndexError, SelectError};
 use crate::file::FileError;
@@ -131,6 +131,15 @@ pub enum RegistryError {
         registry: String,
         /// The manifest.
         digest: Digest,
+    },
+    /// With one more it would be larger than what readers take.
+    #[error("{document} takes no more")]
+    Full {
+        /// The file or URL.
+        document: String,
+        /// How much it may hold.
+        #[source]
+        source: TooMuchJson,
     },
     /// A manifest or layer names bytes that are not there.
     #[error("{registry} has no blob {digest}")]

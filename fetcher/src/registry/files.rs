@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::UNIX_EPOCH;
 
-use mica_graph::{Blob, Digest, Layer, PackageName, TooMuchJson, Version};
+use mica_graph::{Blob, Digest, JsonBounds, Layer, PackageName, TooMuchJson, Version};
 
 use super::layout::{self, Item};
 use super::{
@@ -41,6 +41,21 @@ pub(crate) trait Files: WriteRegistry {
 /// The error of a document that cannot be used.
 pub(super) fn document(name: impl ToString, source: ParseIndexError) -> RegistryError {
     RegistryError::Document { document: name.to_string(), source }
+}
+
+/// Refuses to write what would be too much to be read again: the document would be lost for everybody.
+fn readable(
+    files: &impl Files,
+    item: &Item,
+    bounds: JsonBounds,
+    bytes: Vec<u8>,
+) -> Result<Vec<u8>, RegistryError> {
+    bounds.check(&bytes).map_err(|source| full(files, item, source))?;
+    Ok(bytes)
+}
+
+fn full(files: &impl Files, item: &Item, source: TooMuchJson) -> RegistryError {
+    RegistryError::Full { document: name_of(files, item), source }
 }
 
 pub(super) fn name_of(files: &impl Files, item: &Item) -> String {
@@ -153,14 +168,16 @@ fn change_index<T>(
 ) -> Result<T, RegistryError> {
     let add = |source| RegistryError::Add { registry: files.address().to_owned(), source };
     let mut result = None;
-    files.update(&Item::Index(name.clone()), Index::BOUNDS.bytes, &mut |old| {
+    let item = Item::Index(name.clone());
+    files.update(&item, Index::BOUNDS.bytes, &mut |old| {
         let mut index = match &old {
             Some(bytes) => parse_index(files, name, bytes)?,
             None => Index::new(name.clone()),
         };
         let before = index.clone();
         result = Some(change(&mut index).map_err(add)?);
-        Ok((index != before).then(|| index.to_json()))
+        let changed = (index != before).then(|| index.to_bounded_json());
+        changed.transpose().map_err(|source| full(files, &item, source))
     })?;
     // Also repairs the list after a crash between the two writes.
     if !files.packages()?.contains(name) {
@@ -174,7 +191,8 @@ fn list_package(files: &impl Documents, name: &PackageName) -> Result<(), Regist
         let mut packages = parse_packages(files, old)?;
         let Err(place) = packages.binary_search(name) else { return Ok(None) };
         packages.insert(place, name.clone());
-        Ok(Some(serde_json::to_vec(&packages).expect("names are strings")))
+        let bytes = serde_json::to_vec(&packages).expect("names are strings");
+        readable(files, &Item::Packages, super::PACKAGES, bytes).map(Some)
     })
 }
 
@@ -249,18 +267,20 @@ impl<D: Documents> WriteRegistry for D {
         if self.layer_by_inputs(&layer.inputs)?.is_some() {
             return Ok(());
         }
-        self.update(&Item::Layer(layer.inputs), super::LAYER.bytes, &mut |_| {
-            Ok(Some(serde_json::to_vec(layer).expect("a layer holds only strings and numbers")))
-        })
+        let item = Item::Layer(layer.inputs);
+        let bytes = serde_json::to_vec(layer).expect("a layer holds only strings and numbers");
+        let bytes = readable(self, &item, super::LAYER, bytes)?;
+        self.update(&item, super::LAYER.bytes, &mut |_| Ok(Some(bytes.clone())))
     }
 
     fn add_patches(&self, image: &Digest, patches: &[PatchNote]) -> Result<(), RegistryError> {
         patches.iter().try_for_each(|note| require(self, &note.patch))?;
-        self.update(&Item::Patches(*image), PatchNotes::BOUNDS.bytes, &mut |old| {
+        let item = Item::Patches(*image);
+        self.update(&item, PatchNotes::BOUNDS.bytes, &mut |old| {
             let old = old.map_or_else(Vec::new, |bytes| PatchNotes::read(&bytes, image));
             let mut notes = PatchNotes::new(*image, old);
             notes.merge(patches);
-            Ok(Some(notes.to_json()))
+            readable(self, &item, PatchNotes::BOUNDS, notes.to_json()).map(Some)
         })
     }
 }

@@ -204,6 +204,14 @@ impl Index {
         serde_json::to_vec(self).expect("an index holds only strings, numbers and maps of strings")
     }
 
+    /// The document's bytes, if readers take that much.
+    pub(crate) fn to_bounded_json(&self) -> Result<Vec<u8>, TooMuchJson> {
+        let bytes = self.to_json();
+        Self::BOUNDS.check(&bytes)?;
+        let fits = self.tags.len() <= Self::MAX_TAGS && self.versions.len() <= Self::MAX_VERSIONS;
+        if fits { Ok(bytes) } else { Err(TooMuchJson(Self::BOUNDS)) }
+    }
+
     /// The entry of exactly this version.
     pub fn entry(&self, version: &Version) -> Option<&Entry> {
         self.versions.iter().find(|entry| entry.version == *version)

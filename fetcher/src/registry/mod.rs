@@ -58,6 +58,7 @@ pub use open::{check_login, is_folder, open, open_writable};
 pub use s3::{AwsSettings, S3Registry};
 pub use source::Source;
 pub use sweep::Swept;
+pub(crate) use sweep::on_disk;
 
 /// Whence packages come.
 pub trait Registry: Send + Sync {

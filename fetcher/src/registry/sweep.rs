@@ -44,13 +44,14 @@ impl DirRegistry {
                 else {
                     continue;
                 };
-                swept.used += meta.len();
+                swept.used += on_disk(meta.len());
                 let age = meta.modified().ok().and_then(|time| now.duration_since(time).ok());
                 if meta.is_file() && age.is_some_and(|age| age > keep) {
                     old.push((digest, path, meta.len()));
                 }
             }
         }
+        swept.used += self.size_of_documents()?;
         if old.is_empty() {
             return Ok(swept);
         }
@@ -58,10 +59,26 @@ impl DirRegistry {
         for (digest, path, size) in old {
             if !named.contains(&digest) && file::remove(&path)? {
                 swept.removed += 1;
-                swept.used -= size;
+                swept.used -= on_disk(size);
             }
         }
         Ok(swept)
+    }
+
+    /// What a file of the registry takes, about.
+    pub(crate) fn size_on_disk(&self, item: &Item) -> Result<u64, RegistryError> {
+        Ok(file::stat(&self.root().join(item.path()))?.map_or(0, |meta| on_disk(meta.len())))
+    }
+
+    fn size_of_documents(&self) -> Result<u64, RegistryError> {
+        let mut items = vec![Item::Packages];
+        let packages = file::names(&self.root().join("packages"))?;
+        items.extend(packages.iter().filter_map(|name| Some(Item::Index(name.parse().ok()?))));
+        items.extend(self.documents_of("layers", ".json")?.into_iter().map(Item::Layer));
+        items.extend(self.documents_of("patches", ".json")?.into_iter().map(Item::Patches));
+        let signatures = self.documents_of("signatures", ".minisig")?;
+        items.extend(signatures.into_iter().map(Item::Signatures));
+        items.iter().map(|item| self.size_on_disk(item)).sum()
     }
 
     /// All blobs that some document names.
@@ -118,6 +135,13 @@ impl DirRegistry {
         }
     }
 }
+
+/// What a file of so many bytes takes on a disk, about.
+pub(crate) fn on_disk(bytes: u64) -> u64 {
+    bytes.div_ceil(BLOCK).saturating_mul(BLOCK)
+}
+
+const BLOCK: u64 = 4096;
 
 fn blobs_of(layer: &Layer) -> impl Iterator<Item = Digest> + use<> {
     [Some(layer.digest), layer.chunks.as_ref().map(|table| table.digest)].into_iter().flatten()

@@ -146,11 +146,14 @@ pub(crate) struct State {
     loopback: bool,
     /// Bytes that the registry takes, about.
     used: AtomicU64,
+    /// Bytes of uploads that have not come to their end.
+    coming: AtomicU64,
 }
 
 impl State {
     fn new(registry: DirRegistry, options: ServeOptions, loopback: bool) -> Self {
-        Self { registry, options, loopback, used: AtomicU64::new(0) }
+        let (used, coming) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { registry, options, loopback, used, coming }
     }
 }
 

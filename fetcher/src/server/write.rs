@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
@@ -19,6 +20,8 @@ use super::connections::TRICKLE;
 use super::uploads;
 use crate::file::{Named, Temporary};
 use crate::patch::PatchNotes;
+use crate::registry::layout::Item;
+use crate::registry::on_disk;
 use crate::registry::wire::Tagging;
 use crate::registry::{Publication, Published, Registry, RegistryError, WriteRegistry};
 use crate::trust::Signatures;
@@ -44,8 +47,29 @@ pub(super) async fn write(state: &Arc<State>, target: Target, request: Request) 
         return refuse(StatusCode::BAD_REQUEST, "the document did not come, or is too large");
     };
     let state = Arc::clone(state);
-    let changed = tokio::task::spawn_blocking(move || change(&state, target, &body)).await;
+    let changed = tokio::task::spawn_blocking(move || document(&state, target, &body)).await;
     changed.unwrap_or_else(|_| refuse(StatusCode::INTERNAL_SERVER_ERROR, "the change failed"))
+}
+
+/// A change of a document, which takes room as a blob does.
+fn document(state: &State, target: Target, body: &[u8]) -> Response {
+    let item = match &target {
+        Target::Blob(digest) => Item::Blob(*digest),
+        Target::Layer(inputs) => Item::Layer(*inputs),
+        Target::Patches(image) => Item::Patches(*image),
+        Target::Package(name) | Target::Tags(name) => Item::Index(name.clone()),
+        Target::Signatures(manifest) => Item::Signatures(*manifest),
+    };
+    // A tag may be moved back also when there is no room: a package has so many tags at most.
+    let is_tag = matches!(target, Target::Tags(_));
+    if !is_tag && !uploads::has_room(state, on_disk(body.len() as u64)) {
+        return refuse(StatusCode::INSUFFICIENT_STORAGE, uploads::FULL);
+    }
+    let size = || state.registry.size_on_disk(&item).unwrap_or(0);
+    let before = size();
+    let response = change(state, target, body);
+    state.used.fetch_add(size().saturating_sub(before), Ordering::Relaxed);
+    response
 }
 
 fn change(state: &State, target: Target, body: &[u8]) -> Response {
