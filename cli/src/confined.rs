@@ -82,8 +82,13 @@ impl ActionFlags {
         let home = std::env::var_os("HOME").map(PathBuf::from);
         let own = [&places.cache, &places.state, &places.runtime].map(Clone::clone);
         let shared = places.shared_cache.clone();
-        let hidden =
-            own.into_iter().chain(shared).chain(home).chain([workspace.to_owned()]).collect();
+        let hidden = own
+            .into_iter()
+            .chain(places.folders.clone())
+            .chain(shared)
+            .chain(home)
+            .chain([workspace.to_owned()])
+            .collect();
         let memory = self.action_memory.or_else(three_quarters);
         // What the settings show to jobs, but for what is of a person or a machine.
         let settings = Path::new("/etc");

@@ -214,6 +214,8 @@ pub(crate) struct Places {
     pub(crate) trust: Trust,
     /// Packages whose recommended flags are taken without asking.
     pub(crate) accepted: Trust,
+    /// Folders of all settings, also where stronger ones name others.
+    pub(crate) folders: Vec<PathBuf>,
 }
 
 impl Places {
@@ -226,6 +228,8 @@ impl Places {
             check_host_paths(settings).with_context(|| format!("cannot use host-paths of {origin}"))
         })?;
         let named_by_user = registry.is_some() || !names_registry(cwd, &layers);
+        let named = layers.iter().flat_map(|(_, s)| [&s.state, &s.cache, &s.runtime]);
+        let folders = named.flatten().cloned().collect();
         let layers = layers.into_iter();
         let settings = layers.fold(flag, |settings, (_, next)| settings.or(next));
         let place = |set: Option<PathBuf>, var, below, for_root: &str| -> anyhow::Result<PathBuf> {
@@ -280,12 +284,13 @@ impl Places {
             log: log_settings(settings.log_driver, settings.log_max_size, settings.log_max_file)?,
             trust: settings.rules,
             accepted: settings.accepted,
+            folders,
         })
     }
 }
 
 impl Places {
-    /// The folders that no job may see, those of this user that other settings would make included.
+    /// The folders that no job may see, those of this user that other settings name or would make included.
     pub(crate) fn hidden(&self) -> Vec<PathBuf> {
         let own = [&self.state, &self.cache, &self.runtime].into_iter().chain(&self.shared_cache);
         let usual = [
@@ -296,7 +301,7 @@ impl Places {
         let usual = usual.iter().filter_map(|(var, home)| Some(xdg(var, home)?.join("mica")));
         let system = ["/var/lib/mica", "/var/cache/mica", "/run/mica"].map(PathBuf::from);
         let temporary = homes::temporary_path();
-        own.cloned().chain(usual).chain(system).chain([temporary]).collect()
+        own.chain(&self.folders).cloned().chain(usual).chain(system).chain([temporary]).collect()
     }
 }
 
@@ -330,10 +335,13 @@ fn layers(cwd: &Path) -> anyhow::Result<Vec<(Origin, Settings)>> {
         let check = |file: &Path| trusted_folders()?.check_workspace(file);
         let settings = Settings::from_file(&file, check)?;
         // It is somebody's repository: it can ask for more, and give nothing away of who works in it.
-        if settings.host_paths.is_some() || settings.accepted.rules().next().is_some() {
-            return Err(anyhow::anyhow!("a workspace may not say what jobs are given"))
+        if settings.host_paths.is_some()
+            || settings.userns_remap.is_some()
+            || settings.accepted.rules().next().is_some()
+        {
+            return Err(anyhow::anyhow!("a workspace may not say what jobs are given, or whose ids they have"))
                 .with_context(|| format!("cannot use {}", file.display()))
-                .hint("host-paths and [[recommended]] belong into ~/.config/mica/config.toml or /etc/mica/config.toml");
+                .hint("host-paths, userns-remap and [[recommended]] belong into ~/.config/mica/config.toml or /etc/mica/config.toml");
         }
         add(file, settings);
     }

@@ -161,3 +161,38 @@ fn without_home_and_session_there_is_a_place_all_the_same() {
     let shown = places(&[("HOME", closed.to_str().unwrap())]);
     assert!(!shown.contains(closed.to_str().unwrap()) || world.user == User::Me, "{shown}");
 }
+
+#[test]
+fn a_workspace_does_not_say_whose_ids_jobs_have() {
+    let world = World::new(User::Me);
+    world.write("own/mica.toml", "userns-remap = \"nobody\"\n");
+    let ran = show(&world, "own");
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stderr.contains("a workspace may not say what jobs are given"), "{ran:?}");
+}
+
+/// A workspace, or a variable, that names other folders doesn't open those of the user's settings to jobs.
+#[test]
+fn folders_of_weaker_settings_stay_hidden() {
+    for user in [User::Me, User::Ordinary] {
+        let world = World::new(user);
+        world.write("plain/file", "x");
+        world.ok(&["image", "pack", "plain", "-o", "app.xar"]);
+        let dir = world.dir.path().display();
+        for setting in ["state", "cache", "runtime"] {
+            let settings = format!("{setting} = \"{dir}/own/{setting}\"\n");
+            world.write("home/.config/mica/config.toml", &settings);
+            world.write(&format!("own/{setting}/jobs/secret"), "secret\n");
+            world.hand_over();
+            let run = |flags: &[&str], path: &str| {
+                let path = format!("{path}/own/{setting}/jobs/secret");
+                let job = ["--image", "app.xar", "--", "cat", &path];
+                world.run(&[&["run", "--rm"], flags, &job].concat())
+            };
+            let above = run(&["-v", &format!("{dir}:/w")], "/w");
+            assert_eq!((above.code, above.stdout.as_str()), (Some(1), ""), "{above:?}");
+            let whole = run(&["--host-root"], &dir.to_string());
+            assert_eq!((whole.code, whole.stdout.as_str()), (Some(1), ""), "{whole:?}");
+        }
+    }
+}
