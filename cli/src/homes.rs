@@ -34,3 +34,25 @@ pub(crate) fn temporary() -> Result<PathBuf, FileError> {
     folder.refuse_foreign()?;
     Ok(path)
 }
+
+/// The folders of mica that accounts of this host have in the usual places. For root, whose jobs may be shown the homes of
+/// others: what an account has put elsewhere is not known.
+pub(crate) fn of_everybody() -> Vec<PathBuf> {
+    let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let homes = accounts.lines().filter_map(|line| line.split(':').nth(5));
+    let homes = homes.filter(|home| home.starts_with('/') && *home != "/").map(Path::new);
+    let usual =
+        homes.flat_map(|home| [".local/state/mica", ".cache/mica"].map(|name| home.join(name)));
+    let below = |folder: &str| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let sessions = below("/run/user").map(|entry| entry.path().join("mica"));
+    let temporary = below("/tmp").map(|entry| entry.path()).filter(|path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.and_then(|name| name.strip_prefix("mica-"))
+            .is_some_and(|uid| uid.parse::<u32>().is_ok())
+    });
+    let is_folder = |path: &PathBuf| path.symlink_metadata().is_ok_and(|meta| meta.is_dir());
+    let mut all: Vec<_> = usual.chain(sessions).chain(temporary).filter(is_folder).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}

@@ -118,6 +118,12 @@ fn privileged_says_in_one_line_what_it_gives_away() {
                 "m@grave",
             ]);
             assert!(ran.stderr.contains("root of the host"), "{ran:?}");
+            let flags = ["--userns", "host", "--pid", "host", "--cap-add", "SYS_PTRACE"];
+            let ran = world.run(&[&["run", "--rm"][..], &flags, &["m@grave"]].concat());
+            assert!(ran.stderr.contains("traces its processes"), "{ran:?}");
+            let ran = world.run(&["run", "--rm", "--cap-add", "SYS_ADMIN", "m@grave"]);
+            let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+            assert_eq!(ran.stderr.contains("control groups of version 1"), !unified, "{ran:?}");
         }
     }
 }

@@ -274,3 +274,19 @@ fn no_user_reaches_another_ones_jobs() {
     one.ok(&["rm", "-f", "victim"]);
     one.ends_clean();
 }
+
+/// What the host shows to root is shown to root's jobs that are told so, but for mica's folders of every account.
+#[test]
+fn what_other_accounts_keep_in_the_usual_places_is_hidden_from_roots_jobs() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let world = world(User::Me);
+    let theirs = Path::new("/tmp/mica-4242424242");
+    std::fs::create_dir(theirs).unwrap();
+    std::fs::write(theirs.join("config.json"), "TOKEN=t0p").unwrap();
+    let seen = run(&world, &["-v", "/:/h:ro"], &["ls", "-A", "/h/tmp/mica-4242424242"]);
+    let taken = run(&world, &["-v", "/tmp/mica-4242424242:/h"], &["ls", "-A", "/h"]);
+    std::fs::remove_dir_all(theirs).unwrap();
+    assert_eq!((seen.code, seen.stdout.as_str()), (Some(0), ""), "{seen:?}");
+    assert_eq!(taken.code, Some(125), "{taken:?}");
+    world.ends_clean();
+}

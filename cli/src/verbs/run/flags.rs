@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mica_agent::{Attachment, HealthCheck, Restart};
@@ -373,12 +373,30 @@ impl Confinement {
     pub(super) fn gives_away(&self) -> Option<&'static str> {
         let root = rustix::process::geteuid().is_root();
         let is_root_outside = root && self.userns == Some(Users::Shared(Shared::Host));
-        let mounts = |cap: &String| {
-            ["SYS_ADMIN", "CAP_SYS_ADMIN", "ALL"].iter().any(|name| cap.eq_ignore_ascii_case(name))
+        let adds = |names: [&str; 3]| {
+            let is_one = |cap: &String| names.iter().any(|name| cap.eq_ignore_ascii_case(name));
+            self.cap_add.iter().any(is_one)
         };
-        if is_root_outside && (self.privileged || self.cap_add.iter().any(mounts)) {
+        let mounts = adds(["SYS_ADMIN", "CAP_SYS_ADMIN", "ALL"]);
+        if is_root_outside && (self.privileged || mounts) {
             return Some(
                 "warning: root in this job is root of the host: it can mount, and so change, everything of the host's",
+            );
+        }
+        let traces = adds(["SYS_PTRACE", "CAP_SYS_PTRACE", "ALL"]);
+        if is_root_outside && traces && self.pid == Some(Shared::Host) {
+            return Some(
+                "warning: root in this job is root of the host and traces its processes: it can change everything of the host's",
+            );
+        }
+        if root
+            && mounts
+            && !self.privileged
+            && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+        {
+            return Some(
+                "warning: CAP_SYS_ADMIN lets root in this job mount and change this host's control groups of version 1, its own \
+                 limits among them",
             );
         }
         match (self.privileged, root) {

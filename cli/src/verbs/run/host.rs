@@ -9,6 +9,7 @@ use mica_agent::{JobDir, StateDir};
 use mica_launcher::{Hidden, HostView, Mount, Root, Spec};
 
 use super::flags::Args;
+use crate::homes;
 use crate::places::Places;
 
 /// Of a job whose stack is no root.
@@ -38,6 +39,9 @@ pub(super) fn hidden(
         // What is not there can't be hidden, and might be made while the job runs.
         for folder in [&places.cache, &places.runtime] {
             make(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        if rustix::process::geteuid().is_root() {
+            hidden.folders.extend(homes::of_everybody());
         }
     }
     Ok(hidden)
