@@ -7,6 +7,7 @@
 use crate::config::{JobConfig, Restart};
 use crate::files::{FileError, Lock};
 use crate::job::JobDir;
+use crate::state::StateDir;
 use crate::status::{Phase, Status, StoppedBy, boot_id};
 
 /// Whether `mica start --all-restartable` starts a job that is as `status` says.
@@ -63,6 +64,7 @@ pub(crate) fn forget(job: &JobDir) -> Result<(), FileError> {
     if pending()?.is_none() {
         return Ok(());
     }
+    StateDir::open(job.root())?.writable()?;
     // Whoever has it now has started it again.
     let Some(_lock) = job.lock_ended()? else { return Ok(()) };
     match pending()? {
@@ -77,6 +79,8 @@ pub(crate) fn forget(job: &JobDir) -> Result<(), FileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::tests::config;
+    use crate::state::CreateError;
 
     fn ended(stopped: Option<StoppedBy>, code: i32, boot: &str) -> Status {
         let boot = boot.to_owned();
@@ -121,5 +125,27 @@ mod tests {
         fields.remove("next_delay_ms");
         let status: Status = serde_json::from_value(text).unwrap();
         assert_eq!((status.stopped, status.next_delay_ms), (None, None));
+    }
+
+    #[test]
+    fn what_a_newer_version_alone_may_change_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().join("state");
+        let state = StateDir::open(&root).unwrap();
+        let made = |_: &JobDir| Ok::<_, CreateError>(config(Restart::Always));
+        let (job, lock) = state.create(made).unwrap();
+        job.write_status(&ended(Some(StoppedBy::Nobody), 137, &boot_id())).unwrap();
+        drop(lock);
+        let features = r#"{ "version": 1, "read-only-compatible": ["later"] }"#;
+        std::fs::write(root.join("state.json"), features).unwrap();
+        let is_pending =
+            || restart_pending(&job.config().unwrap(), &job.status().unwrap().unwrap());
+        assert!(forget(&job).is_err() && is_pending());
+        std::fs::remove_file(root.join("state.json")).unwrap();
+        forget(&job).unwrap();
+        assert!(!is_pending());
+        // Not twice, and not with a lock that nobody gives back.
+        forget(&job).unwrap();
+        assert!(!resume(&job, &job.try_lock().unwrap().unwrap()).unwrap());
     }
 }
