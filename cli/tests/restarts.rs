@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -219,9 +220,9 @@ fn restarts_and_waits_are_counted_on() {
     }
 }
 
-/// One whose start fails is said, holds up no other, and is tried again.
+/// One whose start fails is told, and tried again.
 #[test]
-fn a_job_that_cannot_be_started_holds_up_no_other() {
+fn a_job_that_cannot_be_started_is_tried_again() {
     for user in USERS {
         let world = world(user);
         world.ok(&["image", "pack", "tree", "-o", "gone.xar"]);
@@ -240,6 +241,35 @@ fn a_job_that_cannot_be_started_holds_up_no_other() {
         world.ok(&["start", "--all-restartable"]);
         assert_eq!(phase(&world, "broken"), "running");
         world.ok(&["rm", "-f", "broken", "whole"]);
+        world.ends_clean();
+    }
+}
+
+/// A helper that never answers, as a registry might not.
+#[test]
+fn a_start_that_hangs_holds_up_no_other() {
+    for user in USERS {
+        let world = world(user);
+        let flags = ["run", "-d", "--name", "hung", "--restart", "always", "--network", "private"];
+        world.ok(&[&flags[..], &["--image", "app.xar", "--", "/bin/sh", "-c", STAYS]].concat());
+        run(&world, "whole", "always", STAYS);
+        for name in ["hung", "whole"] {
+            end_supervisor(&world, name, Signal::KILL);
+        }
+        world.write("fake/pasta", "#!/bin/sh\nexec sleep 60\n");
+        let executable = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(world.path("fake/pasta"), executable).unwrap();
+        world.hand_over();
+        let path = format!("{}:{}", world.path("fake").display(), std::env::var("PATH").unwrap());
+        let mut starts = world.mica(&["start", "--all-restartable"]);
+        let starts = starts.env("PATH", path).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut starts = starts.spawn().unwrap();
+        wait_for(|| phase(&world, "whole") == "running");
+        wait_for(|| phase(&world, "hung") == "starting");
+        assert!(starts.try_wait().unwrap().is_none());
+        assert_eq!(world.within(10, &["rm", "-f", "hung"]).code, Some(0));
+        assert!(!starts.wait().unwrap().success(), "somebody ended a start");
+        world.ok(&["rm", "-f", "whole"]);
         world.ends_clean();
     }
 }
