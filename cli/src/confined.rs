@@ -50,6 +50,9 @@ const SETTINGS: [&str; 10] = [
 /// Processes and threads of one action.
 const PROCESSES: u64 = 4096;
 
+/// Bytes of one file that an action makes: what is larger, if only by a hole, takes mica long to read.
+const LARGEST: u64 = 64 << 30;
+
 /// How actions of a build are run.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Actions of the build")]
@@ -185,7 +188,12 @@ impl Confined {
         };
         // An ordinary user may have no cgroup to limit anything by.
         spec.best_effort_limits = true;
-        spec.rlimits = vec![Rlimit { resource: "core".into(), soft: Some(0), hard: Some(0) }];
+        let limit = |resource: &str, most| Rlimit {
+            resource: resource.into(),
+            soft: Some(most),
+            hard: Some(most),
+        };
+        spec.rlimits = vec![limit("core", 0), limit("fsize", LARGEST)];
         spec.mounts = self.mounts(invocation)?;
         Ok(spec)
     }

@@ -204,6 +204,8 @@ fn folders_that_the_environment_names_in_vain() {
         rustix::process::geteuid().as_raw()
     };
     let temporary = format!("/tmp/mica-{me}");
+    // Of a test that was ended.
+    drop(std::fs::remove_dir_all(&temporary));
     let _cleaned = Cleaned(temporary.clone().into());
     let closed = world.path("closed");
     std::fs::create_dir(&closed).unwrap();

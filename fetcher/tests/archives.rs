@@ -190,7 +190,10 @@ fn documents_that_swell_are_held_one_at_a_time() {
             named.push(descriptor(&archive.blob(text.as_bytes())));
         }
         archive.index(&named);
-        assert!(matches!(refused(&mut archive.file), LoadError::NoPackage));
+        let error = refused(&mut archive.file);
+        // The one has too many values to be looked at, the other nothing in it.
+        let expected = matches!(error, LoadError::NoPackage | LoadError::Document { .. });
+        assert!(expected, "{error:?}");
     }
 }
 

@@ -70,8 +70,8 @@ impl Lower {
     }
 }
 
-/// What the names of one directory and what is noted of each may take, in bytes: more than a million names of usual length.
-const LISTING_MAX: usize = 128 << 20;
+/// What the names of one directory and what is noted of each may take, in bytes: about a million names of usual length.
+const LISTING_MAX: usize = 96 << 20;
 /// What is noted of a name besides its bytes, about.
 const NOTED: usize = 80;
 

@@ -71,13 +71,15 @@ pub(crate) struct Server {
     shared: Arc<Shared>,
     /// Listings by inode, the oldest dropped.
     listings: Mutex<Kept>,
+    /// Held while a listing is made, by inode.
+    making: [Mutex<()>; 8],
     passthrough: bool,
 }
 
 impl Server {
     /// `passthrough`: let the kernel read and write the upper's files by itself, where it does.
     pub(crate) fn new(shared: Arc<Shared>, passthrough: bool) -> Server {
-        Server { shared, listings: Mutex::default(), passthrough }
+        Server { shared, listings: Mutex::default(), making: Default::default(), passthrough }
     }
 
     fn tree(&self) -> &Tree {
@@ -111,10 +113,23 @@ impl Server {
     fn listing(&self, dir: &Arc<Node>, from_start: bool) -> Result<Arc<Listing>, Errno> {
         let lock = || self.listings.lock().unwrap_or_else(PoisonError::into_inner);
         let writable = self.tree().is_writable();
-        if let Some((_, listing)) = lock().iter().find(|(ino, _)| *ino == dir.ino)
-            && (!from_start || !writable || self.tree().is_current(dir, listing))
-        {
-            return Ok(Arc::clone(listing));
+        let kept = || {
+            let usable = |listing: &Arc<Listing>| {
+                !from_start || !writable || self.tree().is_current(dir, listing)
+            };
+            let listings = lock();
+            let found =
+                listings.iter().find(|(ino, _)| *ino == dir.ino).map(|(_, listing)| listing);
+            found.filter(|listing| usable(listing)).map(Arc::clone)
+        };
+        if let Some(listing) = kept() {
+            return Ok(listing);
+        }
+        // Whoever asks for the same directory meanwhile waits for this one: large ones take much memory.
+        let making = &self.making[dir.ino as usize % self.making.len()];
+        let _one = making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(listing) = kept() {
+            return Ok(listing);
         }
         let listing = Arc::new(self.tree().list(dir)?);
         let mut listings = lock();
