@@ -5,11 +5,20 @@ mod support;
 
 use std::fs;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use support::{Layer, Scratch, stack};
+
+/// All tests here change the one limit, and have to do so one after the other.
+fn alone() -> MutexGuard<'static, ()> {
+    static LIMIT: Mutex<()> = Mutex::new(());
+    LIMIT.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 #[test]
 fn a_server_with_few_descriptors_serves_many_open_files() {
     use std::io::{Read, Seek, SeekFrom, Write};
+    let _alone = alone();
     let scratch = Scratch::new(stack([Layer::new().image()]), true);
     let old = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let make = |i: usize| {
@@ -55,6 +64,7 @@ fn a_server_without_descriptors_removes_files_and_serves_what_is_open() {
     if let Some(at) = std::env::var_os(CHILD) {
         return serve(at.into());
     }
+    let _alone = alone();
     let dir = tempfile::tempdir().unwrap();
     let at = dir.path().to_owned();
     let mut server = std::process::Command::new(std::env::current_exe().unwrap())
@@ -99,6 +109,7 @@ fn a_server_without_descriptors_removes_files_and_serves_what_is_open() {
 
 #[test]
 fn the_limit_of_the_caller_is_known_when_it_was_raised() {
+    let _alone = alone();
     let before = mica_mounter::raise_descriptor_limit();
     let now = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     assert_eq!((now.current, now.maximum), (before.hard, before.hard));
