@@ -14,7 +14,7 @@ const KEPT: [i32; 6] =
 
 /// Puts this process right. To be called first thing, while it has one thread and has caught no signal.
 ///
-/// - No signal is blocked, and none is ignored but those of [`KEPT`], and SIGPIPE and SIGXFSZ: a pipe that nobody reads and a
+/// - No signal is blocked, and none is ignored but those of `KEPT`, and SIGPIPE and SIGXFSZ: a pipe that nobody reads and a
 ///   file that may not grow are errors of what writes to them.
 /// - What it makes, its owner may use, whatever the umask.
 /// - Descriptors above the standard ones get into no program that this one starts, unless it is handed them. The standard

@@ -35,7 +35,7 @@ use crate::mountinfo;
 use crate::report::MountReport;
 use crate::state::new_id;
 
-/// The word that makes the binary a mount's server; the command line hands it to [`serve_mount`].
+/// The word that makes the binary a mount's server; the command line hands it to [`crate::serve_mount`].
 pub const SERVE_MOUNT: &str = "serve-mount";
 
 /// What is mounted, and where.

@@ -267,8 +267,8 @@ fn blob_name(sha256: &str) -> String {
 /// Takes the packages of an archive into the cache, each after all of them were looked at. Of too many signatures, those by the
 /// keys that `trust` names are kept first.
 ///
-/// What is held at a time are the places of the blobs, at most [`MAX_BLOBS`], and the documents of one package, each of at most
-/// [`MAX_DOCUMENT`] bytes. All documents that are read have at most [`MAX_READ`] bytes together.
+/// What is held at a time are the places of the blobs, at most 200,000, and the documents of one package, each of at most
+/// 2 MiB. All documents that are read have at most 1 GiB together.
 ///
 /// # Errors
 /// It is no archive of packages, is damaged, exceeds the bounds, or lacks what the cache lacks too.

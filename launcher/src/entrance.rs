@@ -27,7 +27,7 @@ pub struct Entrance {
 }
 
 impl Entrance {
-    /// Starts a program in the job, as [`Job::exec`].
+    /// Starts a program in the job, as [`crate::Job::exec`].
     ///
     /// # Errors
     /// It could not be started.

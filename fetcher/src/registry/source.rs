@@ -26,7 +26,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// With the token that the environment has for this registry ([`token`]), else with what the credentials say.
+    /// With the token that the environment has for this registry, else with what the credentials say.
     pub fn options(&self) -> OpenOptions {
         let mut options = OpenOptions::usual(self.authfile.clone());
         if let Some(host) = super::open::host(&self.address) {

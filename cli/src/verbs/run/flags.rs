@@ -54,7 +54,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(super) dry_run: bool,
     /// Use the flags that the package recommends in its label mica.run.flags; those given here win. Flags that weaken the
-    /// job's confinement or reach the host need --yes, or a [[recommended]] rule in the settings
+    /// job's confinement or reach the host need --yes, or a `[[recommended]]` rule in the settings
     #[arg(long)]
     pub(super) recommended: bool,
     /// With --recommended: accept whatever the package recommends
