@@ -242,7 +242,7 @@ impl FileBlocks {
     }
 
     /// The first block from `index` on that is stored, or with `hole` is not; `Err` of the block at which it was given up
-    /// after as many as [`SCAN`]. The count of blocks where there is none.
+    /// after as many as `SCAN`. The count of blocks where there is none.
     pub fn next_kind(&self, index: u64, hole: bool) -> Result<Result<u64, u64>, ReadError> {
         let until = self.listed.min(index.saturating_add(SCAN));
         let mut at = index;
