@@ -57,17 +57,18 @@ pub fn resume(job: &JobDir, _lock: &Lock) -> Result<bool, FileError> {
 
 /// Writes down that a person doesn't want an ended job to be started again.
 pub(crate) fn forget(job: &JobDir) -> Result<(), FileError> {
-    let pending = || -> Result<Option<Status>, FileError> {
-        let Some(status) = job.status()? else { return Ok(None) };
-        Ok(restart_pending(&job.config()?, &status).then_some(status))
+    // What can't be read is started by nobody.
+    let pending = || -> Option<Status> {
+        let status = job.status().ok().flatten()?;
+        restart_pending(&job.config().ok()?, &status).then_some(status)
     };
-    if pending()?.is_none() {
+    if pending().is_none() {
         return Ok(());
     }
     StateDir::open(job.root())?.writable()?;
     // Whoever has it now has started it again.
     let Some(_lock) = job.lock_ended()? else { return Ok(()) };
-    match pending()? {
+    match pending() {
         Some(status) => {
             let stopped = Some(StoppedBy::Person);
             job.write_status(&Status { stopped, boot: boot_id(), ..status })
