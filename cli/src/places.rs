@@ -227,7 +227,7 @@ impl Places {
         layers.iter().try_for_each(|(origin, settings)| {
             check_host_paths(settings).with_context(|| format!("cannot use host-paths of {origin}"))
         })?;
-        let named_by_user = registry.is_some() || !names_registry(cwd, &layers);
+        let named_by_user = registry.is_some() || !workspace_names_registry(&layers);
         let named = layers.iter().flat_map(|(_, s)| [&s.state, &s.cache, &s.runtime]);
         let folders = named.flatten().cloned().collect();
         let layers = layers.into_iter();
@@ -310,7 +310,9 @@ impl Places {
 pub(crate) enum Origin {
     /// An environment variable.
     Environment,
-    /// A file.
+    /// The workspace's file.
+    Workspace(PathBuf),
+    /// Another file.
     File(PathBuf),
     /// Nobody.
     Default,
@@ -320,7 +322,7 @@ impl std::fmt::Display for Origin {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Environment => f.write_str("environment"),
-            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Workspace(path) | Self::File(path) => write!(f, "{}", path.display()),
             Self::Default => f.write_str("default"),
         }
     }
@@ -329,7 +331,6 @@ impl std::fmt::Display for Origin {
 /// The settings but for flags, the strongest first.
 fn layers(cwd: &Path) -> anyhow::Result<Vec<(Origin, Settings)>> {
     let mut layers = vec![(Origin::Environment, Settings::from_env())];
-    let mut add = |file: PathBuf, settings: Settings| layers.push((Origin::File(file), settings));
     if let Some(workspace) = find_workspace(cwd) {
         let file = workspace.join("mica.toml");
         let check = |file: &Path| trusted_folders()?.check_workspace(file);
@@ -343,21 +344,20 @@ fn layers(cwd: &Path) -> anyhow::Result<Vec<(Origin, Settings)>> {
                 .with_context(|| format!("cannot use {}", file.display()))
                 .hint("host-paths, userns-remap and [[recommended]] belong into ~/.config/mica/config.toml or /etc/mica/config.toml");
         }
-        add(file, settings);
+        layers.push((Origin::Workspace(file), settings));
     }
     let user = config_folder().map(|dir| dir.join("config.toml"));
     for file in [user, Some("/etc/mica/config.toml".into())].into_iter().flatten() {
         let settings = Settings::from_file(&file, |file| folders::check(file).map(|()| false))?;
-        add(file, settings);
+        layers.push((Origin::File(file), settings));
     }
     Ok(layers)
 }
 
 /// Whether the registry is the one that the workspace's file names.
-fn names_registry(cwd: &Path, layers: &[(Origin, Settings)]) -> bool {
-    let workspace = find_workspace(cwd).map(|folder| Origin::File(folder.join("mica.toml")));
+fn workspace_names_registry(layers: &[(Origin, Settings)]) -> bool {
     let names = layers.iter().find(|(_, settings)| settings.registry.is_some());
-    names.is_some_and(|(origin, _)| Some(origin) == workspace.as_ref())
+    names.is_some_and(|(origin, _)| matches!(origin, Origin::Workspace(_)))
 }
 
 /// The user's configuration folder.
