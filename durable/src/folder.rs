@@ -190,16 +190,7 @@ impl Folder {
     pub fn read(&self, name: impl AsRef<OsStr>, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
         let path = self.entry(name.as_ref())?;
         let Some(file) = self.open_file(name)? else { return Ok(None) };
-        let mut bytes = Vec::new();
-        file.take(limit.saturating_add(1)).read_to_end(&mut bytes).named("read", &path)?;
-        if bytes.len() as u64 > limit {
-            let source = io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                format!("it has more than {limit} bytes"),
-            );
-            return Err(FileError { verb: "read", path, source });
-        }
-        Ok(Some(bytes))
+        read_bounded(file, &path, limit).map(Some)
     }
 
     /// Replaces the file `name`, or makes it, with exactly this mode. Readers see the old content or the new one, also
@@ -339,7 +330,23 @@ pub fn open_regular(path: &Path) -> Result<Option<File>, FileError> {
     regular(here(), path, path.to_owned(), OFlags::RDONLY, 0)
 }
 
-fn regular(
+/// The rest of an open file, whose path is for messages. More than `limit` bytes is an error, not memory.
+///
+/// # Errors
+/// It can't be read; `FileTooLarge`.
+pub fn read_bounded(file: File, path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).named("read", path)?;
+    if bytes.len() as u64 > limit {
+        let reason = format!("it has more than {limit} bytes");
+        let source = io::Error::new(io::ErrorKind::FileTooLarge, reason);
+        return Err(FileError { verb: "read", path: path.to_owned(), source });
+    }
+    Ok(bytes)
+}
+
+/// Opens a regular file, by no link.
+pub(crate) fn regular(
     at: BorrowedFd<'_>,
     name: &Path,
     path: PathBuf,

@@ -17,8 +17,8 @@ mod scratch;
 pub mod trusted;
 mod walk;
 
-pub use error::{FileError, Named, found};
-pub use folder::{Folder, MAX_NAME, open_regular};
+pub use error::{FileError, Named, found, is_full};
+pub use folder::{Folder, MAX_NAME, open_regular, read_bounded};
 pub use lock::{Lock, interrupted_by};
 pub use remove::remove_tree;
 pub use scratch::Scratch;

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{FileError, Named};
-use crate::folder::Folder;
+use crate::folder::{Folder, open_regular, regular};
 
 /// The longest pause between two tries.
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
@@ -86,13 +86,7 @@ impl Lock {
     /// # Errors
     /// What has the name is no regular file, or can't be opened.
     pub fn is_held(path: &Path) -> Result<bool, FileError> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let open = crate::found(rustix::fs::openat(CWD, path, flags, Mode::empty()));
-        let Some(fd) = open.named("open", path)? else { return Ok(false) };
-        let file = File::from(fd);
-        if !file.metadata().named("stat", path)?.is_file() {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput)).named("lock", path);
-        }
+        let Some(file) = open_regular(path)? else { return Ok(false) };
         try_lock(&file, FlockOperation::NonBlockingLockShared).map(|free| !free).named("lock", path)
     }
 
@@ -140,17 +134,13 @@ const OWNER: u32 = 0o600;
 
 /// The lock file, made if need be. Whoever can open a file can lock it: hence its mode is set, also of one that is there.
 fn open(at: BorrowedFd<'_>, name: &Path, path: &Path, mode: u32) -> Result<File, FileError> {
-    let flags =
-        OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let bits = Mode::from_raw_mode(mode);
-    let file = File::from(rustix::fs::openat(at, name, flags, bits).named("open", path)?);
+    let gone = || io::Error::from(io::ErrorKind::NotFound);
+    let made = regular(at, name, path.to_owned(), OFlags::RDWR | OFlags::CREATE, mode)?;
+    let file = made.ok_or_else(gone).named("open", path)?;
     let metadata = file.metadata().named("stat", path)?;
-    if !metadata.is_file() {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput)).named("lock", path);
-    }
     // Made by an earlier version, or under a strange umask.
     if metadata.mode() & 0o777 != mode && metadata.uid() == rustix::process::geteuid().as_raw() {
-        rustix::fs::fchmod(&file, bits).named("set the mode of", path)?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).named("set the mode of", path)?;
     }
     Ok(file)
 }

@@ -17,16 +17,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use mica_durable::FileError;
-pub(crate) use mica_durable::{Folder, Lock, Named, found, open_regular};
+pub(crate) use mica_durable::{Folder, Lock, Named, found, is_full, open_regular, read_bounded};
 use mica_graph::Digest;
 use rustix::fs::OFlags;
 
 /// The longest wait for a lock that another process holds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
-pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
 
 /// Makes a folder with exactly this mode where there is none. Those above it get what the umask leaves of 0755: others can
 /// never write them.
@@ -46,23 +42,13 @@ pub(crate) fn open(path: &Path) -> Result<File, FileError> {
 
 /// The whole of a small file; `None` where there is none. More than `limit` bytes is an error, not memory.
 pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
-    open_regular(path)?.map(|file| read_all(file, path, limit)).transpose()
+    open_regular(path)?.map(|file| read_bounded(file, path, limit)).transpose()
 }
 
 /// The same of a file that the user named: it may be a link, or a pipe.
 pub(crate) fn read_given(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
     let file = found(File::open(path)).named("open", path)?;
-    file.map(|file| read_all(file, path, limit)).transpose()
-}
-
-pub(crate) fn read_all(file: File, path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).named("read", path)?;
-    if bytes.len() as u64 > limit {
-        let source = io::Error::new(io::ErrorKind::FileTooLarge, "the file is far too large");
-        return Err(FileError { verb: "read", path: path.to_owned(), source });
-    }
-    Ok(bytes)
+    file.map(|file| read_bounded(file, path, limit)).transpose()
 }
 
 /// The metadata; `None` where there is no file.

@@ -223,7 +223,7 @@ impl Files for DirRegistry {
 
     fn file(&self, item: &Item, limit: u64) -> Result<Option<Vec<u8>>, RegistryError> {
         let Some(file) = self.opened(item)? else { return Ok(None) };
-        Ok(Some(file::read_all(file, &self.root.join(item.path()), limit)?))
+        Ok(Some(file::read_bounded(file, &self.root.join(item.path()), limit)?))
     }
 
     fn part(&self, blob: &Blob, range: Range<u64>) -> Result<BlobStream, RegistryError> {
